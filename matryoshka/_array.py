@@ -1,0 +1,132 @@
+"""The only door to array-api-compat: which library an array belongs to, and small helpers on top.
+
+Everything in the core receives its namespace from `namespace` and runs where its input lives. A backend
+whose tensors are no array-API objects (Keras) hands its own namespace in through the keyword `xp`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from array_api_compat import array_namespace, is_jax_array, is_numpy_array, is_torch_array
+from array_api_compat import device as _device
+
+from matryoshka._typing import Array, Namespace
+
+__all__ = [
+    "accumulator_dtype",
+    "arange",
+    "device",
+    "is_array",
+    "is_floating",
+    "is_integer",
+    "is_jax_array",
+    "is_numpy_array",
+    "is_torch_array",
+    "namespace",
+    "to_numpy",
+]
+
+_HALF = ("float16", "bfloat16")
+
+
+def namespace(*arrays: tuple[str, Array], xp: Namespace | None = None) -> Namespace:
+    """Return the namespace that the named arrays share, after checking that they share it and their device.
+
+    Parameters
+    ----------
+    *arrays : (name, array)
+        What to look at; pairs whose array is None are passed over.
+    xp : namespace, optional
+        Returned as it is, unchecked: whoever hands a namespace in answers for it.
+
+    Raises
+    ------
+    TypeError
+        An argument is no array, or two are of different libraries.
+    ValueError
+        Two arguments lie on different devices.
+    """
+    if xp is not None:
+        return xp
+    present = [(name, array) for name, array in arrays if array is not None]
+    first_name, first = present[0]
+    expected = _namespace_of(first_name, first)
+    for name, array in present[1:]:
+        if _namespace_of(name, array) is not expected:
+            msg = (
+                f"`{first_name}` and `{name}` must come from one array library, "
+                f"got {_kind(first)} and {_kind(array)}; convert one of them."
+            )
+            raise TypeError(msg)
+        if device(array) != device(first):
+            msg = (
+                f"`{first_name}` and `{name}` must lie on one device, "
+                f"got {device(first)} and {device(array)}; move one of them."
+            )
+            raise ValueError(msg)
+    return expected
+
+
+def _namespace_of(name: str, array: Array) -> Namespace:
+    try:
+        return array_namespace(array)
+    except TypeError:
+        msg = (
+            f"`{name}` must be an array (NumPy, PyTorch, JAX, CuPy or another array-API library), "
+            f"got {_kind(array)}; convert it, for instance with np.asarray."
+        )
+        raise TypeError(msg) from None
+
+
+def is_array(value: object) -> bool:
+    """Tell whether `value` is an array of a library that this package can work with."""
+    try:
+        array_namespace(value)
+    except TypeError:
+        return False
+    return True
+
+
+def device(array: Array) -> object:
+    """Return where `array` lives; traced JAX arrays, which have no place yet, give None."""
+    if is_jax_array(array):
+        # Under jit the compiler decides; outside it JAX moves nothing by itself either, and raises on a mix.
+        return None
+    return _device(array)
+
+
+def _kind(value: object) -> str:
+    return f"{type(value).__module__.partition('.')[0]}.{type(value).__qualname__}"
+
+
+def is_floating(array: Array, xp: Namespace) -> bool:
+    """Tell whether `array` holds real floating-point numbers, half precision included."""
+    return bool(xp.isdtype(array.dtype, "real floating")) or _dtype_name(array) in _HALF
+
+
+def is_integer(array: Array, xp: Namespace) -> bool:
+    """Tell whether `array` holds integers (booleans are none)."""
+    return bool(xp.isdtype(array.dtype, "integral"))
+
+
+def accumulator_dtype(array: Array, xp: Namespace) -> object:
+    """Return the dtype in which sums over `array` are formed: float32 for half precision, else its own."""
+    return xp.float32 if _dtype_name(array) in _HALF else array.dtype
+
+
+def _dtype_name(array: Array) -> str:
+    return str(array.dtype).rpartition(".")[2]
+
+
+def arange(n: int, *, like: Array, xp: Namespace, dtype: object = None) -> Array:
+    """Return 0 … n - 1 on the device of `like`."""
+    return xp.arange(n, dtype=dtype, device=None if is_jax_array(like) else getattr(like, "device", None))
+
+
+def to_numpy(array: Array) -> np.ndarray:
+    """Return `array` as a NumPy array on the host: for small results only, it waits for the device."""
+    if is_torch_array(array):
+        array = array.detach().cpu()
+        if _dtype_name(array) == "bfloat16":
+            array = array.float()
+    return np.asarray(array)

@@ -1,0 +1,236 @@
+"""Every check of an argument, and the words of every error.
+
+A message names the argument, the rule, what arrived, and what to do about it. It never shows array contents.
+Kinds of things that are wrong raise TypeError, values, shapes and devices raise ValueError.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import operator
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
+
+from matryoshka._array import is_floating, is_integer, is_numpy_array
+from matryoshka._typing import Array, Namespace
+
+
+def integer(value: object, name: str, *, minimum: int | None = None, maximum: int | None = None) -> int:
+    """Return `value` as a Python int within [minimum, maximum]."""
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool):
+        msg = f"`{name}` must be an integer, got {_describe(value)}; pass an int."
+        raise TypeError(msg)
+    if (minimum is not None and number < minimum) or (maximum is not None and number > maximum):
+        msg = f"`{name}` must be an integer {_interval(minimum, maximum)}, got {number}; choose one in that range."
+        raise ValueError(msg)
+    return number
+
+
+def real(
+    value: object,
+    name: str,
+    *,
+    minimum: float = -math.inf,
+    maximum: float = math.inf,
+    open_minimum: bool = False,
+    open_maximum: bool = False,
+) -> float:
+    """Return `value` as a finite Python float within the interval; `open_*` exclude its ends."""
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        number = None
+    if number is None or isinstance(value, bool | str):
+        msg = f"`{name}` must be a number, got {_describe(value)}; pass a float."
+        raise TypeError(msg)
+    above = number > minimum if open_minimum else number >= minimum
+    below = number < maximum if open_maximum else number <= maximum
+    if not (math.isfinite(number) and above and below):
+        left, right = "(" if open_minimum else "[", ")" if open_maximum else "]"
+        rule = (
+            "must be finite"
+            if minimum == -math.inf and maximum == math.inf
+            else f"must be finite and in {left}{minimum:g}, {maximum:g}{right}"
+        )
+        msg = f"`{name}` {rule}, got {number!r}; choose a value in that range."
+        raise ValueError(msg)
+    return number
+
+
+def choice(value: object, name: str, options: Collection[str]) -> str:
+    """Return `value`, which must be one of the named options."""
+    if not isinstance(value, str) or value not in options:
+        allowed = ", ".join(repr(option) for option in options)
+        msg = f"`{name}` must be one of {allowed}, got {value!r}; choose one of these."
+        raise ValueError(msg)
+    return value
+
+
+def dims(values: object, name: str = "dims") -> tuple[int, ...]:
+    """Return widths as a tuple of ints: at least one, positive, strictly increasing."""
+    if isinstance(values, str | bytes) or not isinstance(values, Iterable):
+        msg = f"`{name}` must be a sequence of integers, got {_describe(values)}; pass for instance (8, 16, 32)."
+        raise TypeError(msg)
+    widths = tuple(integer(value, f"{name}[{i}]") for i, value in enumerate(values))
+    if not widths:
+        msg = f"`{name}` must hold at least one width, got none; pass for instance (8, 16, 32)."
+        raise ValueError(msg)
+    if widths[0] < 1 or any(a >= b for a, b in zip(widths, widths[1:], strict=False)):
+        msg = f"`{name}` must be positive and strictly increasing, got {widths}; sort it and drop duplicates."
+        raise ValueError(msg)
+    return widths
+
+
+def dims_within(widths: Sequence[int], limit: int, name: str = "dims", *, of: str = "embeddings") -> None:
+    """Check that no width exceeds the `limit` columns that there are."""
+    if max(widths) > limit:
+        msg = (
+            f"`{name}` must lie within [1, {limit}], the width of `{of}`, got {max(widths)}; "
+            f"drop the widths above {limit}."
+        )
+        raise ValueError(msg)
+
+
+def floating(array: Array, name: str, xp: Namespace) -> None:
+    """Check that `array` holds real floating-point numbers."""
+    if not is_floating(array, xp):
+        msg = f"`{name}` must hold floating-point numbers, got dtype {array.dtype}; cast it, for instance to float32."
+        raise TypeError(msg)
+
+
+def same_dtype(xp: Namespace, *arrays: tuple[str, Array]) -> None:
+    """Check that the named arrays (None is passed over) hold floating-point numbers of one dtype."""
+    present = [(name, array) for name, array in arrays if array is not None]
+    first_name, first = present[0]
+    for name, array in present:
+        floating(array, name, xp)
+        if array.dtype != first.dtype:
+            msg = (
+                f"`{first_name}` and `{name}` must have one dtype, "
+                f"got {first.dtype} and {array.dtype}; cast one of them."
+            )
+            raise TypeError(msg)
+
+
+def ndim(array: Array, name: str, n: int, axes: str) -> None:
+    """Check that `array` has `n` axes; `axes` spells them for the message."""
+    if len(array.shape) != n:
+        msg = f"`{name}` must have shape {axes}, got {tuple(array.shape)}; reshape it."
+        raise ValueError(msg)
+
+
+def min_ndim(array: Array, name: str, n: int, axes: str) -> None:
+    """Check that `array` has at least `n` axes; `axes` spells them for the message."""
+    if len(array.shape) < n:
+        msg = f"`{name}` must have shape {axes}, got {tuple(array.shape)}; reshape it."
+        raise ValueError(msg)
+
+
+def shape(array: Array, name: str, expected: tuple[int, ...], axes: str) -> None:
+    """Check the exact shape of `array`; `axes` spells it for the message."""
+    if tuple(array.shape) != tuple(expected):
+        msg = f"`{name}` must have shape {axes} = {tuple(expected)}, got {tuple(array.shape)}; reshape or select."
+        raise ValueError(msg)
+
+
+def width(array: Array, name: str, dim: int) -> None:
+    """Check that the last axis of `array` is as wide as the nesting: a wider input is never silently cut."""
+    if len(array.shape) < 1 or array.shape[-1] != dim:
+        msg = (
+            f"the last axis of `{name}` must be as wide as the nesting, {dim}, got shape {tuple(array.shape)}; "
+            "add the full width to the nesting or slice the input."
+        )
+        raise ValueError(msg)
+
+
+def labels(
+    array: Array,
+    name: str,
+    expected: tuple[int, ...],
+    xp: Namespace,
+    *,
+    n_classes: int | None = None,
+    ignore_index: int | None = None,
+) -> None:
+    """Check shape and integer dtype of labels, and, on NumPy, that they lie within [0, n_classes).
+
+    Elsewhere the values stay unread, because reading them would wait for the device.
+    """
+    if not is_integer(array, xp):
+        msg = f"`{name}` must hold integer class ids, got dtype {array.dtype}; cast it, or take argmax of one-hot rows."
+        raise TypeError(msg)
+    if tuple(array.shape) != tuple(expected):
+        msg = (
+            f"`{name}` must have one class id per row, shape {tuple(expected)}, got {tuple(array.shape)}; "
+            "reshape it or check which rows it belongs to."
+        )
+        raise ValueError(msg)
+    if n_classes is None or not is_numpy_array(array):
+        return
+    outside = (array < 0) | (array >= n_classes)
+    if ignore_index is not None:
+        outside &= array != ignore_index
+    if outside.any():
+        msg = (
+            f"`{name}` must lie within [0, {n_classes}), got {int(outside.sum())} outside it; "
+            "map class ids to 0 … n_classes - 1, or name the id of rows to skip as ignore_index."
+        )
+        raise ValueError(msg)
+
+
+def finite_rows(array: Array, name: str, xp: Namespace) -> None:
+    """Check that every row (last axis) is finite; the message counts the bad rows and names the first."""
+    bad = xp.any(~xp.isfinite(array), axis=-1)
+    count = int(xp.sum(xp.astype(bad, xp.int64)))
+    if count:
+        first = [int(i) for i in xp.nonzero(bad)[0][:5]]
+        msg = (
+            f"`{name}` must be finite, got NaN or infinity in {count} of {bad.shape[0]} rows "
+            f"(first: {', '.join(map(str, first))}); remove or repair these rows."
+        )
+        raise ValueError(msg)
+
+
+def not_empty(array: Array, name: str) -> None:
+    """Check that `array` has at least one row."""
+    if array.shape[0] == 0:
+        msg = f"`{name}` must have at least one row, got shape {tuple(array.shape)}; pass some data."
+        raise ValueError(msg)
+
+
+def record(text: str, *, kind: str, keys: Collection[str], version: int = 1) -> dict[str, Any]:
+    """Parse the JSON of one of this package's values and check kind, version and keys."""
+    remedy = f"pass what `to_json` of a {kind} wrote"
+    try:
+        parsed = json.loads(text)
+    except (TypeError, ValueError) as error:
+        msg = f"`text` must be JSON, got {_describe(text)}; {remedy}."
+        raise ValueError(msg) from error
+    if not isinstance(parsed, dict) or parsed.get("kind") != kind:
+        found = parsed.get("kind") if isinstance(parsed, dict) else type(parsed).__name__
+        msg = f"`text` must be the JSON of a {kind}, got {found!r}; {remedy}."
+        raise ValueError(msg)
+    if parsed.get("version") != version:
+        msg = f"`text` must be version {version} of a {kind}, got {parsed.get('version')!r}; write it anew."
+        raise ValueError(msg)
+    missing = [key for key in keys if key not in parsed]
+    if missing:
+        msg = f"`text` must hold {', '.join(keys)}, got a {kind} without {', '.join(missing)}; {remedy}."
+        raise ValueError(msg)
+    return parsed
+
+
+def _describe(value: object) -> str:
+    text = repr(value)
+    return f"{type(value).__name__} {text}" if len(text) <= 40 else type(value).__name__
+
+
+def _interval(minimum: int | None, maximum: int | None) -> str:
+    if minimum is None:
+        return f"<= {maximum}"
+    return f">= {minimum}" if maximum is None else f"in [{minimum}, {maximum}]"
