@@ -6,6 +6,7 @@ Kinds of things that are wrong raise TypeError, values, shapes and devices raise
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import operator
@@ -80,7 +81,7 @@ def dims(values: object, name: str = "dims") -> tuple[int, ...]:
     if not widths:
         msg = f"`{name}` must hold at least one width, got none; pass for instance (8, 16, 32)."
         raise ValueError(msg)
-    if widths[0] < 1 or any(a >= b for a, b in zip(widths, widths[1:], strict=False)):
+    if widths[0] < 1 or any(a >= b for a, b in itertools.pairwise(widths)):
         msg = f"`{name}` must be positive and strictly increasing, got {widths}; sort it and drop duplicates."
         raise ValueError(msg)
     return widths

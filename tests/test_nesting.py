@@ -30,7 +30,7 @@ def test_a_nesting_is_a_value() -> None:
     assert len({nesting, Nesting((8, 16), (2, 1))}) == 1
     assert (nesting.dim, len(nesting), list(nesting)) == (16, 2, [8, 16])
     assert repr(nesting) == "Nesting((8, 16), importance=(2.0, 1.0))"
-    assert eval(repr(nesting)) == nesting  # noqa: S307
+    assert eval(repr(nesting)) == nesting
     with pytest.raises(AttributeError):
         nesting.dims = (1,)  # type: ignore[misc]
 
