@@ -64,15 +64,15 @@ def load_array(path: str | os.PathLike[str], *, mmap: bool = False) -> np.ndarra
         The file holds no plain array.
     """
     try:
-        array = np.load(path, allow_pickle=False, mmap_mode="r" if mmap else None)
+        loaded = np.load(path, allow_pickle=False, mmap_mode="r" if mmap else None)
     except (ValueError, EOFError) as error:
         msg = f"`{os.fspath(path)}` must be a .npy file of numbers, got something else ({error}); save it with np.save."
         raise ValueError(msg) from error
-    if isinstance(array, np.lib.npyio.NpzFile):
-        array.close()
+    if not isinstance(loaded, np.ndarray):
+        loaded.close()
         msg = f"`{os.fspath(path)}` must hold one array, got an .npz archive; save the one array with np.save."
-        raise ValueError(msg)
-    return array
+        raise ValueError(msg)  # noqa: TRY004 (the file's content is wrong, not the kind of an argument)
+    return loaded
 
 
 def _give_usual_permissions(path: Path, mode: int) -> None:
