@@ -3,9 +3,10 @@
 One embedding is trained so that every prefix of it is a good embedding (Kusupati et al., NeurIPS 2022).
 """
 
+from matryoshka import costs
 from matryoshka.embeddings import truncate
 from matryoshka.nesting import Nesting
 
 __version__ = "0.1.0"
 
-__all__ = ["Nesting", "truncate"]
+__all__ = ["Nesting", "costs", "truncate"]

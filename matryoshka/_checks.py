@@ -87,6 +87,24 @@ def dims(values: object, name: str = "dims") -> tuple[int, ...]:
     return widths
 
 
+def keep(values: object, n_stages: int, name: str = "keep") -> tuple[int, ...]:
+    """Return list lengths as a tuple of ints: positive, never growing, one for each of the stages but the last."""
+    if isinstance(values, str | bytes) or not isinstance(values, Iterable):
+        msg = f"`{name}` must be a sequence of integers, got {_describe(values)}; pass for instance (200, 100, 50)."
+        raise TypeError(msg)
+    counts = tuple(integer(value, f"{name}[{i}]", minimum=1) for i, value in enumerate(values))
+    if len(counts) != n_stages - 1:
+        msg = (
+            f"`{name}` must hold one count for every width but the last, {n_stages - 1}, got {len(counts)}; "
+            "add or drop counts."
+        )
+        raise ValueError(msg)
+    if any(a < b for a, b in itertools.pairwise(counts)):
+        msg = f"`{name}` must never grow, got {counts}; each stage can only pass on what it received."
+        raise ValueError(msg)
+    return counts
+
+
 def dims_within(widths: Sequence[int], limit: int, name: str = "dims", *, of: str = "embeddings") -> None:
     """Check that no width exceeds the `limit` columns that there are."""
     if max(widths) > limit:
