@@ -6,7 +6,8 @@ One embedding is trained so that every prefix of it is a good embedding (Kusupat
 from matryoshka import costs
 from matryoshka.embeddings import truncate
 from matryoshka.nesting import Nesting
+from matryoshka.retrieval import Corpus, Funnel
 
 __version__ = "0.1.0"
 
-__all__ = ["Nesting", "costs", "truncate"]
+__all__ = ["Corpus", "Funnel", "Nesting", "costs", "truncate"]

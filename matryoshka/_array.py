@@ -16,6 +16,7 @@ __all__ = [
     "accumulator_dtype",
     "arange",
     "device",
+    "full",
     "is_array",
     "is_floating",
     "is_integer",
@@ -121,6 +122,12 @@ def _dtype_name(array: Array) -> str:
 def arange(n: int, *, like: Array, xp: Namespace, dtype: object = None) -> Array:
     """Return 0 … n - 1 on the device of `like`."""
     return xp.arange(n, dtype=dtype, device=None if is_jax_array(like) else getattr(like, "device", None))
+
+
+def full(shape: tuple[int, ...], value: float, *, like: Array, xp: Namespace) -> Array:
+    """Return an array of one value, in the dtype and on the device of `like`."""
+    place = None if is_jax_array(like) else getattr(like, "device", None)
+    return xp.full(shape, value, dtype=like.dtype, device=place)
 
 
 def to_numpy(array: Array) -> np.ndarray:

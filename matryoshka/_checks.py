@@ -205,9 +205,10 @@ def labels(
 def finite_rows(array: Array, name: str, xp: Namespace) -> None:
     """Check that every row (last axis) is finite; the message counts the bad rows and names the first."""
     bad = xp.any(~xp.isfinite(array), axis=-1)
-    count = int(xp.sum(xp.astype(bad, xp.int64)))
+    count = int(xp.sum(xp.astype(bad, xp.int32)))
     if count:
-        first = [int(i) for i in xp.nonzero(bad)[0][:5]]
+        rows = xp.nonzero(bad)[0]
+        first = [int(rows[i]) for i in range(min(count, 5))]
         msg = (
             f"`{name}` must be finite, got NaN or infinity in {count} of {bad.shape[0]} rows "
             f"(first: {', '.join(map(str, first))}); remove or repair these rows."
@@ -215,10 +216,11 @@ def finite_rows(array: Array, name: str, xp: Namespace) -> None:
         raise ValueError(msg)
 
 
-def not_empty(array: Array, name: str) -> None:
-    """Check that `array` has at least one row."""
-    if array.shape[0] == 0:
-        msg = f"`{name}` must have at least one row, got shape {tuple(array.shape)}; pass some data."
+def not_empty(array: Array, name: str, *, axis: int = 0) -> None:
+    """Check that `array` has at least one row, or with axis 1 one column."""
+    if array.shape[axis] == 0:
+        kind = ("row", "column")[axis]
+        msg = f"`{name}` must have at least one {kind}, got shape {tuple(array.shape)}; pass some data."
         raise ValueError(msg)
 
 

@@ -1,0 +1,111 @@
+"""Funnel: the plan, its counts against the paper, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from matryoshka import Funnel
+
+PAPER: dict[str, Any] = json.loads(Path(__file__).with_name("data").joinpath("paper_retrieval.json").read_text())
+SETS = ("imagenet_1k", "imagenet_4k")
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_multiply_adds_of_the_paper(name: str) -> None:
+    data, seen = PAPER[name], 0
+    pairs = [((narrow, wide), (200,), count) for narrow, wide, count in data["adaptive"]["rows"] if narrow < wide]
+    for dims, keep, mflops in [*pairs, *data["funnels"]["rows"]]:
+        assert round(Funnel(dims, keep).multiply_adds(data["n"]) / 1e6, 2) == pytest.approx(mflops, abs=0.0101)
+        assert abs(Funnel(dims, keep).multiply_adds(data["n"]) / 1e6 - mflops) < 0.00501
+        seen += 1
+    assert seen == 36 + len(data["funnels"]["rows"])
+    for dim, mflops in data["single_shot"]["rows"]:
+        assert abs((Funnel((dim,), ()).multiply_adds(data["n"]) + 200 * dim) / 1e6 - mflops) < 0.00501
+
+
+def test_counts_and_speedups() -> None:
+    plan = Funnel((16, 32, 64, 128, 256, 2048), (200, 100, 50, 25, 10))
+    assert plan.multiply_adds(1000) == 16_000 + 6_400 * 4 + 20_480
+    assert plan.multiply_adds(1000, executed=True) == 16_000 + 200 * 16 + 100 * 32 + 50 * 64 + 25 * 128 + 10 * 1792
+    assert plan.multiply_adds(30) == 480 + 30 * (32 + 64 + 128) + 25 * 256 + 10 * 2048
+    assert plan.speedup(1000) == 2_048_000 / 62_080
+    assert plan.speedup(1000, executed=True) == 2_048_000 / 46_720
+    assert Funnel((2048,), ()).speedup(77) == 1.0
+
+
+def test_halving_is_the_funnel_of_the_paper() -> None:
+    paper = Funnel((16, 32, 64, 128, 256, 2048), (200, 100, 50, 25, 10))
+    assert Funnel.halving(2048) == paper
+    assert Funnel.halving(2048, smallest=32) == Funnel((32, 64, 128, 256, 512, 2048), paper.keep)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "dims", "keep"),
+    [
+        ({"dim": 64}, (16, 32, 64), (200, 100)),
+        ({"dim": 16}, (16,), ()),
+        ({"dim": 100, "smallest": 24, "keep": 40, "last": 10}, (24, 48, 100), (40, 20, 10)[:2]),
+        ({"dim": 512, "smallest": 8, "keep": 10}, (8, 512), (10,)),
+        ({"dim": 512, "smallest": 8, "keep": 13, "last": 6}, (8, 16, 512), (13, 6)),
+        ({"dim": 512, "smallest": 8, "keep": 7, "last": 2}, (8, 16, 512), (7, 2)),
+        ({"dim": 512, "smallest": 8, "keep": 9, "last": 2}, (8, 16, 32, 512), (9, 4, 2)),
+    ],
+)
+def test_halving_ends_at_both_limits(arguments: dict[str, int], dims: tuple[int, ...], keep: tuple[int, ...]) -> None:
+    assert Funnel.halving(**arguments) == Funnel(dims, keep)
+
+
+def test_a_funnel_is_a_value() -> None:
+    plan = Funnel([8, 16], [5])
+    assert plan == Funnel((8, 16), (5,)) == Funnel(np.array([8, 16]), np.array([5]))
+    assert plan != Funnel((8, 16), (6,))
+    assert len({plan, Funnel((8, 16), (5,))}) == 1
+    assert repr(plan) == "Funnel((8, 16), (5,))"
+    assert eval(repr(plan)) == plan
+    with pytest.raises(AttributeError):
+        plan.keep = (1,)  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("plan", [Funnel((3,), ()), Funnel((8, 16, 64), (9, 9)), Funnel.halving(768, smallest=12)])
+def test_json_round_trip(plan: Funnel) -> None:
+    assert Funnel.from_json(plan.to_json()) == plan
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"kind": "nesting"}', '{"kind": "funnel", "version": 1}'])
+def test_foreign_json_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="`text` must"):
+        Funnel.from_json(text)
+
+
+@pytest.mark.parametrize(
+    ("dims", "keep", "error", "message"),
+    [
+        ((), (), ValueError, "`dims` must hold at least one width"),
+        ((16, 8), (5,), ValueError, "`dims` must be positive and strictly increasing"),
+        ((8, 8), (5,), ValueError, "strictly increasing"),
+        ((8, 16.0), (5,), TypeError, r"`dims\[1\]` must be an integer"),
+        ((8, 16), (), ValueError, "`keep` must hold one count for every width but the last, 1, got 0"),
+        ((8,), (5,), ValueError, "`keep` must hold one count"),
+        ((8, 16, 32), (5, 6), ValueError, r"`keep` must never grow, got \(5, 6\)"),
+        ((8, 16), (0,), ValueError, r"`keep\[0\]` must be an integer >= 1, got 0"),
+        ((8, 16), (5.0,), TypeError, r"`keep\[0\]` must be an integer"),
+        ((8, 16), 5, TypeError, "`keep` must be a sequence of integers"),
+    ],
+)
+def test_bad_plans_are_refused(dims: Any, keep: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        Funnel(dims, keep)
+
+
+def test_bad_halvings_and_counts_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"`smallest` must be an integer in \[1, 8\], got 16"):
+        Funnel.halving(8)
+    with pytest.raises(ValueError, match=r"`last` must be an integer in \[1, 5\], got 10"):
+        Funnel.halving(64, keep=5)
+    with pytest.raises(ValueError, match="`n` must be an integer >= 1, got 0"):
+        Funnel((8, 16), (5,)).multiply_adds(0)

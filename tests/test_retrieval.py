@@ -1,0 +1,278 @@
+"""Corpus: exact search, reranking and funnels against plain loops, and everything it refuses."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from conftest import Library, load
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracles import retrieval_funnel, retrieval_rank
+
+from matryoshka import Corpus, Funnel
+
+METRICS = ("cosine", "ip", "l2")
+
+
+def everything(corpus: np.ndarray, queries: np.ndarray) -> list[list[int]]:
+    return [list(range(len(corpus))) for _ in queries]
+
+
+def lopsided(rng: np.random.Generator, n: int, dim: int) -> np.ndarray:
+    """Rows of unequal lengths, whose first columns carry most."""
+    return rng.normal(size=(n, dim)) * np.exp(-np.arange(dim) / dim) * rng.uniform(0.2, 5.0, size=(n, 1))
+
+
+@pytest.fixture
+def data(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    corpus, queries = lopsided(rng, 311, 23), lopsided(rng, 7, 23)
+    corpus[17] = 0.0
+    corpus[40, :6] = 0.0
+    corpus[[200, 9, 305]] = corpus[101]
+    queries[2] = corpus[101] * 3.0
+    queries[5] = 0.0
+    return corpus, queries
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_exact_search(library: Library, data: tuple[np.ndarray, np.ndarray], metric: str) -> None:
+    corpus, queries = data
+    scores, ids = Corpus(library.array(corpus), metric=metric).search(library.array(queries), 12)
+    expected_scores, expected_ids = retrieval_rank(queries, corpus, everything(corpus, queries), 12, 23, metric)
+    library.assert_close(scores, expected_scores, atol=library.rtol * 100)
+    np.testing.assert_array_equal(library.to_numpy(ids), expected_ids)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_search_at_a_prefix(library: Library, data: tuple[np.ndarray, np.ndarray], metric: str) -> None:
+    corpus, queries = data
+    scores, ids = Corpus(library.array(corpus), metric=metric).search(
+        library.array(queries), 12, funnel=Funnel((6,), ())
+    )
+    expected_scores, expected_ids = retrieval_rank(queries, corpus, everything(corpus, queries), 12, 6, metric)
+    library.assert_close(scores, expected_scores, atol=library.rtol * 100)
+    np.testing.assert_array_equal(library.to_numpy(ids), expected_ids)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("declared", [(), (5, 9)])
+def test_funnel(library: Library, data: tuple[np.ndarray, np.ndarray], metric: str, declared: tuple[int, ...]) -> None:
+    corpus, queries = data
+    plan = Funnel((5, 8, 14, 23), (60, 20, 11))
+    searched = Corpus(library.array(corpus), metric=metric, search_dims=declared)
+    scores, ids = searched.search(library.array(queries), 10, funnel=plan)
+    expected_scores, expected_ids = retrieval_funnel(queries, corpus, 10, plan.dims, plan.keep, metric)
+    library.assert_close(scores, expected_scores, atol=library.rtol * 100)
+    np.testing.assert_array_equal(library.to_numpy(ids), expected_ids)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_rerank(library: Library, data: tuple[np.ndarray, np.ndarray], metric: str, rng: np.random.Generator) -> None:
+    corpus, queries = data
+    ids = np.stack([rng.permutation(len(corpus))[:30] for _ in queries])
+    ids[:, 4] = -1
+    ids[3] = -1
+    scores, order = Corpus(library.array(corpus), metric=metric).rerank(
+        library.array(queries), library.array(ids), 29, dim=11
+    )
+    expected_scores, expected_ids = retrieval_rank(queries, corpus, ids.tolist(), 29, 11, metric)
+    library.assert_close(scores, expected_scores, atol=library.rtol * 100)
+    np.testing.assert_array_equal(library.to_numpy(order), expected_ids)
+
+
+def test_more_results_than_rows_are_padded(library: Library, data: tuple[np.ndarray, np.ndarray]) -> None:
+    corpus, queries = data[0][:4], data[1]
+    for plan in (None, Funnel((3, 23), (50,))):
+        scores, ids = Corpus(library.array(corpus)).search(library.array(queries), 9, funnel=plan)
+        assert tuple(scores.shape) == tuple(ids.shape) == (7, 9)
+        assert (library.to_numpy(ids)[:, 4:] == -1).all()
+        assert (library.to_numpy(scores)[:, 4:] == -math.inf).all()
+        assert (np.sort(library.to_numpy(ids)[:, :4]) == np.arange(4)).all()
+
+
+def test_rerank_pads_where_candidates_run_out(library: Library, data: tuple[np.ndarray, np.ndarray]) -> None:
+    corpus, queries = data
+    given_ids = library.array(np.array([[5, -1]] * 7))
+    scores, ids = Corpus(library.array(corpus)).rerank(library.array(queries), given_ids, 4, dim=23)
+    assert library.to_numpy(ids).tolist() == [[5, -1, -1, -1]] * 7
+    assert (library.to_numpy(scores)[:, 1:] == -math.inf).all()
+    nothing = library.array(np.zeros((7, 0), dtype=np.int64))
+    scores, ids = Corpus(library.array(corpus)).rerank(library.array(queries), nothing, 2, dim=3)
+    assert library.to_numpy(ids).tolist() == [[-1, -1]] * 7
+
+
+def test_no_queries_give_no_rows(library: Library, data: tuple[np.ndarray, np.ndarray]) -> None:
+    corpus, queries = data
+    for plan in (None, Funnel((3, 23), (50,))):
+        scores, ids = Corpus(library.array(corpus)).search(library.array(queries[:0]), 3, funnel=plan)
+        assert tuple(scores.shape) == tuple(ids.shape) == (0, 3)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("n", [50, 5000])
+def test_equal_rows_come_in_id_order(library: Library, rng: np.random.Generator, metric: str, n: int) -> None:
+    corpus = np.tile(rng.normal(size=(1, 19)), (n, 1))
+    corpus[n // 2] = corpus[0] * -1.0
+    scores, ids = Corpus(library.array(corpus), metric=metric).search(library.array(corpus[:2]), 45)
+    assert library.to_numpy(ids)[0].tolist() == [i for i in range(46) if i != n // 2][:45]
+    assert len(np.unique(library.to_numpy(scores))) == 1
+
+
+def test_ties_at_the_end_of_the_list_keep_the_lowest_ids(library: Library) -> None:
+    corpus = np.zeros((400, 3))
+    corpus[:, 0] = 1.0
+    corpus[350, 0], corpus[399, 0] = 5.0, 7.0
+    _, ids = Corpus(library.array(corpus), metric="ip").search(library.array(np.ones((1, 3))), 6)
+    assert library.to_numpy(ids).tolist() == [[399, 350, 0, 1, 2, 3]]
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(1, 60), st.integers(2, 9), st.integers(1, 70), st.sampled_from(METRICS), st.integers(0, 10**6))
+def test_a_funnel_that_drops_nothing_is_exact(n: int, dim: int, k: int, metric: str, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    corpus = rng.integers(-2, 3, size=(n, dim)).astype(float)
+    queries = rng.normal(size=(3, dim))
+    plan = Funnel(range(1, dim + 1), [max(n, k)] * (dim - 1))
+    searched = Corpus(corpus, metric=metric)
+    exact, staged = searched.search(queries, k), searched.search(queries, k, funnel=plan)
+    np.testing.assert_allclose(staged[0], exact[0], atol=1e-9)
+    if metric == "ip":
+        np.testing.assert_array_equal(staged[1], exact[1])
+
+
+def test_arguments_are_not_written_to(data: tuple[np.ndarray, np.ndarray], rng: np.random.Generator) -> None:
+    corpus, queries = data
+    ids = rng.integers(-1, len(corpus), size=(7, 30))
+    before = corpus.copy(), queries.copy(), ids.copy()
+    for array in (corpus, queries, ids):
+        array.flags.writeable = False
+    for metric in METRICS:
+        searched = Corpus(corpus, metric=metric, search_dims=(4,))
+        searched.search(queries, 5)
+        searched.search(queries, 5, funnel=Funnel((4, 9, 23), (30, 6)))
+        searched.rerank(queries, ids, 5, dim=9)
+    for array, copy in zip((corpus, queries, ids), before, strict=True):
+        np.testing.assert_array_equal(array, copy)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_extreme_lengths_keep_their_cosines(rng: np.random.Generator, scale: float) -> None:
+    corpus, queries = lopsided(rng, 60, 12), lopsided(rng, 3, 12)
+    plan = Funnel((4, 12), (60,))
+    big = (corpus * np.where(np.arange(60) % 2, scale, 1.0)[:, None]).astype(np.float32)
+    for chosen in (None, plan):
+        expected = Corpus(corpus).search(queries, 8, funnel=chosen)
+        scores, ids = Corpus(big).search((queries * scale).astype(np.float32), 8, funnel=chosen)
+        np.testing.assert_allclose(scores, expected[0], rtol=1e-5)
+        np.testing.assert_array_equal(ids, expected[1])
+
+
+@pytest.mark.parametrize("module", ["numpy", "torch"])
+@pytest.mark.parametrize("metric", METRICS)
+def test_half_precision_is_computed_in_float32(module: str, metric: str, rng: np.random.Generator) -> None:
+    library = load(module)
+    half = library.float16 if module == "numpy" else library.bfloat16
+    corpus = library.asarray(rng.normal(size=(90, 16)), dtype=library.float32)
+    queries = library.asarray(rng.normal(size=(4, 16)), dtype=library.float32)
+    narrow, wide = (a.astype(half) if module == "numpy" else a.to(half) for a in (corpus, queries))
+    exact = narrow.astype(library.float32) if module == "numpy" else narrow.to(library.float32)
+    for plan in (None, Funnel((5, 16), (30,))):
+        expected = Corpus(exact, metric=metric).search(queries, 6, funnel=plan)
+        scores, ids = Corpus(narrow, metric=metric).search(queries, 6, funnel=plan)
+        assert scores.dtype == library.float32
+        np.testing.assert_allclose(np.asarray(scores), np.asarray(expected[0]), rtol=1e-5, atol=1e-5)
+        np.testing.assert_array_equal(np.asarray(ids), np.asarray(expected[1]))
+    assert Corpus(narrow, metric=metric).search(wide, 6)[0].dtype == library.float32
+
+
+def test_a_corpus_describes_itself(rng: np.random.Generator) -> None:
+    corpus = Corpus(rng.normal(size=(12, 8)), metric="l2", search_dims=(4, 8))
+    assert (len(corpus), corpus.dim, corpus.metric, corpus.search_dims) == (12, 8, "l2", (4, 8))
+    corpus.search(np.ones((1, 8)), 1, funnel=Funnel((2, 8), (3,)))
+    assert corpus.search_dims == (2, 4, 8)
+    assert repr(corpus) == "Corpus(12 x 8, metric='l2', search_dims=(2, 4, 8))"
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_numbers_that_are_not_finite_are_counted(library: Library, rng: np.random.Generator, bad: float) -> None:
+    corpus = rng.normal(size=(30, 4))
+    corpus[[3, 8, 8, 20], [1, 0, 2, 3]] = bad
+    with pytest.raises(ValueError, match=r"`embeddings` must be finite, got .* 3 of 30 rows \(first: 3, 8, 20\)"):
+        Corpus(library.array(corpus))
+    with pytest.raises(ValueError, match="`queries` must be finite, got .* 3 of 30 rows"):
+        Corpus(library.array(np.ones((5, 4)))).search(library.array(corpus), 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"embeddings": [[1.0]]}, TypeError, "`embeddings` must be an array"),
+        ({"embeddings": np.ones((3, 2), dtype=int)}, TypeError, "`embeddings` must hold floating-point numbers"),
+        ({"embeddings": np.ones(3)}, ValueError, r"`embeddings` must have shape \(n, dim\), got \(3,\)"),
+        ({"embeddings": np.ones((0, 3))}, ValueError, "`embeddings` must have at least one row"),
+        ({"embeddings": np.ones((3, 0))}, ValueError, "`embeddings` must have at least one column"),
+        ({"metric": "dot"}, ValueError, "`metric` must be one of 'cosine', 'ip', 'l2', got 'dot'"),
+        ({"search_dims": (2, 9)}, ValueError, r"`search_dims` must lie within \[1, 4\]"),
+        ({"search_dims": (2, 2)}, ValueError, "`search_dims` must be positive and strictly increasing"),
+        ({"search_dims": 2}, TypeError, "`search_dims` must be a sequence of integers"),
+    ],
+)
+def test_a_bad_corpus_is_refused(arguments: dict, error: type[Exception], message: str) -> None:
+    arguments = {"embeddings": np.ones((3, 4)), **arguments}
+    with pytest.raises(error, match=message):
+        Corpus(arguments.pop("embeddings"), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"queries": np.ones(4)}, ValueError, r"`queries` must have shape \(n_queries, dim\), got \(4,\)"),
+        ({"queries": np.ones((2, 5))}, ValueError, r"`queries` must have shape .* = \(2, 4\), got \(2, 5\)"),
+        ({"queries": np.ones((2, 4), dtype=np.float32)}, TypeError, "`queries` must have the dtype of the corpus"),
+        ({"queries": np.ones((2, 4), dtype=int)}, TypeError, "`queries` must hold floating-point numbers"),
+        ({"queries": [[1.0] * 4]}, TypeError, "`queries` must be an array"),
+        ({"k": 0}, ValueError, "`k` must be an integer >= 1, got 0"),
+        ({"k": 1.0}, TypeError, "`k` must be an integer"),
+        ({"k": 3, "funnel": Funnel((2, 4), (2,))}, ValueError, "`k` must be at most the last list of the funnel, 2"),
+        ({"funnel": Funnel((2, 5), (2,))}, ValueError, r"`funnel.dims` must lie within \[1, 4\]"),
+        ({"funnel": (2, 4)}, TypeError, "`funnel` must be a Funnel, got tuple"),
+    ],
+)
+def test_a_bad_search_is_refused(arguments: dict, error: type[Exception], message: str) -> None:
+    arguments = {"queries": np.ones((2, 4)), "k": 2, **arguments}
+    with pytest.raises(error, match=message):
+        Corpus(np.ones((3, 4))).search(arguments.pop("queries"), arguments.pop("k"), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"ids": np.zeros((2, 3))}, TypeError, "`ids` must hold integers, got dtype float64"),
+        ({"ids": np.zeros(2, dtype=int)}, ValueError, r"`ids` must have shape \(n_queries, m\), got \(2,\)"),
+        ({"ids": np.zeros((3, 2), dtype=int)}, ValueError, r"`ids` must have shape .* = \(2, 2\), got \(3, 2\)"),
+        ({"ids": np.full((2, 2), 3)}, ValueError, r"`ids` must lie within \[-1, 3\), got 3 to 3"),
+        ({"ids": np.full((2, 2), -2)}, ValueError, r"`ids` must lie within \[-1, 3\), got -2 to -2"),
+        ({"k": 0}, ValueError, "`k` must be an integer >= 1"),
+        ({"dim": 5}, ValueError, r"`dim` must be an integer in \[1, 4\], got 5"),
+        ({"dim": 0}, ValueError, r"`dim` must be an integer in \[1, 4\], got 0"),
+        ({"queries": np.ones((2, 5))}, ValueError, "`queries` must have shape"),
+    ],
+)
+def test_a_bad_rerank_is_refused(arguments: dict, error: type[Exception], message: str) -> None:
+    arguments = {"queries": np.ones((2, 4)), "ids": np.zeros((2, 2), dtype=int), "k": 2, "dim": 4, **arguments}
+    with pytest.raises(error, match=message):
+        Corpus(np.ones((3, 4))).rerank(arguments["queries"], arguments["ids"], arguments["k"], dim=arguments["dim"])
+
+
+def test_two_libraries_are_refused() -> None:
+    torch = load("torch")
+    with pytest.raises(TypeError, match="`embeddings` and `queries` must come from one array library"):
+        Corpus(np.ones((3, 4))).search(torch.ones((1, 4), dtype=torch.float64), 1)
+    with pytest.raises(TypeError, match="`embeddings` and `ids` must come from one array library"):
+        Corpus(np.ones((3, 4))).rerank(np.ones((1, 4)), torch.zeros((1, 2), dtype=torch.int64), 1, dim=4)
+    strict = load("array_api_strict")
+    elsewhere = strict.ones((1, 4), device=strict.Device("device1"))
+    with pytest.raises(ValueError, match="`embeddings` and `queries` must lie on one device"):
+        Corpus(strict.ones((3, 4))).search(elsewhere, 1)
