@@ -7,7 +7,7 @@ whose tensors are no array-API objects (Keras) hands its own namespace in throug
 from __future__ import annotations
 
 import numpy as np
-from array_api_compat import array_namespace, is_jax_array, is_numpy_array, is_torch_array
+from array_api_compat import array_namespace, is_cupy_array, is_jax_array, is_numpy_array, is_torch_array
 from array_api_compat import device as _device
 
 from matryoshka._typing import Array, Namespace
@@ -25,6 +25,7 @@ __all__ = [
     "is_torch_array",
     "namespace",
     "to_numpy",
+    "widest_dtype",
 ]
 
 _HALF = ("float16", "bfloat16")
@@ -119,6 +120,12 @@ def _dtype_name(array: Array) -> str:
     return str(array.dtype).rpartition(".")[2]
 
 
+def widest_dtype(xp: Namespace) -> object:
+    """Return float64 where the library has it (JAX only on request), else float32."""
+    dtypes = xp.__array_namespace_info__().dtypes(kind="real floating")
+    return dtypes.get("float64", xp.float32)
+
+
 def arange(n: int, *, like: Array, xp: Namespace, dtype: object = None) -> Array:
     """Return 0 … n - 1 on the device of `like`."""
     return xp.arange(n, dtype=dtype, device=None if is_jax_array(like) else getattr(like, "device", None))
@@ -136,4 +143,55 @@ def to_numpy(array: Array) -> np.ndarray:
         array = array.detach().cpu()
         if _dtype_name(array) == "bfloat16":
             array = array.float()
+    elif not (is_numpy_array(array) or is_jax_array(array)):
+        array = _on_host(array)
     return np.asarray(array)
+
+
+def _on_host(array: Array) -> Array:
+    """Move an array of a library whose arrays NumPy cannot read from where they lie."""
+    if is_cupy_array(array):
+        return array.get()
+    host = array_namespace(array).__array_namespace_info__().default_device()
+    return array if device(array) == host else array.to_device(host)
+
+
+def repeat_row(row: Array, n: int, xp: Namespace) -> Array:
+    """Return a new array of `n` rows, each a copy of `row`."""
+    return row + xp.zeros((n, 1), dtype=row.dtype, device=None if is_jax_array(row) else getattr(row, "device", None))
+
+
+def log_softmax(logits: Array, xp: Namespace) -> Array:
+    """Return the logarithm of the softmax over the last axis, as a new array."""
+    if hasattr(xp, "log_softmax"):
+        return xp.log_softmax(logits, -1)
+    shifted = logits - xp.max(logits, axis=-1, keepdims=True)
+    shifted -= xp.log(xp.sum(xp.exp(shifted), axis=-1, keepdims=True))
+    return shifted
+
+
+def exp_(array: Array, xp: Namespace) -> Array:
+    """Return exp(array), written over `array` where its library can."""
+    if is_numpy_array(array):
+        return np.exp(array, out=array)
+    return array.exp_() if is_torch_array(array) else xp.exp(array)
+
+
+def subtract_at(matrix: Array, columns: Array, amount: float, xp: Namespace) -> Array:
+    """Return `matrix` less `amount` at one column of each row, written over `matrix` where its library can."""
+    n_rows, n_columns = matrix.shape
+    if is_numpy_array(matrix) or is_torch_array(matrix):
+        matrix[arange(n_rows, like=matrix, xp=xp), columns] -= amount
+        return matrix
+    hit = arange(n_columns, like=matrix, xp=xp, dtype=columns.dtype) == columns[:, None]
+    return xp.where(hit, matrix - amount, matrix)
+
+
+def add_product(total: Array | None, left: Array, right: Array, *, dtype: object, xp: Namespace) -> Array:
+    """Return total + left @ right in `dtype`, written over `total` where its library can; None stands for zero."""
+    if total is None:
+        return xp.astype(left @ right, dtype, copy=False)
+    if is_torch_array(total) and left.dtype == total.dtype:
+        return total.addmm_(left, right)
+    total += xp.astype(left @ right, dtype, copy=False)
+    return total

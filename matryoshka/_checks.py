@@ -13,7 +13,7 @@ import operator
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
-from matryoshka._array import is_floating, is_integer, is_numpy_array
+from matryoshka._array import accumulator_dtype, is_floating, is_integer, is_numpy_array
 from matryoshka._typing import Array, Namespace
 
 
@@ -61,6 +61,28 @@ def real(
         msg = f"`{name}` {rule}, got {number!r}; choose a value in that range."
         raise ValueError(msg)
     return number
+
+
+def reals(
+    values: object,
+    name: str,
+    count: int,
+    *,
+    each: str,
+    minimum: float = -math.inf,
+    open_minimum: bool = False,
+) -> tuple[float, ...]:
+    """Return `count` finite numbers as a tuple of floats; `each` says in the message what they belong to."""
+    if isinstance(values, str | bytes) or not isinstance(values, Iterable):
+        msg = f"`{name}` must be a sequence of numbers, got {_describe(values)}; pass one for {each}."
+        raise TypeError(msg)
+    numbers = tuple(
+        real(value, f"{name}[{i}]", minimum=minimum, open_minimum=open_minimum) for i, value in enumerate(values)
+    )
+    if len(numbers) != count:
+        msg = f"`{name}` must hold one number for {each}, {count}, got {len(numbers)}; add or drop numbers."
+        raise ValueError(msg)
+    return numbers
 
 
 def choice(value: object, name: str, options: Collection[str]) -> str:
@@ -199,6 +221,51 @@ def labels(
             f"`{name}` must lie within [0, {n_classes}), got {int(outside.sum())} outside it; "
             "map class ids to 0 … n_classes - 1, or name the id of rows to skip as ignore_index."
         )
+        raise ValueError(msg)
+
+
+def probabilities(rows: Array, name: str, xp: Namespace, *, note: str) -> None:
+    """Check that every row is non-negative and sums to one; `note` says in the message what the rows are of."""
+    if rows.shape[-1] == 0:
+        msg = f"`{name}` ({note}) must have at least one class, got shape {tuple(rows.shape)}; pass some data."
+        raise ValueError(msg)
+    tolerance = _PROBABILITY_TOLERANCE.get(str(rows.dtype).rpartition(".")[2], 1e-5)
+    total = xp.sum(rows, axis=-1, dtype=accumulator_dtype(rows, xp))
+    good = (xp.abs(total - 1.0) <= tolerance) & (xp.min(rows, axis=-1) >= 0.0)  # NaN is not good
+    count = int(xp.sum(xp.astype(~good, xp.int32)))
+    if count:
+        msg = (
+            f"`{name}` ({note}) must hold probabilities, non-negative and summing to 1 within {tolerance:g}, "
+            f"got {count} of {rows.shape[0]} rows that are not; apply a softmax to logits first."
+        )
+        raise ValueError(msg)
+
+
+_PROBABILITY_TOLERANCE = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 2e-2}
+
+
+def integral(array: Array, name: str, xp: Namespace) -> None:
+    """Check that `array` holds integers."""
+    if not is_integer(array, xp):
+        msg = f"`{name}` must hold integers, got dtype {array.dtype}; cast it to int64."
+        raise TypeError(msg)
+
+
+def ids(array: Array, name: str, xp: Namespace) -> None:
+    """Check that `array` holds lists of row ids: two axes, signed integers."""
+    if not xp.isdtype(array.dtype, "signed integer"):
+        msg = f"`{name}` must hold signed integers, -1 for padding, got dtype {array.dtype}; cast it to int64."
+        raise TypeError(msg)
+    ndim(array, name, 2, "(n, k)")
+    not_empty(array, name)
+
+
+def within(array: Array, name: str, xp: Namespace, *, minimum: int, stop: int) -> None:
+    """Check that integers lie within [minimum, stop), on every library: reading them waits for the device."""
+    outside = (array < minimum) | (array >= stop)
+    count = int(xp.sum(xp.astype(outside, xp.int32)))
+    if count:
+        msg = f"`{name}` must lie within [{minimum}, {stop}), got {count} outside it; check what it counts."
         raise ValueError(msg)
 
 
