@@ -4,6 +4,7 @@ One embedding is trained so that every prefix of it is a good embedding (Kusupat
 """
 
 from matryoshka import costs
+from matryoshka.cascade import Cascade, CascadeEvaluation
 from matryoshka.embeddings import truncate
 from matryoshka.nesting import Nesting
 from matryoshka.retrieval import Corpus, Funnel
