@@ -5,6 +5,7 @@ from pathlib import Path
 import nox
 
 nox.options.sessions = ["tests", "lint", "types"]
+nox.options.default_venv_backend = "virtualenv"
 nox.options.reuse_venv = "yes"
 
 PROJECT = nox.project.load_toml("pyproject.toml")
@@ -26,10 +27,10 @@ def wheel(session: nox.Session) -> str:
     return str(next(folder.glob("*.whl")))
 
 
-def install_wheel(session: nox.Session, extras: str = "") -> None:
+def install_wheel(session: nox.Session, extras: str = "", *, group: str) -> None:
     """Install the wheel with its extras and the test tools; a reused environment gets the new wheel too."""
     built = wheel(session)
-    install(session, built + extras, group="test")
+    install(session, built + extras, group=group)
     session.install("--force-reinstall", "--no-deps", built)
 
 
@@ -42,14 +43,14 @@ def pytest(session: nox.Session, *arguments: str, libraries: str) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run every test and every example on every array library, on the installed wheel."""
-    install_wheel(session, "[torch,jax,cli]")
+    install_wheel(session, "[torch,jax,cli]", group="test")
     pytest(session, "--doctest-modules", "--pyargs", "matryoshka", "tests", libraries=LIBRARIES)
 
 
 @nox.session(python="3.11")
 def minimums(session: nox.Session) -> None:
     """Test the core on the lowest versions that pyproject.toml allows."""
-    install_wheel(session)
+    install_wheel(session, group="test-core")
     session.install(*(requirement.replace(">=", "==") for requirement in PROJECT["project"]["dependencies"]))
     pytest(session, "tests", libraries="numpy")
 

@@ -3,7 +3,7 @@
 One embedding is trained so that every prefix of it is a good embedding (Kusupati et al., NeurIPS 2022).
 """
 
-from matryoshka import costs
+from matryoshka import costs, metrics
 from matryoshka.cascade import Cascade, CascadeEvaluation
 from matryoshka.embeddings import truncate
 from matryoshka.nesting import Nesting
@@ -11,4 +11,4 @@ from matryoshka.retrieval import Corpus, Funnel
 
 __version__ = "0.1.0"
 
-__all__ = ["Corpus", "Funnel", "Nesting", "costs", "truncate"]
+__all__ = ["Corpus", "Funnel", "Nesting", "costs", "metrics", "truncate"]

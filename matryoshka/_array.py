@@ -126,6 +126,12 @@ def widest_dtype(xp: Namespace) -> object:
     return dtypes.get("float64", xp.float32)
 
 
+def widest_dtype(xp: Namespace) -> object:
+    """Return float64 where the library has it (JAX only on request), else float32."""
+    dtypes = xp.__array_namespace_info__().dtypes(kind="real floating")
+    return dtypes.get("float64", xp.float32)
+
+
 def arange(n: int, *, like: Array, xp: Namespace, dtype: object = None) -> Array:
     """Return 0 … n - 1 on the device of `like`."""
     return xp.arange(n, dtype=dtype, device=None if is_jax_array(like) else getattr(like, "device", None))

@@ -1,0 +1,109 @@
+"""The package as a whole: what importing it loads, what is public, and where that is described."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.metadata
+import json
+import pkgutil
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from urllib.parse import urlparse
+from urllib.request import url2pathname
+
+import pytest
+from conftest import load
+
+import matryoshka
+
+MODULES = ["matryoshka"] + sorted(
+    module.name
+    for module in pkgutil.walk_packages(matryoshka.__path__, "matryoshka.")
+    if "._" not in module.name  # what is private, and `__main__`
+)
+NEEDS = {"matryoshka.torch": "torch"}
+SHARED = {"as_nesting"}  # modules of the package share it; users need not know it
+API = Path(__file__).parents[1].joinpath("docs", "api.md").read_text(encoding="utf-8")
+
+
+def import_public(name: str) -> ModuleType:
+    if name in NEEDS:
+        load(NEEDS[name])
+    return importlib.import_module(name)
+
+
+def loaded_by(statement: str) -> set[str]:
+    """Run `statement` in a fresh interpreter and return the modules that it loads."""
+    code = f"import sys; before = set(sys.modules); {statement}; print(*(set(sys.modules) - before))"
+    return set(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split())
+
+
+def test_importing_loads_numpy_and_array_api_compat_only() -> None:
+    loaded = loaded_by("import matryoshka")
+    third_party = {name.partition(".")[0] for name in loaded} - sys.stdlib_module_names
+    assert third_party - set(loaded_by("import numpy")) == {"array_api_compat", "matryoshka"}
+    assert "array_api_compat.numpy" not in loaded
+
+
+def test_what_is_imported_is_what_is_installed() -> None:
+    installed = importlib.metadata.distribution("matryoshka-mrl")
+    origin = json.loads(installed.read_text("direct_url.json") or "{}")
+    editable = origin.get("dir_info", {}).get("editable", False)
+    root = url2pathname(urlparse(origin["url"]).path) if editable else installed.locate_file("")
+    assert Path(matryoshka.__file__).parent.samefile(Path(str(root), "matryoshka"))
+    assert installed.version == matryoshka.__version__
+
+
+def test_all_names_what_is_public() -> None:
+    public = {name: value for name, value in vars(matryoshka).items() if not name.startswith("_")}
+    modules = {name for name, value in public.items() if isinstance(value, ModuleType)}
+    assert set(public) - modules == set(matryoshka.__all__) - modules
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_all_is_sorted_and_complete(name: str) -> None:
+    module = import_public(name)
+    defined_here = {
+        key
+        for key, value in vars(module).items()
+        if not key.startswith("_") and key not in SHARED and getattr(value, "__module__", None) == module.__name__
+    }
+    assert list(module.__all__) == sorted(set(module.__all__))
+    assert defined_here <= set(module.__all__) <= set(vars(module))
+
+
+def documented() -> dict[str, Any]:
+    """Return what docs/api.md lists, by name; a name that no longer exists is an error."""
+    names = re.findall(r"^   ([A-Za-z][\w.]*)$", API, flags=re.MULTILINE)
+    return {name: functools.reduce(getattr, name.split("."), matryoshka) for name in names}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_the_api_reference_lists_every_public_name(name: str) -> None:
+    for module in NEEDS:
+        import_public(module)
+    listed = list(documented().values())
+    module = import_public(name)
+    public = {key: getattr(module, key) for key in module.__all__}
+    missing = [
+        key
+        for key, value in public.items()
+        if not isinstance(value, ModuleType) and not any(value is other for other in listed)
+    ]
+    assert missing == []
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_public_function_and_class_shows_an_example(name: str) -> None:
+    module = import_public(name)
+    without = [
+        key
+        for key in module.__all__
+        if callable(getattr(module, key)) and ">>> " not in (getattr(module, key).__doc__ or "")
+    ]
+    assert without == []
