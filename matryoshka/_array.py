@@ -15,6 +15,7 @@ from matryoshka._typing import Array, Namespace
 __all__ = [
     "accumulator_dtype",
     "arange",
+    "count_true",
     "device",
     "full",
     "is_array",
@@ -130,6 +131,11 @@ def widest_dtype(xp: Namespace) -> object:
     """Return float64 where the library has it (JAX only on request), else float32."""
     dtypes = xp.__array_namespace_info__().dtypes(kind="real floating")
     return dtypes.get("float64", xp.float32)
+
+
+def count_true(mask: Array, xp: Namespace) -> int:
+    """Count what is true in a mask: it waits for the device."""
+    return int(xp.sum(xp.astype(mask, xp.int32)))
 
 
 def arange(n: int, *, like: Array, xp: Namespace, dtype: object = None) -> Array:

@@ -13,7 +13,7 @@ import operator
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
-from matryoshka._array import accumulator_dtype, is_floating, is_integer, is_numpy_array
+from matryoshka._array import accumulator_dtype, count_true, is_floating, is_integer, is_numpy_array
 from matryoshka._typing import Array, Namespace
 
 
@@ -232,7 +232,7 @@ def probabilities(rows: Array, name: str, xp: Namespace, *, note: str) -> None:
     tolerance = _PROBABILITY_TOLERANCE.get(str(rows.dtype).rpartition(".")[2], 1e-5)
     total = xp.sum(rows, axis=-1, dtype=accumulator_dtype(rows, xp))
     good = (xp.abs(total - 1.0) <= tolerance) & (xp.min(rows, axis=-1) >= 0.0)  # NaN is not good
-    count = int(xp.sum(xp.astype(~good, xp.int32)))
+    count = count_true(~good, xp)
     if count:
         msg = (
             f"`{name}` ({note}) must hold probabilities, non-negative and summing to 1 within {tolerance:g}, "
@@ -263,7 +263,7 @@ def ids(array: Array, name: str, xp: Namespace) -> None:
 def within(array: Array, name: str, xp: Namespace, *, minimum: int, stop: int) -> None:
     """Check that integers lie within [minimum, stop), on every library: reading them waits for the device."""
     outside = (array < minimum) | (array >= stop)
-    count = int(xp.sum(xp.astype(outside, xp.int32)))
+    count = count_true(outside, xp)
     if count:
         msg = f"`{name}` must lie within [{minimum}, {stop}), got {count} outside it; check what it counts."
         raise ValueError(msg)
@@ -272,7 +272,7 @@ def within(array: Array, name: str, xp: Namespace, *, minimum: int, stop: int) -
 def finite_rows(array: Array, name: str, xp: Namespace) -> None:
     """Check that every row (last axis) is finite; the message counts the bad rows and names the first."""
     bad = xp.any(~xp.isfinite(array), axis=-1)
-    count = int(xp.sum(xp.astype(bad, xp.int32)))
+    count = count_true(bad, xp)
     if count:
         rows = xp.nonzero(bad)[0]
         first = [int(rows[i]) for i in range(min(count, 5))]

@@ -104,7 +104,7 @@ def test_nearest_neighbor_accuracy(library: Library, case: dict[str, np.ndarray]
 def test_nearest_class_mean_accuracy(
     library: Library, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(metrics, "_ROW_BLOCK", 16)  # several blocks, the last one short
+    monkeypatch.setattr(metrics.classification, "_ROW_BLOCK", 16)  # several blocks, the last one short
     centers = rng.normal(size=(5, 6))
     labels, query_labels = rng.integers(0, 5, size=45), rng.integers(0, 5, size=37)
     labels[labels == 4] = 0  # a class that only queries have

@@ -1,25 +1,9 @@
-"""How good lists of neighbours and predictions are: from ids and labels to one number.
-
-Ids and labels are integers on any array library; the result is a Python float, so every metric waits for its device
-once. The id -1, with which a search pads its lists, is never relevant and never a hit. An id that a list repeats
-counts where it stands first.
-
-Notes
------
-The definitions are those of Kusupati et al. (2022), with two departures from the code released with the paper.
-That code divides recall by 1300, whatever the number of relevant items; here it is divided by that number. It keeps
-labels as float16, in which whole numbers above 2048 merge (4,202 classes become 3,099); here labels are integers.
-
-A query that has no relevant item at all has no recall. Where a metric needs `n_relevant`, such queries are left out
-of the mean; where it does not, they count 0.
-"""
+"""Metrics of lists of neighbours."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from matryoshka import _checks
-from matryoshka._array import accumulator_dtype, arange, is_array, namespace, widest_dtype
+from matryoshka._array import arange, count_true, is_array, namespace, widest_dtype
 from matryoshka._typing import Array, Namespace
 
 __all__ = [
@@ -27,13 +11,9 @@ __all__ = [
     "hit_rate_at_k",
     "label_recall_at_k",
     "mean_average_precision",
-    "nearest_class_mean_accuracy",
-    "nearest_neighbor_accuracy",
-    "oracle_accuracy",
     "overlap_at_k",
     "precision_at_k",
     "relevance",
-    "superclass_accuracy",
 ]
 
 
@@ -178,7 +158,7 @@ def precision_at_k(relevance: Array, /, k: int) -> float:
     0.6666666666666666
     """
     xp, k, first = _first_k(relevance, k)
-    return _share(_count(first, xp), first.shape[0] * k)
+    return float(count_true(first, xp) / (first.shape[0] * k))
 
 
 def label_recall_at_k(relevance: Array, /, k: int, n_relevant: Array | int) -> float:
@@ -241,7 +221,7 @@ def hit_rate_at_k(relevance: Array, /, k: int) -> float:
     0.5
     """
     xp, _, first = _first_k(relevance, k)
-    return _share(_count(xp.any(first, axis=1), xp), first.shape[0])
+    return float(count_true(xp.any(first, axis=1), xp) / first.shape[0])
 
 
 def overlap_at_k(ids: Array, reference_ids: Array, /, k: int) -> float:
@@ -295,179 +275,6 @@ def overlap_at_k(ids: Array, reference_ids: Array, /, k: int) -> float:
     return _mean_ratio(hits, n_exact, xp)
 
 
-def nearest_neighbor_accuracy(ids: Array, corpus_labels: Array, query_labels: Array, /) -> float:
-    """Return the share of queries whose nearest neighbour has their label: 1-NN accuracy.
-
-    Parameters
-    ----------
-    ids : array (n, 1 or wider), integer
-        Rows of the corpus found for each query, best first; only the first counts, and -1 is wrong.
-    corpus_labels : array (n_corpus,), integer
-        Label of each row of the corpus.
-    query_labels : array (n,), integer
-        Label of each query.
-
-    Returns
-    -------
-    float
-        Within [0, 1].
-
-    Notes
-    -----
-    Table 2 of the paper, from exact L2 search on unit vectors with the training images as the corpus. It is
-    `precision_at_k` of `relevance` with k = 1.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> nearest_neighbor_accuracy(np.array([[2], [0]]), np.array([7, 7, 5]), np.array([7, 7]))
-    0.5
-    """
-    return precision_at_k(relevance(ids, corpus_labels, query_labels), 1)
-
-
-def nearest_class_mean_accuracy(embeddings: Array, labels: Array, queries: Array, query_labels: Array, /) -> float:
-    """Return the share of queries whose nearest class mean is that of their class.
-
-    Parameters
-    ----------
-    embeddings : array (n, dim), floating
-        Embeddings from which the class means are formed, as they are: `truncate` them first.
-    labels : array (n,), integer
-        Class of each embedding, any integers.
-    queries : array (n_queries, dim), floating
-        Embeddings to classify, of the dtype of `embeddings`.
-    query_labels : array (n_queries,), integer
-        Their classes; one that `labels` does not hold is never predicted.
-
-    Returns
-    -------
-    float
-        Within [0, 1].
-
-    Notes
-    -----
-    The few-shot classifier of the paper (Table 15). Nearest by Euclidean distance to the mean itself, which is not
-    brought back to unit length; ties go to the lowest label. Work: n · dim · n_classes multiply-adds for the
-    means, as much per query for the answers, in row blocks.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> rows, classes = np.array([[0.0, 1.0], [0.0, 3.0], [5.0, 0.0]]), np.array([4, 4, 9])
-    >>> nearest_class_mean_accuracy(rows, classes, np.array([[1.0, 1.0], [4.0, 1.0]]), np.array([4, 4]))
-    0.5
-    """
-    xp = namespace(("embeddings", embeddings), ("labels", labels), ("queries", queries), ("query_labels", query_labels))
-    _checks.ndim(embeddings, "embeddings", 2, "(n, dim)")
-    _checks.same_dtype(xp, ("embeddings", embeddings), ("queries", queries))
-    _checks.not_empty(embeddings, "embeddings")
-    _checks.labels(labels, "labels", embeddings.shape[:1], xp)
-    _checks.ndim(queries, "queries", 2, "(n_queries, dim)")
-    _checks.not_empty(queries, "queries")
-    _checks.shape(queries, "queries", (queries.shape[0], embeddings.shape[1]), "(n_queries, dim)")
-    _checks.labels(query_labels, "query_labels", queries.shape[:1], xp)
-    classes = xp.unique_values(labels)
-    means = _class_means(embeddings, labels, classes, xp)
-    half_norms = xp.sum(means * means, axis=1) / 2
-    hits = 0
-    for block in _row_blocks(queries.shape[0]):
-        rows = xp.astype(queries[block, :], means.dtype, copy=False)
-        nearest = xp.argmax(rows @ means.T - half_norms, axis=1)
-        hits += _count(xp.take(classes, nearest, axis=0) == query_labels[block], xp)
-    return _share(hits, queries.shape[0])
-
-
-def oracle_accuracy(predictions: Array | Sequence[Array], labels: Array, /) -> float:
-    """Return the share of rows that at least one prefix classifies correctly: the ceiling of every cascade.
-
-    Parameters
-    ----------
-    predictions : array (G, n) or sequence of G arrays (n,), integer
-        Predicted class of each row at each prefix; -1 stands for no answer and is never correct.
-    labels : array (n,), integer
-        True classes.
-
-    Returns
-    -------
-    float
-        Within [0, 1].
-
-    Notes
-    -----
-    Tables 22 and 23 of the paper.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> oracle_accuracy(np.array([[3, 1, 0], [3, 2, 0]]), np.array([3, 2, 1]))
-    0.6666666666666666
-    """
-    prefixes: Array = predictions
-    if is_array(prefixes):
-        _checks.ndim(prefixes, "predictions", 2, "(G, n)")
-        prefixes = [prefixes[i, :] for i in range(prefixes.shape[0])]
-    if not len(prefixes):
-        msg = "`predictions` must hold at least one prefix, got none; pass an array (G, n) or G arrays (n,)."
-        raise ValueError(msg)
-    xp = namespace(*((f"predictions[{i}]", prefix) for i, prefix in enumerate(prefixes)), ("labels", labels))
-    _checks.ndim(labels, "labels", 1, "(n,)")
-    _checks.not_empty(labels, "labels")
-    _checks.labels(labels, "labels", labels.shape, xp)
-    correct = xp.zeros_like(labels, dtype=xp.bool)
-    for i, prefix in enumerate(prefixes):
-        _checks.labels(prefix, f"predictions[{i}]", labels.shape, xp)
-        correct = correct | ((prefix == labels) & (prefix >= 0))
-    return _share(_count(correct, xp), labels.shape[0])
-
-
-def superclass_accuracy(predictions: Array, labels: Array, superclasses: Array, /) -> float:
-    """Return the share of rows whose predicted class lies in the superclass of their true one.
-
-    Parameters
-    ----------
-    predictions : array (n,), integer
-        Predicted classes; -1 stands for no answer and is never correct.
-    labels : array (n,), integer
-        True classes.
-    superclasses : array (n_classes,), integer
-        Superclass of each class. Classes that belong to none share one of their own, as in the paper (30 and one).
-
-    Returns
-    -------
-    float
-        Within [0, 1].
-
-    Raises
-    ------
-    ValueError
-        Shapes do not fit, or classes lie outside the map.
-
-    Notes
-    -----
-    Table 25 of the paper: predictions are mapped, nothing is trained again.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> superclass_accuracy(np.array([0, 1, 2]), np.array([1, 2, 2]), np.array([5, 5, 8]))
-    0.6666666666666666
-    """
-    xp = namespace(("predictions", predictions), ("labels", labels), ("superclasses", superclasses))
-    _checks.ndim(superclasses, "superclasses", 1, "(n_classes,)")
-    _checks.not_empty(superclasses, "superclasses")
-    _checks.labels(superclasses, "superclasses", superclasses.shape, xp)
-    _checks.ndim(labels, "labels", 1, "(n,)")
-    _checks.labels(labels, "labels", labels.shape, xp)
-    _checks.labels(predictions, "predictions", labels.shape, xp)
-    _checks.within(labels, "labels", xp, minimum=0, stop=superclasses.shape[0])
-    _checks.within(predictions, "predictions", xp, minimum=-1, stop=superclasses.shape[0])
-    return nearest_neighbor_accuracy(predictions[:, None], superclasses, xp.take(superclasses, labels, axis=0))
-
-
-_ROW_BLOCK = 4096
-
-
 def _first_k(relevance: Array, k: int) -> tuple[Namespace, int, Array]:
     """Check a relevance array and return its namespace, `k`, and its first `k` columns."""
     xp = namespace(("relevance", relevance))
@@ -478,14 +285,6 @@ def _first_k(relevance: Array, k: int) -> tuple[Namespace, int, Array]:
     _checks.not_empty(relevance, "relevance")
     k = _checks.integer(k, "k", minimum=1, maximum=relevance.shape[1])
     return xp, k, relevance[:, :k]
-
-
-def _share(part: int, whole: int) -> float:
-    return part / whole
-
-
-def _count(mask: Array, xp: Namespace) -> int:
-    return int(xp.sum(xp.astype(mask, xp.int32)))
 
 
 def _n_relevant(n_relevant: Array | int, first: Array, xp: Namespace) -> Array:
@@ -500,7 +299,7 @@ def _n_relevant(n_relevant: Array | int, first: Array, xp: Namespace) -> Array:
     if bool(xp.any(n_relevant < hits)):
         msg = (
             "`n_relevant` must be at least the number of relevant neighbours found, got less for "
-            f"{_count(n_relevant < hits, xp)} queries; count over the whole corpus, as count_relevant does."
+            f"{count_true(n_relevant < hits, xp)} queries; count over the whole corpus, as count_relevant does."
         )
         raise ValueError(msg)
     if not bool(xp.any(n_relevant > 0)):
@@ -513,7 +312,7 @@ def _mean_ratio(numerator: Array, denominator: Array, xp: Namespace) -> float:
     """Average numerator / denominator over the queries whose denominator is not 0."""
     counted = denominator > 0
     ratio = numerator / xp.astype(xp.where(counted, denominator, xp.ones_like(denominator)), numerator.dtype)
-    return float(xp.sum(xp.where(counted, ratio, xp.zeros_like(ratio)))) / _count(counted, xp)
+    return float(xp.sum(xp.where(counted, ratio, xp.zeros_like(ratio)))) / count_true(counted, xp)
 
 
 def _distinct(ids: Array, xp: Namespace) -> Array:
@@ -532,19 +331,3 @@ def _first_occurrences(ids: Array, xp: Namespace) -> Array:
         return present
     new = [xp.all(ids[:, :place] != ids[:, place : place + 1], axis=1) for place in range(1, ids.shape[1])]
     return present & xp.stack((xp.ones_like(new[0]), *new), axis=1)
-
-
-def _class_means(embeddings: Array, labels: Array, classes: Array, xp: Namespace) -> Array:
-    """Average the rows of each class, block by block through one-hot products."""
-    dtype = accumulator_dtype(embeddings, xp)
-    sums: Array = 0.0
-    counts: Array = 0.0
-    for block in _row_blocks(embeddings.shape[0]):
-        rows = xp.astype(embeddings[block, :], dtype, copy=False)
-        members = xp.astype(classes[:, None] == labels[block], dtype)
-        sums, counts = sums + members @ rows, counts + xp.sum(members, axis=1)
-    return sums / counts[:, None]
-
-
-def _row_blocks(n: int) -> list[slice]:
-    return [slice(start, min(start + _ROW_BLOCK, n)) for start in range(0, n, _ROW_BLOCK)]

@@ -1,0 +1,45 @@
+"""How good lists of neighbours and predictions are: from ids and labels to one number.
+
+Ids and labels are integers on any array library; the result is a Python float, so every metric waits for its device
+once. The id -1, with which a search pads its lists, is never relevant and never a hit. An id that a list repeats
+counts where it stands first.
+
+Notes
+-----
+The definitions are those of Kusupati et al. (2022), with two departures from the code released with the paper.
+That code divides recall by 1300, whatever the number of relevant items; here it is divided by that number. It keeps
+labels as float16, in which whole numbers above 2048 merge (4,202 classes become 3,099); here labels are integers.
+
+A query that has no relevant item at all has no recall. Where a metric needs `n_relevant`, such queries are left out
+of the mean; where it does not, they count 0.
+"""
+
+from matryoshka.metrics.classification import (
+    nearest_class_mean_accuracy,
+    nearest_neighbor_accuracy,
+    oracle_accuracy,
+    superclass_accuracy,
+)
+from matryoshka.metrics.ranking import (
+    count_relevant,
+    hit_rate_at_k,
+    label_recall_at_k,
+    mean_average_precision,
+    overlap_at_k,
+    precision_at_k,
+    relevance,
+)
+
+__all__ = [
+    "count_relevant",
+    "hit_rate_at_k",
+    "label_recall_at_k",
+    "mean_average_precision",
+    "nearest_class_mean_accuracy",
+    "nearest_neighbor_accuracy",
+    "oracle_accuracy",
+    "overlap_at_k",
+    "precision_at_k",
+    "relevance",
+    "superclass_accuracy",
+]
