@@ -127,12 +127,6 @@ def widest_dtype(xp: Namespace) -> object:
     return dtypes.get("float64", xp.float32)
 
 
-def widest_dtype(xp: Namespace) -> object:
-    """Return float64 where the library has it (JAX only on request), else float32."""
-    dtypes = xp.__array_namespace_info__().dtypes(kind="real floating")
-    return dtypes.get("float64", xp.float32)
-
-
 def count_true(mask: Array, xp: Namespace) -> int:
     """Count what is true in a mask: it waits for the device."""
     return int(xp.sum(xp.astype(mask, xp.int32)))
@@ -140,13 +134,23 @@ def count_true(mask: Array, xp: Namespace) -> int:
 
 def arange(n: int, *, like: Array, xp: Namespace, dtype: object = None) -> Array:
     """Return 0 … n - 1 on the device of `like`."""
-    return xp.arange(n, dtype=dtype, device=None if is_jax_array(like) else getattr(like, "device", None))
+    return xp.arange(n, dtype=dtype, device=_creation_device(like))
+
+
+def full_scalar(value: float, *, like: Array, dtype: object, xp: Namespace) -> Array:
+    """Return `value` as a 0-d array on the device of `like`."""
+    return xp.full((), value, dtype=dtype, device=_creation_device(like))
 
 
 def full(shape: tuple[int, ...], value: float, *, like: Array, xp: Namespace) -> Array:
     """Return an array of one value, in the dtype and on the device of `like`."""
     place = None if is_jax_array(like) else getattr(like, "device", None)
     return xp.full(shape, value, dtype=like.dtype, device=place)
+
+
+def _creation_device(like: Array) -> object:
+    """Return what to pass as `device=` to make an array where `like` lives."""
+    return None if is_jax_array(like) else getattr(like, "device", None)
 
 
 def to_numpy(array: Array) -> np.ndarray:
@@ -168,9 +172,14 @@ def _on_host(array: Array) -> Array:
     return array if device(array) == host else array.to_device(host)
 
 
+def index_dtype(xp: Namespace) -> object:
+    """Return the integer dtype in which this library indexes by default."""
+    return xp.arange(1).dtype
+
+
 def repeat_row(row: Array, n: int, xp: Namespace) -> Array:
     """Return a new array of `n` rows, each a copy of `row`."""
-    return row + xp.zeros((n, 1), dtype=row.dtype, device=None if is_jax_array(row) else getattr(row, "device", None))
+    return row + xp.zeros((n, 1), dtype=row.dtype, device=_creation_device(row))
 
 
 def log_softmax(logits: Array, xp: Namespace) -> Array:

@@ -189,6 +189,69 @@ def width(array: Array, name: str, dim: int) -> None:
         raise ValueError(msg)
 
 
+def temperature(value: float | Array, xp: Namespace) -> None:
+    """Check a temperature: a positive float, or a 0-d floating array, whose value is read on NumPy only."""
+    if isinstance(value, float | int):
+        real(value, "temperature", minimum=0.0, open_minimum=True)
+        return
+    floating(value, "temperature", xp)
+    ndim(value, "temperature", 0, "()")
+    if is_numpy_array(value):
+        real(value, "temperature", minimum=0.0, open_minimum=True)
+
+
+def enough_keys(n_queries: int, n_keys: int) -> None:
+    """Check that each query has a key."""
+    if n_keys < n_queries:
+        msg = (
+            f"`keys` must have a row for each of the {n_queries} queries, got {n_keys}; "
+            "row i is the positive of query i, further rows are negatives."
+        )
+        raise ValueError(msg)
+
+
+def loss_arguments(loss: object, arrays: Sequence[Array]) -> None:
+    """Check that there is a loss to call and something to call it on."""
+    if not callable(loss):
+        msg = f"`loss` must be callable, got {_describe(loss)}; pass a function of arrays."
+        raise TypeError(msg)
+    if not arrays:
+        msg = "`arrays` must hold at least one array of embeddings, got none; pass them after `loss`."
+        raise ValueError(msg)
+
+
+def n_classes(weight: Array, name: str, *, axis: int = 0) -> int:
+    """Return the number of classes, the length of `axis`, of which there must be at least one."""
+    min_ndim(weight, name, 2 if axis == 0 else 1, "(n_classes, width)" if axis == 0 else "(..., n_classes)")
+    count = weight.shape[axis]
+    if count < 1:
+        msg = f"`{name}` must have at least one class, got shape {tuple(weight.shape)}; pass the head's weight."
+        raise ValueError(msg)
+    return int(count)
+
+
+def bias(array: Array | None, name: str, count: int) -> None:
+    """Check that a bias, if there is one, has one number per class."""
+    if array is not None:
+        shape(array, name, (count,), "(n_classes,)")
+
+
+def one_per_prefix(values: Sequence[object], name: str, count: int) -> None:
+    """Check that there is one value for each of `count` prefixes."""
+    if len(values) != count:
+        msg = f"`{name}` must hold one entry per prefix of the nesting, {count}, got {len(values)}; add or drop some."
+        raise ValueError(msg)
+
+
+def heads(values: Sequence[Any], count: int, name: str = "heads") -> tuple[tuple[Array, Array | None], ...]:
+    """Return linear classifiers as (weight, bias) pairs, one per prefix."""
+    if not isinstance(values, list | tuple) or not all(isinstance(v, list | tuple) and len(v) == 2 for v in values):
+        msg = f"`{name}` must be a sequence of (weight, bias) pairs, got {_describe(values)}; use None for no bias."
+        raise TypeError(msg)
+    one_per_prefix(values, name, count)
+    return tuple((weight, bias) for weight, bias in values)
+
+
 def labels(
     array: Array,
     name: str,

@@ -1,0 +1,123 @@
+"""Map a loss over blocks of rows with a Python loop: the hook of libraries without automatic differentiation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from matryoshka._typing import Array, Namespace
+
+Arrays = tuple[Array, ...]
+
+_BLOCK_BYTES = 96 * 2**20
+_BLOCK_ROWS = (64, 512)
+
+
+def product_dtype(array: Array) -> Any:
+    """Return the dtype that the framework asks products to be formed in, or None for that of the arrays."""
+    return None
+
+
+def block_size(n: int, row_bytes: int, row_block: int | None) -> int:
+    """Return how many rows to work on at a time: `row_block`, or what keeps a block within a fixed memory.
+
+    Larger blocks spend less time on adding up the parameters' gradients, smaller ones need less memory; blocks are of
+    nearly equal size.
+    """
+    if row_block is None:
+        smallest, largest = _BLOCK_ROWS
+        row_block = max(smallest, min(largest, _BLOCK_BYTES // row_bytes)) if row_bytes else n
+    n_blocks = -(-n // row_block) if n else 1
+    return max(1, -(-n // n_blocks))
+
+
+def weighted_total(
+    formula: Any,
+    rows: Arrays,
+    labels: Array,
+    weights: Array | None,
+    parameters: Arrays,
+    *,
+    row_block: int | None,
+    xp: Namespace,
+) -> tuple[Array, Array]:
+    """Return sum_i a_i sum_m c_m loss_mi as a 0-d array, and the losses (G, n)."""
+    losses = _map_losses(formula, rows, labels, parameters, row_block=row_block, xp=xp)
+    return combine(formula, losses, weights, xp), losses
+
+
+def row_totals(
+    formula: Any, rows: Arrays, labels: Array, parameters: Arrays, *, row_block: int | None, xp: Namespace
+) -> tuple[Array, Array]:
+    """Return sum_m c_m loss_mi for each row i, (n,), and the losses (G, n)."""
+    losses = _map_losses(formula, rows, labels, parameters, row_block=row_block, xp=xp)
+    return weigh_prefixes(losses, formula.nesting), losses
+
+
+def gradients(
+    formula: Any,
+    rows: Arrays,
+    labels: Array,
+    weights: Array | None,
+    parameters: Arrays,
+    *,
+    wanted: tuple[bool, ...],
+    row_block: int | None,
+    xp: Namespace,
+) -> tuple[Array, Arrays, Arrays]:
+    """Return the losses (G, n), and the gradients of `weighted_total` in the rows and in the parameters."""
+    n = labels.shape[0]
+    size = block_size(n, formula.row_bytes(parameters), row_block)
+    prepared = formula.prepare(parameters, xp)
+    losses, totals = [], None
+    d_rows: list[list[Array]] = [[] for _ in rows]
+    for block in _blocks(n, size):
+        block_weights = None if weights is None else weights[block]
+        block_losses, d_block, totals = formula.gradients(
+            tuple(row[block, ...] for row in rows), labels[block], block_weights, prepared, totals, wanted, xp
+        )
+        losses.append(block_losses)
+        for parts, part in zip(d_rows, d_block, strict=True):
+            parts.append(part)
+    joined = tuple(None if parts[0] is None else _join(parts, xp) for parts in d_rows)
+    return _join(losses, xp, axis=1), joined, formula.finish(parameters, prepared, totals, xp)
+
+
+def combine(formula: Any, losses: Array, weights: Array | None, xp: Namespace) -> Array:
+    """Return the total over rows and prefixes of the losses (G, n)."""
+    return weigh_prefixes(xp.sum(weigh(losses, weights, xp), axis=-1), formula.nesting)
+
+
+def weigh_prefixes(losses: Array, nesting: Any) -> Array:
+    """Return sum_m c_m losses[m], for losses whose first axis is that of the prefixes."""
+    total = losses[0, ...] * nesting.importance[0]
+    for g, importance in enumerate(nesting.importance[1:], start=1):
+        total = total + losses[g, ...] * importance
+    return total
+
+
+def weigh(losses: Array, weights: Array | None, xp: Namespace) -> Array:
+    """Return `losses` (..., n) times the weight of each row; a row of weight 0 has loss 0, whatever it holds."""
+    if weights is None:
+        return losses
+    weights = xp.astype(weights, losses.dtype, copy=False)
+    return xp.where(weights == 0, xp.zeros_like(losses), losses * weights)
+
+
+def _map_losses(
+    formula: Any, rows: Arrays, labels: Array, parameters: Arrays, *, row_block: int | None, xp: Namespace
+) -> Array:
+    n = labels.shape[0]
+    prepared = formula.prepare(parameters, xp)
+    size = block_size(n, formula.row_bytes(parameters), row_block)
+    blocks = [formula.losses(tuple(row[b, ...] for row in rows), labels[b], prepared, xp) for b in _blocks(n, size)]
+    return _join(blocks, xp, axis=1)
+
+
+def _blocks(n: int, size: int) -> list[slice]:
+    """Cut n rows into slices of `size`; no rows make one empty slice, so that every result has its shape."""
+    return [slice(start, min(start + size, n)) for start in range(0, max(n, 1), size)]
+
+
+def _join(parts: Sequence[Array], xp: Namespace, *, axis: int = 0) -> Array:
+    return parts[0] if len(parts) == 1 else xp.concat(list(parts), axis=axis)

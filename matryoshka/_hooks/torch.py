@@ -1,0 +1,187 @@
+"""The closed-form gradients as PyTorch autograd functions.
+
+Both functions take (formula, setting, labels, …, *arrays), the arrays being the rows and then the parameters; None
+stands for a bias that is not there. They use `setup_context`, so that `torch.func` and `torch.compile` see through.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from matryoshka._hooks import rows as loop
+from matryoshka._typing import Namespace
+
+Tensors = tuple[torch.Tensor | None, ...]
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """What the functions need besides tensors."""
+
+    n_rows: int
+    wanted: tuple[bool, ...]
+    row_block: int | None
+    xp: Namespace
+
+    def split(self, arrays: Tensors) -> tuple[Tensors, Tensors]:
+        return arrays[: self.n_rows], arrays[self.n_rows :]
+
+
+def product_dtype(array: torch.Tensor) -> torch.dtype | None:
+    """Return the dtype of automatic mixed precision where it is switched on for the device of `array`."""
+    kind = array.device.type
+    if kind == "meta" or not torch.is_autocast_enabled(kind):
+        return None
+    return torch.get_autocast_dtype(kind)
+
+
+def weighted_total(
+    formula: Any,
+    rows: Tensors,
+    labels: torch.Tensor,
+    weights: torch.Tensor | None,
+    parameters: Tensors,
+    *,
+    row_block: int | None,
+    xp: Namespace,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the total as a differentiable 0-d tensor, and the losses (G, n) without a gradient."""
+    arrays = (*rows, *parameters)
+    wanted = _wanted(arrays)
+    with _without_autocast(labels):
+        if not any(wanted) and not _wanted((weights,))[0]:
+            return loop.weighted_total(formula, rows, labels, weights, parameters, row_block=row_block, xp=xp)
+        setting = _Setting(len(rows), wanted, row_block, xp)
+        total, losses, *_ = _WeightedTotal.apply(formula, setting, labels, weights, *arrays)
+    return total, losses
+
+
+def row_totals(
+    formula: Any, rows: Tensors, labels: torch.Tensor, parameters: Tensors, *, row_block: int | None, xp: Namespace
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the total of each row (n,), differentiable, and the losses (G, n) without a gradient."""
+    arrays = (*rows, *parameters)
+    wanted = _wanted(arrays)
+    with _without_autocast(labels):
+        if not any(wanted):
+            return loop.row_totals(formula, rows, labels, parameters, row_block=row_block, xp=xp)
+        totals, losses = _RowTotals.apply(formula, _Setting(len(rows), wanted, row_block, xp), labels, *arrays)
+    return totals, losses
+
+
+@torch.no_grad()
+def gradients(
+    formula: Any,
+    rows: Tensors,
+    labels: torch.Tensor,
+    weights: torch.Tensor | None,
+    parameters: Tensors,
+    *,
+    wanted: tuple[bool, ...],
+    row_block: int | None,
+    xp: Namespace,
+) -> tuple[torch.Tensor, Tensors, Tensors]:
+    """Return the losses (G, n), and the gradients of `weighted_total` in the rows and in the parameters."""
+    with _without_autocast(labels):
+        return loop.gradients(formula, rows, labels, weights, parameters, wanted=wanted, row_block=row_block, xp=xp)
+
+
+class _WeightedTotal(torch.autograd.Function):
+    """The scalar total; its gradients are formed forward and only scaled backward."""
+
+    @staticmethod
+    def forward(
+        formula: Any,
+        setting: _Setting,
+        labels: torch.Tensor,
+        weights: torch.Tensor | None,
+        *arrays: torch.Tensor | None,
+    ) -> tuple[torch.Tensor | None, ...]:
+        rows, parameters = setting.split(arrays)
+        losses, d_rows, d_parameters = loop.gradients(
+            formula,
+            rows,
+            labels,
+            weights,
+            parameters,
+            wanted=setting.wanted,
+            row_block=setting.row_block,
+            xp=setting.xp,
+        )
+        return loop.combine(formula, losses, weights, setting.xp), losses, *d_rows, *d_parameters
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor | None, ...]) -> None:
+        formula, _, _, weights, *arrays = inputs
+        _, losses, *saved = output
+        ctx.mark_non_differentiable(losses, *(gradient for gradient in saved if gradient is not None))
+        ctx.save_for_backward(losses if ctx.needs_input_grad[3] else None, *saved)
+        ctx.formula = formula
+        ctx.dtypes = [None if array is None else array.dtype for array in (weights, *arrays)]
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, d_total: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
+        losses, *saved = ctx.saved_tensors
+        d_weights = None if losses is None else loop.weigh_prefixes(losses, ctx.formula.nesting)
+        scaled = (
+            None if gradient is None else (gradient * d_total).to(dtype)
+            for gradient, dtype in zip((d_weights, *saved), ctx.dtypes, strict=True)
+        )
+        return None, None, None, *scaled
+
+
+class _RowTotals(torch.autograd.Function):
+    """The total of each row; its gradients are formed backward, once the weight of each row is known."""
+
+    @staticmethod
+    def forward(
+        formula: Any, setting: _Setting, labels: torch.Tensor, *arrays: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        rows, parameters = setting.split(arrays)
+        return loop.row_totals(formula, rows, labels, parameters, row_block=setting.row_block, xp=setting.xp)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
+        ctx.formula, ctx.setting, *arrays = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(*arrays)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, d_totals: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
+        labels, *arrays = ctx.saved_tensors
+        rows, parameters = ctx.setting.split(tuple(arrays))
+        _, d_rows, d_parameters = gradients(
+            ctx.formula,
+            rows,
+            labels,
+            d_totals,
+            parameters,
+            wanted=ctx.setting.wanted,
+            row_block=ctx.setting.row_block,
+            xp=ctx.setting.xp,
+        )
+        cast = (
+            None if gradient is None else gradient.to(array.dtype)
+            for gradient, array in zip((*d_rows, *d_parameters), arrays, strict=True)
+        )
+        return None, None, None, *cast
+
+
+def _wanted(arrays: Tensors) -> tuple[bool, ...]:
+    """Tell of each tensor whether a gradient is to be formed: none under `torch.no_grad`."""
+    enabled = torch.is_grad_enabled()
+    return tuple(enabled and array is not None and array.requires_grad for array in arrays)
+
+
+def _without_autocast(tensor: torch.Tensor) -> AbstractContextManager[Any]:
+    """Keep autocast from changing dtypes behind the formula, which casts for itself."""
+    kind = tensor.device.type
+    if kind == "meta" or not torch.is_autocast_enabled(kind):
+        return nullcontext()
+    return torch.autocast(kind, enabled=False)

@@ -1,0 +1,23 @@
+"""Softmax cross-entropy of one block of rows of logits: its value, and its gradient in the logits."""
+
+from __future__ import annotations
+
+from matryoshka._array import subtract_at
+from matryoshka._typing import Array, Namespace
+
+
+def row_losses(log_p: Array, labels: Array, smoothing: float, xp: Namespace) -> Array:
+    """Return -(1 - s) log p[label] - s mean(log p) for each row of log-probabilities (r, c)."""
+    losses = -xp.take_along_axis(log_p, labels[:, None], axis=-1)[:, 0]
+    return losses if smoothing == 0.0 else (1.0 - smoothing) * losses - smoothing * xp.mean(log_p, axis=-1)
+
+
+def logit_gradients(p: Array, labels: Array, smoothing: float, importance: float, xp: Namespace) -> Array:
+    """Return importance * (p - target), the gradient in the logits (r, c); overwrites `p` where it can."""
+    gradients = p
+    if smoothing != 0.0:
+        gradients -= smoothing / gradients.shape[-1]
+    gradients = subtract_at(gradients, labels, 1.0 - smoothing, xp)
+    if importance != 1.0:
+        gradients *= importance
+    return gradients

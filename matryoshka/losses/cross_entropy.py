@@ -1,0 +1,445 @@
+"""Softmax cross-entropy summed over prefixes: the losses of MRL and MRL-E."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from matryoshka import _checks
+from matryoshka._array import accumulator_dtype, namespace
+from matryoshka._hooks import hook_for
+from matryoshka._typing import Array, Head, Namespace, NestingLike
+from matryoshka.losses._formula import Arrays, Formula
+from matryoshka.losses._heads import Logits, SeparateHeads, TiedHead
+from matryoshka.losses._reduce import Options, Problem, evaluate, evaluate_with_grad, flatten_rows, row_weights
+from matryoshka.nesting import Nesting, as_nesting
+
+__all__ = [
+    "MRLEGradients",
+    "MRLGradients",
+    "mrl_cross_entropy",
+    "mrl_cross_entropy_with_grad",
+    "mrl_e_cross_entropy",
+    "mrl_e_cross_entropy_with_grad",
+    "mrl_logits_cross_entropy",
+]
+
+
+class MRLGradients(NamedTuple):
+    """Gradients of `mrl_cross_entropy`.
+
+    Attributes
+    ----------
+    embeddings : array (..., dim)
+        Gradient in the embeddings.
+    heads : tuple of (array (c, m), array (c,) or None)
+        Gradient in the weight and the bias of each prefix.
+    """
+
+    embeddings: Array
+    heads: tuple[Head, ...]
+
+
+class MRLEGradients(NamedTuple):
+    """Gradients of `mrl_e_cross_entropy`.
+
+    Attributes
+    ----------
+    embeddings : array (..., dim)
+        Gradient in the embeddings.
+    weight : array (c, dim)
+        Gradient in the shared weight.
+    bias : array (c,) or None
+        Gradient in the shared bias.
+    """
+
+    embeddings: Array
+    weight: Array
+    bias: Array | None
+
+
+def mrl_cross_entropy(
+    embeddings: Array,
+    heads: Sequence[Head],
+    labels: Array,
+    /,
+    *,
+    nesting: NestingLike,
+    label_smoothing: float = 0.0,
+    ignore_index: int | None = None,
+    sample_weight: Array | None = None,
+    reduction: str = "mean",
+    return_parts: bool = False,
+    row_block: int | None = None,
+    xp: Namespace | None = None,
+) -> Any:
+    """Sum the cross-entropy of every prefix, each classified by a linear head of its own (MRL).
+
+    Parameters
+    ----------
+    embeddings : array (..., dim), floating
+        Embeddings as wide as the nesting; leading axes (batch, tokens) are rows.
+    heads : sequence of (weight, bias)
+        For each prefix m a weight (n_classes, m) and a bias (n_classes,) or None.
+    labels : integer array (...)
+        Class of each row, within [0, n_classes) or `ignore_index`. Checked on NumPy only: elsewhere the check would
+        wait for the device, and a label out of range gives an error, NaN or a wrong number as the library has it.
+    nesting : Nesting or sequence of int
+        Widths and importances c_m of the prefixes.
+    label_smoothing : float, default 0.0
+        Share of the target spread evenly over all classes, within [0, 1].
+    ignore_index : int, optional
+        Rows with this label count nothing.
+    sample_weight : array (...), floating, optional
+        Weight of each row.
+    reduction : {"mean", "sum", "none"}
+        The mean is sum(w * loss) / sum(w) over the rows that count, 0 if none does; "none" gives w * loss of each row.
+    return_parts : bool, default False
+        Also return the loss of each prefix, not weighted by importance.
+    row_block : int, optional
+        Rows worked on at a time; by default as many as keep a block's logits in some 100 MB, 64 to 512.
+    xp : namespace, optional
+        Array namespace to use instead of the one of the arguments.
+
+    Returns
+    -------
+    array () or, with reduction "none", (...)
+        sum_m c_m CE(embeddings[..., :m] @ W_m.T + b_m, labels), in the dtype of `embeddings`, float32 for half
+        precision.
+    array (G,) or (G, ...), if `return_parts`
+        The loss of each prefix, for logging: it has no gradient.
+
+    Raises
+    ------
+    TypeError
+        Arguments of several array libraries or dtypes, labels that are no integers.
+    ValueError
+        Shapes that do not fit the nesting or each other, several devices, options outside their range.
+
+    Notes
+    -----
+    Equation 1 of Kusupati et al. (2022). PyTorch and JAX receive the gradient in closed form, formed block by block in
+    the forward pass where one is wanted: what is kept for the backward pass is the gradients themselves. Gradients are
+    of first order only. Half-precision products are formed in their dtype (under PyTorch's autocast in its dtype), sums
+    in float32. Multiply-adds per row: sum(dims) * n_classes forward, twice that backward.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from matryoshka import mrl_cross_entropy
+    >>> rng = np.random.default_rng(0)
+    >>> heads = [(rng.normal(size=(5, m)), None) for m in (2, 4)]
+    >>> total, parts = mrl_cross_entropy(
+    ...     rng.normal(size=(3, 4)), heads, np.array([0, 4, 2]), nesting=(2, 4), return_parts=True
+    ... )
+    >>> total.shape, parts.shape
+    ((), (2,))
+    """
+    options = Options(label_smoothing, ignore_index, sample_weight, reduction, return_parts, row_block)
+    problem = _separate(embeddings, heads, labels, as_nesting(nesting), options, xp)
+    return evaluate(problem, options)
+
+
+def mrl_cross_entropy_with_grad(
+    embeddings: Array,
+    heads: Sequence[Head],
+    labels: Array,
+    /,
+    *,
+    nesting: NestingLike,
+    label_smoothing: float = 0.0,
+    ignore_index: int | None = None,
+    sample_weight: Array | None = None,
+    reduction: str = "mean",
+    return_parts: bool = False,
+    row_block: int | None = None,
+    xp: Namespace | None = None,
+) -> tuple[Any, MRLGradients]:
+    """Return `mrl_cross_entropy` with its gradients, for libraries without automatic differentiation.
+
+    Parameters
+    ----------
+    embeddings, heads, labels, nesting, label_smoothing, ignore_index, sample_weight, return_parts, row_block, xp
+        As for `mrl_cross_entropy`.
+    reduction : {"mean", "sum"}
+        As there; "none" has no one gradient.
+
+    Returns
+    -------
+    loss : array (), or (array (), array (G,)) if `return_parts`
+        As of `mrl_cross_entropy`.
+    gradients : MRLGradients
+        Shapes and dtypes of the arguments.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `mrl_cross_entropy`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from matryoshka import mrl_cross_entropy_with_grad
+    >>> heads = [(np.zeros((5, m)), None) for m in (2, 4)]
+    >>> loss, gradients = mrl_cross_entropy_with_grad(np.ones((3, 4)), heads, np.array([0, 4, 2]), nesting=(2, 4))
+    >>> round(float(loss), 4), gradients.heads[1][0].shape
+    (3.2189, (5, 4))
+    """
+    options = Options(label_smoothing, ignore_index, sample_weight, reduction, return_parts, row_block)
+    problem = _separate(embeddings, heads, labels, as_nesting(nesting), options, xp)
+    loss, (d_embeddings,), flat = evaluate_with_grad(problem, options)
+    d_heads = tuple(zip(flat[::2], flat[1::2], strict=True))
+    return loss, MRLGradients(problem.xp.reshape(d_embeddings, embeddings.shape), d_heads)
+
+
+def mrl_e_cross_entropy(
+    embeddings: Array,
+    weight: Array,
+    bias: Array | None,
+    labels: Array,
+    /,
+    *,
+    nesting: NestingLike,
+    label_smoothing: float = 0.0,
+    ignore_index: int | None = None,
+    sample_weight: Array | None = None,
+    reduction: str = "mean",
+    return_parts: bool = False,
+    row_block: int | None = None,
+    xp: Namespace | None = None,
+) -> Any:
+    """Sum the cross-entropy of every prefix, all classified by prefixes of one linear head (MRL-E).
+
+    Parameters
+    ----------
+    embeddings : array (..., dim), floating
+        Embeddings as wide as the nesting; leading axes (batch, tokens) are rows.
+    weight : array (n_classes, dim)
+        The head; prefix m is classified by its first m columns.
+    bias : array (n_classes,) or None
+        Shared by all prefixes, as in the released code.
+    labels : integer array (...)
+        Class of each row, as for `mrl_cross_entropy`.
+    nesting, label_smoothing, ignore_index, sample_weight, reduction, return_parts, row_block, xp
+        As for `mrl_cross_entropy`.
+
+    Returns
+    -------
+    array () or, with reduction "none", (...)
+        sum_m c_m CE(embeddings[..., :m] @ weight[:, :m].T + bias, labels), in the dtype of `embeddings`, float32 for
+        half precision.
+    array (G,) or (G, ...), if `return_parts`
+        The loss of each prefix, for logging: it has no gradient.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `mrl_cross_entropy`.
+
+    Notes
+    -----
+    Section 3 of Kusupati et al. (2022), "MRL-E". The logits of a prefix are those of the prefix before plus one block
+    product, and the gradients need each block once as well, so the ladder costs the multiply-adds of one full-width
+    head: dim * n_classes forward and twice that backward, per row. For gradients and dtypes see `mrl_cross_entropy`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from matryoshka import mrl_e_cross_entropy
+    >>> loss = mrl_e_cross_entropy(np.ones((3, 4)), np.zeros((5, 4)), None, np.array([0, 4, 2]), nesting=(2, 4))
+    >>> round(float(loss / (2 * np.log(5))), 6)
+    1.0
+    """
+    options = Options(label_smoothing, ignore_index, sample_weight, reduction, return_parts, row_block)
+    problem = _tied(embeddings, weight, bias, labels, as_nesting(nesting), options, xp)
+    return evaluate(problem, options)
+
+
+def mrl_e_cross_entropy_with_grad(
+    embeddings: Array,
+    weight: Array,
+    bias: Array | None,
+    labels: Array,
+    /,
+    *,
+    nesting: NestingLike,
+    label_smoothing: float = 0.0,
+    ignore_index: int | None = None,
+    sample_weight: Array | None = None,
+    reduction: str = "mean",
+    return_parts: bool = False,
+    row_block: int | None = None,
+    xp: Namespace | None = None,
+) -> tuple[Any, MRLEGradients]:
+    """Return `mrl_e_cross_entropy` with its gradients, for libraries without automatic differentiation.
+
+    Parameters
+    ----------
+    embeddings, weight, bias, labels
+        As for `mrl_e_cross_entropy`.
+    nesting, label_smoothing, ignore_index, sample_weight, return_parts, row_block, xp
+        As for `mrl_cross_entropy`.
+    reduction : {"mean", "sum"}
+        As for `mrl_cross_entropy`; "none" has no one gradient.
+
+    Returns
+    -------
+    loss : array (), or (array (), array (G,)) if `return_parts`
+        As of `mrl_e_cross_entropy`.
+    gradients : MRLEGradients
+        Shapes and dtypes of the arguments.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `mrl_cross_entropy`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from matryoshka import mrl_e_cross_entropy_with_grad
+    >>> loss, gradients = mrl_e_cross_entropy_with_grad(
+    ...     np.ones((3, 4)), np.zeros((5, 4)), np.zeros(5), np.array([0, 4, 2]), nesting=(2, 4)
+    ... )
+    >>> gradients.weight.shape, gradients.bias.shape
+    ((5, 4), (5,))
+    """
+    options = Options(label_smoothing, ignore_index, sample_weight, reduction, return_parts, row_block)
+    problem = _tied(embeddings, weight, bias, labels, as_nesting(nesting), options, xp)
+    loss, (d_embeddings,), d_head = evaluate_with_grad(problem, options)
+    return loss, MRLEGradients(problem.xp.reshape(d_embeddings, embeddings.shape), *d_head)
+
+
+def mrl_logits_cross_entropy(
+    logits: Sequence[Array] | Array,
+    labels: Array,
+    /,
+    *,
+    nesting: NestingLike,
+    label_smoothing: float = 0.0,
+    ignore_index: int | None = None,
+    sample_weight: Array | None = None,
+    reduction: str = "mean",
+    return_parts: bool = False,
+    row_block: int | None = None,
+    xp: Namespace | None = None,
+) -> Any:
+    """Sum the cross-entropy of every prefix, given the logits of each.
+
+    Parameters
+    ----------
+    logits : sequence of G arrays (..., n_classes), or one array (G, ..., n_classes)
+        Logits of each prefix, floating.
+    labels : integer array (...)
+        Class of each row, as for `mrl_cross_entropy`.
+    nesting, label_smoothing, ignore_index, sample_weight, reduction, return_parts, row_block, xp
+        As for `mrl_cross_entropy`; of the nesting only the importances enter.
+
+    Returns
+    -------
+    array () or, with reduction "none", (...)
+        sum_m c_m CE(logits_m, labels), in the dtype of the logits, float32 for half precision.
+    array (G,) or (G, ...), if `return_parts`
+        The loss of each prefix, for logging: it has no gradient.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `mrl_cross_entropy`.
+
+    Notes
+    -----
+    Where embeddings and heads are at hand, `mrl_cross_entropy` and `mrl_e_cross_entropy` give the same number without
+    keeping the logits of all prefixes, and for tied heads with a fraction of the multiply-adds.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from matryoshka import mrl_logits_cross_entropy
+    >>> mrl_logits_cross_entropy(np.zeros((2, 3, 5)), np.array([0, 4, 2]), nesting=(2, 4), reduction="none").shape
+    (3,)
+    """
+    options = Options(label_smoothing, ignore_index, sample_weight, reduction, return_parts, row_block)
+    problem = _given(logits, labels, as_nesting(nesting), options, xp)
+    return evaluate(problem, options)
+
+
+def _separate(
+    embeddings: Array, heads: Sequence[Head], labels: Array, nesting: Nesting, options: Options, xp: Namespace | None
+) -> Problem:
+    pairs = _checks.heads(heads, len(nesting))
+    weights = [(f"heads[{g}][0]", weight) for g, (weight, _) in enumerate(pairs)]
+    biases = [(f"heads[{g}][1]", bias) for g, (_, bias) in enumerate(pairs)]
+    named = [("embeddings", embeddings), *weights, *biases]
+    xp = namespace(*named, ("labels", labels), ("sample_weight", options.sample_weight), xp=xp)
+    n_classes = _checks.n_classes(pairs[0][0], "heads[0][0]")
+    for (name, weight), m in zip(weights, nesting, strict=True):
+        _checks.shape(weight, name, (n_classes, m), "(n_classes, width of the prefix)")
+    for name, bias in biases:
+        _checks.bias(bias, name, n_classes)
+    parameters = tuple(array for pair in pairs for array in pair)
+    return _head_problem(SeparateHeads, named, parameters, labels, n_classes, nesting, options, xp)
+
+
+def _tied(
+    embeddings: Array,
+    weight: Array,
+    bias: Array | None,
+    labels: Array,
+    nesting: Nesting,
+    options: Options,
+    xp: Namespace | None,
+) -> Problem:
+    named = [("embeddings", embeddings), ("weight", weight), ("bias", bias)]
+    xp = namespace(*named, ("labels", labels), ("sample_weight", options.sample_weight), xp=xp)
+    n_classes = _checks.n_classes(weight, "weight")
+    _checks.shape(weight, "weight", (n_classes, nesting.dim), "(n_classes, width of the nesting)")
+    _checks.bias(bias, "bias", n_classes)
+    return _head_problem(TiedHead, named, (weight, bias), labels, n_classes, nesting, options, xp)
+
+
+def _head_problem(
+    formula: type[Formula],
+    named: Sequence[tuple[str, Array | None]],
+    parameters: Arrays,
+    labels: Array,
+    n_classes: int,
+    nesting: Nesting,
+    options: Options,
+    xp: Namespace,
+) -> Problem:
+    embeddings = named[0][1]
+    product_dtype = hook_for(embeddings, xp).product_dtype(embeddings)
+    if product_dtype is None:
+        _checks.same_dtype(xp, *named)
+    _checks.width(embeddings, "embeddings", nesting.dim)
+    axes = tuple(embeddings.shape[:-1])
+    dtype = accumulator_dtype(embeddings, xp)
+    labels, weights = row_weights(labels, options, axes=axes, n_classes=n_classes, dtype=dtype, xp=xp)
+    return Problem(
+        formula(nesting, options.label_smoothing, product_dtype),
+        (flatten_rows(embeddings, xp),),
+        labels,
+        weights,
+        parameters,
+        axes,
+        xp,
+    )
+
+
+def _given(logits: Any, labels: Array, nesting: Nesting, options: Options, xp: Namespace | None) -> Problem:
+    if not isinstance(logits, list | tuple):
+        xp = namespace(("logits", logits), xp=xp)
+        logits = [logits[g, ...] for g in range(logits.shape[0])]
+    named = [(f"logits[{g}]", z) for g, z in enumerate(logits)]
+    _checks.one_per_prefix(named, "logits", len(nesting))
+    xp = namespace(*named, ("labels", labels), ("sample_weight", options.sample_weight), xp=xp)
+    _checks.same_dtype(xp, *named)
+    n_classes = _checks.n_classes(logits[0], "logits[0]", axis=-1)
+    axes = tuple(logits[0].shape[:-1])
+    for name, z in named:
+        _checks.shape(z, name, (*axes, n_classes), "that of `logits[0]`")
+    dtype = accumulator_dtype(logits[0], xp)
+    labels, weights = row_weights(labels, options, axes=axes, n_classes=n_classes, dtype=dtype, xp=xp)
+    rows = tuple(flatten_rows(z, xp) for z in logits)
+    return Problem(Logits(nesting, options.label_smoothing), rows, labels, weights, (), axes, xp)

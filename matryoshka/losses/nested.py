@@ -1,0 +1,80 @@
+"""Any loss, summed over prefixes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from matryoshka import _checks
+from matryoshka._array import namespace
+from matryoshka._typing import Array, Namespace, NestingLike
+from matryoshka.embeddings import truncate
+from matryoshka.nesting import as_nesting
+
+__all__ = ["nested_loss"]
+
+
+def nested_loss(
+    loss: Callable[..., Array],
+    *arrays: Array,
+    nesting: NestingLike,
+    normalize: bool = False,
+    return_parts: bool = False,
+    xp: Namespace | None = None,
+) -> Any:
+    """Sum a loss over prefixes of its arguments, weighted by importance.
+
+    Parameters
+    ----------
+    loss : callable
+        Called as loss(*prefixes) for each width m, the prefixes being arrays (..., m); returns an array, of the same
+        shape for every width.
+    *arrays : array (..., dim), floating
+        Embeddings as wide as the nesting: students, teachers, anchors, positives, ….
+    nesting : Nesting or sequence of int
+        Widths and importances c_m of the prefixes.
+    normalize : bool, default False
+        Give every prefix unit length, that of a teacher included. A student that equals its teacher then has the same
+        prefixes at every width, where a teacher normalised once at full width would be unreachable.
+    return_parts : bool, default False
+        Also return the loss of each prefix, not weighted by importance.
+    xp : namespace, optional
+        Array namespace to use instead of the one of the arguments.
+
+    Returns
+    -------
+    array
+        sum_m c_m loss(*(a[..., :m] for a in arrays)), of the shape that `loss` returns.
+    array (G, ...), if `return_parts`
+        The loss of each prefix. Unlike that of the fused losses it is part of the graph: detach it to log it.
+
+    Raises
+    ------
+    TypeError
+        `loss` is not callable, or an argument no floating-point array.
+    ValueError
+        There is no array, or one is not as wide as the nesting.
+
+    Notes
+    -----
+    Calls `loss` once per prefix and leaves the gradient to the framework. For cross-entropy and InfoNCE the functions
+    of their own cost a fraction of that.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from matryoshka import nested_loss
+    >>> student, teacher = np.ones((3, 4)), np.zeros((3, 4))
+    >>> nested_loss(lambda s, t: ((s - t) ** 2).sum(), student, teacher, nesting=(2, 4))
+    np.float64(18.0)
+    """
+    nesting = as_nesting(nesting)
+    _checks.loss_arguments(loss, arrays)
+    named = [(f"arrays[{i}]", array) for i, array in enumerate(arrays)]
+    xp = namespace(*named, xp=xp)
+    for name, array in named:
+        _checks.floating(array, name, xp)
+        _checks.width(array, name, nesting.dim)
+    parts = [loss(*(truncate(array, m, normalize=normalize, xp=xp) for array in arrays)) for m in nesting]
+    total = sum(part * importance for part, importance in zip(parts, nesting.importance, strict=True))
+    return (total, xp.stack(parts)) if return_parts else total
