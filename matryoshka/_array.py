@@ -17,6 +17,7 @@ __all__ = [
     "arange",
     "count_true",
     "device",
+    "from_numpy",
     "full",
     "is_array",
     "is_floating",
@@ -24,6 +25,7 @@ __all__ = [
     "is_jax_array",
     "is_numpy_array",
     "is_torch_array",
+    "library",
     "namespace",
     "to_numpy",
     "widest_dtype",
@@ -81,6 +83,14 @@ def _namespace_of(name: str, array: Array) -> Namespace:
         raise TypeError(msg) from None
 
 
+def library(xp: Namespace) -> str:
+    """Return the name of the library that a namespace belongs to: "numpy", "torch", "jax", "cupy", ….
+
+    Unlike a look at an array's type, this is something that torch.compile can trace.
+    """
+    return str(xp.__name__).removeprefix("array_api_compat.").partition(".")[0]
+
+
 def is_array(value: object) -> bool:
     """Tell whether `value` is an array of a library that this package can work with."""
     try:
@@ -134,12 +144,17 @@ def count_true(mask: Array, xp: Namespace) -> int:
 
 def arange(n: int, *, like: Array, xp: Namespace, dtype: object = None) -> Array:
     """Return 0 … n - 1 on the device of `like`."""
-    return xp.arange(n, dtype=dtype, device=_creation_device(like))
+    return xp.arange(n, dtype=dtype, device=_creation_device(like, xp))
+
+
+def from_numpy(array: np.ndarray, *, like: Array, xp: Namespace) -> Array:
+    """Return a NumPy array as an array of the library and on the device of `like`."""
+    return xp.asarray(array, device=_creation_device(like))
 
 
 def full_scalar(value: float, *, like: Array, dtype: object, xp: Namespace) -> Array:
     """Return `value` as a 0-d array on the device of `like`."""
-    return xp.full((), value, dtype=dtype, device=_creation_device(like))
+    return xp.full((), value, dtype=dtype, device=_creation_device(like, xp))
 
 
 def full(shape: tuple[int, ...], value: float, *, like: Array, xp: Namespace) -> Array:
@@ -148,9 +163,9 @@ def full(shape: tuple[int, ...], value: float, *, like: Array, xp: Namespace) ->
     return xp.full(shape, value, dtype=like.dtype, device=place)
 
 
-def _creation_device(like: Array) -> object:
+def _creation_device(like: Array, xp: Namespace) -> object:
     """Return what to pass as `device=` to make an array where `like` lives."""
-    return None if is_jax_array(like) else getattr(like, "device", None)
+    return None if library(xp) == "jax" else getattr(like, "device", None)
 
 
 def to_numpy(array: Array) -> np.ndarray:
@@ -179,7 +194,7 @@ def index_dtype(xp: Namespace) -> object:
 
 def repeat_row(row: Array, n: int, xp: Namespace) -> Array:
     """Return a new array of `n` rows, each a copy of `row`."""
-    return row + xp.zeros((n, 1), dtype=row.dtype, device=_creation_device(row))
+    return row + xp.zeros((n, 1), dtype=row.dtype, device=_creation_device(row, xp))
 
 
 def log_softmax(logits: Array, xp: Namespace) -> Array:
@@ -193,15 +208,15 @@ def log_softmax(logits: Array, xp: Namespace) -> Array:
 
 def exp_(array: Array, xp: Namespace) -> Array:
     """Return exp(array), written over `array` where its library can."""
-    if is_numpy_array(array):
+    if library(xp) == "numpy":
         return np.exp(array, out=array)
-    return array.exp_() if is_torch_array(array) else xp.exp(array)
+    return array.exp_() if library(xp) == "torch" else xp.exp(array)
 
 
 def subtract_at(matrix: Array, columns: Array, amount: float, xp: Namespace) -> Array:
     """Return `matrix` less `amount` at one column of each row, written over `matrix` where its library can."""
     n_rows, n_columns = matrix.shape
-    if is_numpy_array(matrix) or is_torch_array(matrix):
+    if library(xp) in ("numpy", "torch", "cupy"):
         matrix[arange(n_rows, like=matrix, xp=xp), columns] -= amount
         return matrix
     hit = arange(n_columns, like=matrix, xp=xp, dtype=columns.dtype) == columns[:, None]
@@ -212,7 +227,7 @@ def add_product(total: Array | None, left: Array, right: Array, *, dtype: object
     """Return total + left @ right in `dtype`, written over `total` where its library can; None stands for zero."""
     if total is None:
         return xp.astype(left @ right, dtype, copy=False)
-    if is_torch_array(total) and left.dtype == total.dtype:
+    if library(xp) == "torch" and left.dtype == total.dtype:
         return total.addmm_(left, right)
     total += xp.astype(left @ right, dtype, copy=False)
     return total

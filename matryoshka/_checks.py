@@ -13,7 +13,7 @@ import operator
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
-from matryoshka._array import accumulator_dtype, count_true, is_floating, is_integer, is_numpy_array
+from matryoshka._array import accumulator_dtype, count_true, is_floating, is_integer, library
 from matryoshka._typing import Array, Namespace
 
 
@@ -196,7 +196,7 @@ def temperature(value: float | Array, xp: Namespace) -> None:
         return
     floating(value, "temperature", xp)
     ndim(value, "temperature", 0, "()")
-    if is_numpy_array(value):
+    if library(xp) == "numpy":
         real(value, "temperature", minimum=0.0, open_minimum=True)
 
 
@@ -210,11 +210,15 @@ def enough_keys(n_queries: int, n_keys: int) -> None:
         raise ValueError(msg)
 
 
-def loss_arguments(loss: object, arrays: Sequence[Array]) -> None:
-    """Check that there is a loss to call and something to call it on."""
+def callable_loss(loss: object) -> None:
+    """Check that `loss` can be called."""
     if not callable(loss):
         msg = f"`loss` must be callable, got {_describe(loss)}; pass a function of arrays."
         raise TypeError(msg)
+
+
+def some_arrays(arrays: Sequence[Array]) -> None:
+    """Check that there is at least one array."""
     if not arrays:
         msg = "`arrays` must hold at least one array of embeddings, got none; pass them after `loss`."
         raise ValueError(msg)
@@ -274,7 +278,7 @@ def labels(
             "reshape it or check which rows it belongs to."
         )
         raise ValueError(msg)
-    if n_classes is None or not is_numpy_array(array):
+    if n_classes is None or library(xp) != "numpy":
         return
     outside = (array < 0) | (array >= n_classes)
     if ignore_index is not None:
@@ -307,10 +311,34 @@ def probabilities(rows: Array, name: str, xp: Namespace, *, note: str) -> None:
 _PROBABILITY_TOLERANCE = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 2e-2}
 
 
+def logits(rows: Array, name: str, xp: Namespace, *, note: str) -> None:
+    """Check that every row holds finite logits of at least one class; `note` says what the rows are of."""
+    if rows.shape[-1] == 0:
+        msg = f"`{name}` ({note}) must have at least one class, got shape {tuple(rows.shape)}; pass some data."
+        raise ValueError(msg)
+    count = count_true(xp.any(~xp.isfinite(rows), axis=-1), xp)
+    if count:
+        msg = (
+            f"`{name}` ({note}) must hold finite logits, got {count} of {rows.shape[0]} rows with NaN or infinity; "
+            "repair the model or drop these rows."
+        )
+        raise ValueError(msg)
+
+
 def integral(array: Array, name: str, xp: Namespace) -> None:
     """Check that `array` holds integers."""
     if not is_integer(array, xp):
         msg = f"`{name}` must hold integers, got dtype {array.dtype}; cast it to int64."
+        raise TypeError(msg)
+
+
+def signed_numbers(array: Array, name: str, xp: Namespace) -> None:
+    """Check that `array` holds floating-point numbers or signed integers, which may be quantised ones."""
+    if not (is_floating(array, xp) or xp.isdtype(array.dtype, "signed integer")):
+        msg = (
+            f"`{name}` must hold floating-point numbers or signed integers, got dtype {array.dtype}; "
+            "unpack bits to -1 and 1, or subtract the zero point."
+        )
         raise TypeError(msg)
 
 
@@ -338,10 +366,15 @@ def finite_rows(array: Array, name: str, xp: Namespace) -> None:
     count = count_true(bad, xp)
     if count:
         rows = xp.nonzero(bad)[0]
-        first = [int(rows[i]) for i in range(min(count, 5))]
+        no_bad_rows([int(rows[i]) for i in range(min(count, 5))], bad.shape[0], name, count=count)
+
+
+def no_bad_rows(bad: Sequence[int], n_rows: int, name: str, *, count: int | None = None) -> None:
+    """Check that no rows were found that are not finite; `bad` may hold the first of `count` only."""
+    if bad:
         msg = (
-            f"`{name}` must be finite, got NaN or infinity in {count} of {bad.shape[0]} rows "
-            f"(first: {', '.join(map(str, first))}); remove or repair these rows."
+            f"`{name}` must be finite, got NaN or infinity in {count or len(bad)} of {n_rows} rows "
+            f"(first: {', '.join(map(str, bad[:5]))}); remove or repair these rows."
         )
         raise ValueError(msg)
 

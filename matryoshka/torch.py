@@ -1,32 +1,48 @@
 """PyTorch modules: nested heads and losses with state, for everyday training loops.
 
-The mathematics is that of `matryoshka.losses`; these modules hold parameters, name them as the official repository
-does, and pass options through.
+The mathematics is that of `matryoshka.losses`, whose functions take tensors as they are. These modules hold parameters
+under the names of the official repository, and work under autocast, `torch.compile`, `torch.func` and
+DistributedDataParallel. A nesting or an option outside its range is an error (TypeError, ValueError) when the module
+is built. Called with `return_parts=True`, each loss also returns that of every prefix, for logging.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 from matryoshka import _checks
 from matryoshka._array import namespace
 from matryoshka._optional import require
 from matryoshka._typing import NestingLike
-from matryoshka.losses import mrl_cross_entropy, mrl_e_cross_entropy, mrl_logits_cross_entropy
+from matryoshka.losses import info_nce, mrl_cross_entropy, mrl_e_cross_entropy, mrl_logits_cross_entropy, nested_loss
 from matryoshka.losses._reduce import Options
 from matryoshka.nesting import as_nesting
 
 require("torch", extra="torch", purpose="`matryoshka.torch`")
 
 import torch  # noqa: E402 (only now is its absence explained)
+import torch.distributed.nn.functional  # noqa: E402
 
-__all__ = ["MRLCrossEntropy", "MRLHead"]
+__all__ = ["InfoNCE", "MRLCrossEntropy", "MRLHead", "NestedLoss"]
 
-# Handed through to the losses: looking an array's library up is what torch.compile cannot trace.
+# Handed through to the losses: looking up the library of an array is what torch.compile cannot trace.
 _XP = namespace(("example", torch.empty(0)))
 
 
-class MRLHead(torch.nn.Module):
+class _Nested(torch.nn.Module):
+    """What all modules share: a nesting, and the options that `print` shows."""
+
+    def __init__(self, nesting: NestingLike, **shown: object) -> None:
+        super().__init__()
+        self.nesting, self._shown = as_nesting(nesting), shown
+
+    def extra_repr(self) -> str:
+        return ", ".join([repr(self.nesting), *(f"{name}={value}" for name, value in self._shown.items())])
+
+
+class MRLHead(_Nested):
     """Linear classifiers of every prefix, with the MRL or MRL-E loss.
 
     Parameters
@@ -44,11 +60,6 @@ class MRLHead(torch.nn.Module):
         As for `mrl_cross_entropy`; `ignore_index` is -100 by default, as everywhere in PyTorch.
     device, dtype
         Where and in which dtype the parameters are made.
-
-    Raises
-    ------
-    TypeError, ValueError
-        A nesting, a number of classes or an option outside its range: when the module is built.
 
     Notes
     -----
@@ -79,19 +90,18 @@ class MRLHead(torch.nn.Module):
         device: Any = None,
         dtype: Any = None,
     ) -> None:
-        super().__init__()
-        self.nesting = as_nesting(nesting)
+        super().__init__(nesting, num_classes=num_classes, tied=tied)
         self.num_classes = _checks.integer(num_classes, "num_classes", minimum=1)
         self.tied = tied
-        self.options = _options(label_smoothing, ignore_index, reduction)
+        self.options = _options(label_smoothing=label_smoothing, ignore_index=ignore_index, reduction=reduction)
         for i, width in enumerate((self.nesting.dim,) if tied else self.nesting):
             linear = torch.nn.Linear(width, self.num_classes, bias=bias, device=device, dtype=dtype)
             self.add_module(f"nesting_classifier_{i}", linear)
 
     @property
-    def classifiers(self) -> list[Any]:
-        """The linear layers, from the narrowest prefix to the widest; one if they are tied."""
-        return list(self.children())
+    def classifiers(self) -> list[torch.nn.Linear]:
+        """The linear layers, from the narrowest prefix to the widest; a single one if they are tied."""
+        return [layer for layer in self.children() if isinstance(layer, torch.nn.Linear)]
 
     def reset_parameters(self) -> None:
         """Draw all parameters anew."""
@@ -99,72 +109,44 @@ class MRLHead(torch.nn.Module):
             linear.reset_parameters()
 
     def forward(
-        self, embeddings: Any, labels: Any = None, *, sample_weight: Any = None, return_parts: bool = False
+        self,
+        embeddings: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        *,
+        sample_weight: torch.Tensor | None = None,
+        return_parts: bool = False,
     ) -> Any:
-        """Return the logits of every prefix, or with `labels` the loss.
-
-        Parameters
-        ----------
-        embeddings : tensor (..., dim)
-            Embeddings as wide as the nesting.
-        labels : integer tensor (...), optional
-            Class of each row.
-        sample_weight : tensor (...), optional
-            Weight of each row in the loss.
-        return_parts : bool, default False
-            Return (loss, losses of the prefixes (G,)).
-
-        Returns
-        -------
-        tuple of G tensors (..., num_classes), or the loss
-            The loss is formed without the logits of all prefixes being kept.
-
-        Raises
-        ------
-        TypeError, ValueError
-            As `mrl_cross_entropy`.
-        """
+        """Return the G logits (..., num_classes) of embeddings (..., dim); with `labels` (...), the loss instead."""
         if labels is None:
             return self._logits(embeddings)
-        options = {"nesting": self.nesting, "sample_weight": sample_weight, "return_parts": return_parts, "xp": _XP}
+        options = {"sample_weight": sample_weight, "return_parts": return_parts, **self.options}
         heads = [(linear.weight, linear.bias) for linear in self.classifiers]
         if self.tied:
-            return mrl_e_cross_entropy(embeddings, *heads[0], labels, **options, **self.options)
-        return mrl_cross_entropy(embeddings, heads, labels, **options, **self.options)
+            return mrl_e_cross_entropy(embeddings, *heads[0], labels, nesting=self.nesting, xp=_XP, **options)
+        return mrl_cross_entropy(embeddings, heads, labels, nesting=self.nesting, xp=_XP, **options)
 
-    def _logits(self, embeddings: Any) -> tuple[Any, ...]:
+    def _logits(self, embeddings: torch.Tensor) -> tuple[torch.Tensor, ...]:
         _checks.width(embeddings, "embeddings", self.nesting.dim)
         if not self.tied:
             pairs = zip(self.classifiers, self.nesting, strict=True)
             return tuple(linear(embeddings[..., :width]) for linear, width in pairs)
         (linear,) = self.classifiers
-        logits, running = [], linear.bias
-        for block in self.nesting.blocks:
-            product = torch.nn.functional.linear(embeddings[..., block], linear.weight[:, block])
-            running = product if running is None else running + product
-            logits.append(running)
+        blocks = self.nesting.blocks
+        logits = [torch.nn.functional.linear(embeddings[..., blocks[0]], linear.weight[:, blocks[0]], linear.bias)]
+        for block in blocks[1:]:
+            logits.append(logits[-1] + torch.nn.functional.linear(embeddings[..., block], linear.weight[:, block]))
         return tuple(logits)
 
-    def extra_repr(self) -> str:
-        """Return what `print` shows of this module besides its layers."""
-        tied = ", tied=True" if self.tied else ""
-        return f"{self.nesting!r}, num_classes={self.num_classes}{tied}"
 
-
-class MRLCrossEntropy(torch.nn.Module):
+class MRLCrossEntropy(_Nested):
     """Cross-entropy summed over prefixes whose logits exist already, such as those of `MRLHead`.
 
     Parameters
     ----------
     nesting : Nesting or sequence of int
-        Prefixes in the order of the logits; only their importances enter.
+        Prefixes in the order of the logits; only their number and importances enter.
     label_smoothing, ignore_index, reduction
         As for `mrl_cross_entropy`; `ignore_index` is -100 by default, as everywhere in PyTorch.
-
-    Raises
-    ------
-    TypeError, ValueError
-        A nesting or an option outside its range: when the module is built.
 
     Examples
     --------
@@ -176,56 +158,143 @@ class MRLCrossEntropy(torch.nn.Module):
     """
 
     def __init__(
+        self, nesting: NestingLike, *, label_smoothing: float = 0.0, ignore_index: int = -100, reduction: str = "mean"
+    ) -> None:
+        super().__init__(nesting)
+        self.options = _options(label_smoothing=label_smoothing, ignore_index=ignore_index, reduction=reduction)
+
+    def forward(
+        self,
+        logits: Any,
+        labels: torch.Tensor,
+        *,
+        sample_weight: torch.Tensor | None = None,
+        return_parts: bool = False,
+    ) -> Any:
+        """Return the loss of G logits (..., n_classes), a sequence or one tensor (G, ..., n_classes)."""
+        options = {"sample_weight": sample_weight, "return_parts": return_parts, **self.options}
+        return mrl_logits_cross_entropy(logits, labels, nesting=self.nesting, xp=_XP, **options)
+
+
+class InfoNCE(_Nested):
+    """InfoNCE summed over prefixes, with a fixed or a learned temperature, in one process or over all.
+
+    Parameters
+    ----------
+    nesting : Nesting or sequence of int
+        Prefix widths and importances; the last width is that of the embeddings.
+    temperature : float, default 0.05
+        What similarities are divided by; where it is learned, its initial value.
+    symmetric, label_smoothing, reduction
+        As for `info_nce`.
+    learnable_temperature : bool, default False
+        Make the logarithm of the temperature a parameter, `log_temperature`.
+    gather : bool, default False
+        Let every query see the keys of all processes of `torch.distributed` and, if symmetric, every key all queries.
+        All processes must hold equally many queries and equally many keys. Gradients flow back to where the keys came
+        from: under DistributedDataParallel, training equals one process on the joined batch.
+    device, dtype
+        Where and in which dtype a learned temperature is made.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from matryoshka.torch import InfoNCE
+    >>> InfoNCE((4, 8), learnable_temperature=True)(torch.eye(8), torch.eye(8)).shape
+    torch.Size([])
+    """
+
+    def __init__(
         self,
         nesting: NestingLike,
         *,
+        temperature: float = 0.05,
+        symmetric: bool = False,
+        learnable_temperature: bool = False,
+        gather: bool = False,
         label_smoothing: float = 0.0,
-        ignore_index: int = -100,
         reduction: str = "mean",
+        device: Any = None,
+        dtype: Any = None,
     ) -> None:
-        super().__init__()
-        self.nesting = as_nesting(nesting)
-        self.options = _options(label_smoothing, ignore_index, reduction)
+        shown = {"symmetric": symmetric, "learnable_temperature": learnable_temperature, "gather": gather}
+        super().__init__(nesting, temperature=temperature, **shown)
+        self.initial_temperature = _checks.real(temperature, "temperature", minimum=0.0, open_minimum=True)
+        self.symmetric, self.gather = symmetric, gather
+        self.options = _options(label_smoothing=label_smoothing, reduction=reduction)
+        logarithm = torch.empty((), device=device, dtype=dtype)
+        self.log_temperature = torch.nn.Parameter(logarithm) if learnable_temperature else None
+        self.reset_parameters()
 
-    def forward(self, logits: Any, labels: Any, *, sample_weight: Any = None, return_parts: bool = False) -> Any:
-        """Return the loss of a sequence of G tensors (..., n_classes), or of one tensor (G, ..., n_classes).
+    @property
+    def temperature(self) -> float | torch.Tensor:
+        """The temperature: a float, or a tensor () if it is learned."""
+        return self.initial_temperature if self.log_temperature is None else self.log_temperature.exp()
 
-        Parameters
-        ----------
-        logits : sequence of tensor, or tensor
-            Logits of each prefix.
-        labels : integer tensor (...)
-            Class of each row.
-        sample_weight : tensor (...), optional
-            Weight of each row.
-        return_parts : bool, default False
-            Return (loss, losses of the prefixes (G,)).
+    def reset_parameters(self) -> None:
+        """Set a learned temperature back to its initial value."""
+        if self.log_temperature is not None:
+            torch.nn.init.constant_(self.log_temperature, math.log(self.initial_temperature))
 
-        Returns
-        -------
-        tensor () or, with reduction "none", (...)
-            As `mrl_logits_cross_entropy`.
-
-        Raises
-        ------
-        TypeError, ValueError
-            As `mrl_logits_cross_entropy`.
-        """
-        return mrl_logits_cross_entropy(
-            logits,
-            labels,
-            nesting=self.nesting,
-            sample_weight=sample_weight,
-            return_parts=return_parts,
-            xp=_XP,
-            **self.options,
-        )
-
-    def extra_repr(self) -> str:
-        """Return what `print` shows of this module."""
-        return repr(self.nesting)
+    def forward(self, queries: torch.Tensor, keys: torch.Tensor, *, return_parts: bool = False) -> Any:
+        """Return the loss of queries (n, dim), whose positives are the first n of the keys (n_keys, dim)."""
+        options = {"temperature": self.temperature, "return_parts": return_parts, **self.options}
+        if not (self.gather and _n_processes() > 1):
+            return info_nce(queries, keys, nesting=self.nesting, symmetric=self.symmetric, xp=_XP, **options)
+        forward = info_nce(queries, _gather_own_first(keys), nesting=self.nesting, xp=_XP, **options)
+        if not self.symmetric:
+            return forward
+        own_keys = keys[: queries.shape[0]]
+        backward = info_nce(own_keys, _gather_own_first(queries), nesting=self.nesting, xp=_XP, **options)
+        if return_parts:
+            return (forward[0] + backward[0]) / 2, (forward[1] + backward[1]) / 2
+        return (forward + backward) / 2
 
 
-def _options(label_smoothing: float, ignore_index: int, reduction: str) -> dict[str, Any]:
-    Options(label_smoothing=label_smoothing, ignore_index=ignore_index, reduction=reduction)
-    return {"label_smoothing": label_smoothing, "ignore_index": ignore_index, "reduction": reduction}
+class NestedLoss(_Nested):
+    """Any loss, summed over prefixes.
+
+    Parameters
+    ----------
+    loss : callable or torch.nn.Module
+        Called on the prefixes of the embeddings, for each width.
+    nesting : Nesting or sequence of int
+        Prefix widths and importances; the last width is that of the embeddings.
+    normalize : bool, default False
+        Give every prefix unit length.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from matryoshka.torch import NestedLoss
+    >>> distill = NestedLoss(torch.nn.MSELoss(), (2, 4), normalize=True)
+    >>> distill(torch.eye(4), 3 * torch.eye(4))
+    tensor(0.)
+    """
+
+    def __init__(self, loss: Callable[..., Any], nesting: NestingLike, *, normalize: bool = False) -> None:
+        super().__init__(nesting, normalize=normalize)
+        _checks.callable_loss(loss)
+        self.loss, self.normalize = loss, normalize
+
+    def forward(self, *embeddings: torch.Tensor, return_parts: bool = False) -> Any:
+        """Return the loss of embeddings (..., dim), as many as the loss takes."""
+        options = {"normalize": self.normalize, "return_parts": return_parts}
+        return nested_loss(self.loss, *embeddings, nesting=self.nesting, xp=_XP, **options)
+
+
+def _options(**options: Any) -> dict[str, Any]:
+    """Return the options of a loss as they are, checked: when its module is built, not deep in training."""
+    Options(**options)
+    return options
+
+
+def _n_processes() -> int:
+    ready = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_world_size() if ready else 1
+
+
+def _gather_own_first(rows: torch.Tensor) -> torch.Tensor:
+    """Gather the rows of all processes, differentiably, this process's before the others'."""
+    gathered = list(torch.distributed.nn.functional.all_gather(rows))  # type: ignore[no-untyped-call]
+    return torch.cat([gathered.pop(torch.distributed.get_rank()), *gathered])

@@ -11,15 +11,17 @@ Gradients of `weighted_total` are formed in its forward pass, where the probabil
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import Any
 
-from matryoshka._array import is_jax_array, is_torch_array
-from matryoshka._typing import Array, Namespace
+from matryoshka._array import library
+from matryoshka._typing import Namespace
 
 
-def hook_for(array: Array, xp: Namespace) -> Any:
-    """Return the hook module of the library that `array` belongs to; a framework's is imported on first use."""
+def hook_for(xp: Namespace) -> Any:
+    """Return the hook module for arrays of the namespace `xp`; a framework's is imported on first use."""
     if hasattr(xp, "row_hook"):
         return xp.row_hook
-    name = "torch" if is_torch_array(array) else "jax" if is_jax_array(array) else "rows"
-    return importlib.import_module(f"matryoshka._hooks.{name}")
+    name = library(xp) if library(xp) in ("torch", "jax") else "rows"
+    module = f"matryoshka._hooks.{name}"
+    return sys.modules[module] if module in sys.modules else importlib.import_module(module)

@@ -69,7 +69,7 @@ def gradients(
     return losses.T, d_rows, formula.finish(parameters, prepared, totals, jnp)
 
 
-def _losses(formula: Any, row_block: int | None, rows: Arrays, labels: jax.Array, parameters: Arrays) -> jax.Array:
+def _losses(formula: Any, row_block: int | None, rows: Arrays, labels: jax.Array, parameters: Arrays) -> Any:
     prepared = formula.prepare(parameters, jnp)
 
     def step(totals: None, block: Any) -> tuple[None, jax.Array]:
@@ -78,7 +78,7 @@ def _losses(formula: Any, row_block: int | None, rows: Arrays, labels: jax.Array
     return _scan(step, (rows, labels), formula.row_bytes(parameters), row_block)[1].T
 
 
-def _scan(step: Any, arrays: Any, row_bytes: int, row_block: int | None) -> tuple[Any, Any]:
+def _scan(step: Any, arrays: Any, row_bytes: int, row_block: int | None) -> Any:
     """Carry `step` over blocks of rows of `arrays`; return its last carry, and its outputs joined along the rows."""
     n = jax.tree.leaves(arrays)[0].shape[0]
     size = loop.block_size(n, row_bytes, row_block)

@@ -56,7 +56,7 @@ def weighted_total(
         if not any(wanted) and not _wanted((weights,))[0]:
             return loop.weighted_total(formula, rows, labels, weights, parameters, row_block=row_block, xp=xp)
         setting = _Setting(len(rows), wanted, row_block, xp)
-        total, losses, *_ = _WeightedTotal.apply(formula, setting, labels, weights, *arrays)
+        total, losses, *_ = _WeightedTotal.apply(formula, setting, labels, weights, *arrays)  # type: ignore[no-untyped-call]
     return total, losses
 
 
@@ -69,7 +69,8 @@ def row_totals(
     with _without_autocast(labels):
         if not any(wanted):
             return loop.row_totals(formula, rows, labels, parameters, row_block=row_block, xp=xp)
-        totals, losses = _RowTotals.apply(formula, _Setting(len(rows), wanted, row_block, xp), labels, *arrays)
+        setting = _Setting(len(rows), wanted, row_block, xp)
+        totals, losses = _RowTotals.apply(formula, setting, labels, *arrays)  # type: ignore[no-untyped-call]
     return totals, losses
 
 
@@ -119,20 +120,20 @@ class _WeightedTotal(torch.autograd.Function):
         formula, _, _, weights, *arrays = inputs
         _, losses, *saved = output
         ctx.mark_non_differentiable(losses, *(gradient for gradient in saved if gradient is not None))
-        ctx.save_for_backward(losses if ctx.needs_input_grad[3] else None, *saved)
-        ctx.formula = formula
-        ctx.dtypes = [None if array is None else array.dtype for array in (weights, *arrays)]
+        ctx.nesting, ctx.n_arrays = formula.nesting, len(arrays)
+        ctx.save_for_backward(losses if ctx.needs_input_grad[3] else None, *saved, weights, *arrays)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, d_total: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
-        losses, *saved = ctx.saved_tensors
-        d_weights = None if losses is None else loop.weigh_prefixes(losses, ctx.formula.nesting)
-        scaled = (
-            None if gradient is None else (gradient * d_total).to(dtype)
-            for gradient, dtype in zip((d_weights, *saved), ctx.dtypes, strict=True)
-        )
-        return None, None, None, *scaled
+        losses, *tensors = ctx.saved_tensors
+        saved, inputs = tensors[: ctx.n_arrays], tensors[ctx.n_arrays :]
+        with torch.no_grad():
+            d_weights = None if losses is None else loop.weigh_prefixes(losses, ctx.nesting)
+            scaled = [
+                None if gradient is None else (gradient * d_total).to(array.dtype)
+                for gradient, array in zip((d_weights, *saved), inputs, strict=True)
+            ]
+        return None, None, None, *_first_order_only(scaled, (d_total, *inputs))
 
 
 class _RowTotals(torch.autograd.Function):
@@ -147,15 +148,14 @@ class _RowTotals(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
-        ctx.formula, ctx.setting, *arrays = inputs
+        ctx.formula, ctx.setting, *tensors = inputs
         ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(*arrays)
+        ctx.save_for_backward(*tensors)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, d_totals: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
         labels, *arrays = ctx.saved_tensors
-        rows, parameters = ctx.setting.split(tuple(arrays))
+        rows, parameters = ctx.setting.split(arrays)
         _, d_rows, d_parameters = gradients(
             ctx.formula,
             rows,
@@ -166,11 +166,39 @@ class _RowTotals(torch.autograd.Function):
             row_block=ctx.setting.row_block,
             xp=ctx.setting.xp,
         )
-        cast = (
+        cast = [
             None if gradient is None else gradient.to(array.dtype)
             for gradient, array in zip((*d_rows, *d_parameters), arrays, strict=True)
+        ]
+        return None, None, None, *_first_order_only(cast, (d_totals, *arrays))
+
+
+class _FirstOrderOnly(torch.autograd.Function):
+    """Pass a gradient on unchanged, but raise where somebody differentiates it: the closed forms end there."""
+
+    @staticmethod
+    def forward(gradient: torch.Tensor, *arrays: torch.Tensor | None) -> torch.Tensor:
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> Any:
+        msg = (
+            "the nested losses of matryoshka have gradients of first order only, got a request for second order; "
+            "for that, form the logits or similarities of each prefix and use the framework's own loss."
         )
-        return None, None, None, *cast
+        raise RuntimeError(msg)
+
+
+def _first_order_only(gradients: list[torch.Tensor | None], inputs: Tensors) -> list[torch.Tensor | None]:
+    """Where a graph of the backward pass is being made, let the gradients raise if they are differentiated."""
+    if not torch.is_grad_enabled():
+        return gradients
+    guard: Any = _FirstOrderOnly.apply
+    return [None if gradient is None else guard(gradient, *inputs) for gradient in gradients]
 
 
 def _wanted(arrays: Tensors) -> tuple[bool, ...]:

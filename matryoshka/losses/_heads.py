@@ -63,7 +63,7 @@ class TiedHead(Formula):
         return None if d_weight[0] is None else xp.concat(d_weight, axis=1), d_bias
 
     def row_bytes(self, parameters: Arrays) -> int:
-        return 4 * parameters[0].shape[0] * len(self.nesting)
+        return 4 * int(parameters[0].shape[0]) * len(self.nesting)
 
     def _log_p(self, rows: Arrays, prepared: Arrays, xp: Namespace) -> Iterator[Array]:
         (x,), (weight, bias) = rows, prepared
@@ -122,7 +122,7 @@ class SeparateHeads(Formula):
         return totals
 
     def row_bytes(self, parameters: Arrays) -> int:
-        return 4 * parameters[0].shape[0] * 3
+        return 4 * int(parameters[0].shape[0]) * 3
 
     def _log_p(self, g: int, rows: Arrays, prepared: Arrays, xp: Namespace) -> Array:
         (x,), weight, bias = rows, prepared[2 * g], prepared[2 * g + 1]

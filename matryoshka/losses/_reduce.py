@@ -90,7 +90,7 @@ def row_weights(
 def evaluate(problem: Problem, options: Options) -> Any:
     """Return the loss: 0-d, or with reduction "none" one number a row; with `return_parts` also that of each prefix."""
     p, xp = problem, problem.xp
-    hook = hook_for(p.labels, xp)
+    hook = hook_for(xp)
     if options.reduction == "none":
         total, losses = hook.row_totals(p.formula, p.rows, p.labels, p.parameters, row_block=options.row_block, xp=xp)
         total = xp.reshape(weigh(total, p.weights, xp), p.axes)
@@ -108,7 +108,7 @@ def evaluate_with_grad(problem: Problem, options: Options) -> tuple[Any, Arrays,
     """Return the loss as `evaluate` does, and its gradients in the rows and in the parameters, in their dtypes."""
     p, xp = problem, problem.xp
     _checks.choice(options.reduction, "reduction", ("mean", "sum"))
-    losses, d_rows, d_parameters = hook_for(p.labels, xp).gradients(
+    losses, d_rows, d_parameters = hook_for(xp).gradients(
         p.formula,
         p.rows,
         p.labels,

@@ -80,7 +80,7 @@ class Similarity(Formula):
         return d_keys, -inverse_t * xp.sum(xp.stack(k_sums))
 
     def row_bytes(self, parameters: Arrays) -> int:
-        return 4 * parameters[0].shape[0] * len(self.nesting)
+        return 4 * int(parameters[0].shape[0]) * len(self.nesting)
 
     def _similarities(self, q: Array, inverse_q: Sequence[Array], prepared: Arrays, xp: Namespace) -> Iterator[Array]:
         k, inverse_k, inverse_t = prepared

@@ -181,7 +181,7 @@ def _directions(
     """Check the arguments; return the loss of the queries and, if symmetric, that of the first n keys."""
     scalar = isinstance(temperature, float | int)
     xp = namespace(("queries", queries), ("keys", keys), ("temperature", None if scalar else temperature), xp=xp)
-    product_dtype = hook_for(queries, xp).product_dtype(queries)
+    product_dtype = hook_for(xp).product_dtype(queries)
     if product_dtype is None:
         _checks.same_dtype(xp, ("queries", queries), ("keys", keys))
     for name, array in (("queries", queries), ("keys", keys)):

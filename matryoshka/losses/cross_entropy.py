@@ -400,7 +400,7 @@ def _tied(
 
 def _head_problem(
     formula: type[Formula],
-    named: Sequence[tuple[str, Array | None]],
+    named: Sequence[tuple[str, Array]],
     parameters: Arrays,
     labels: Array,
     n_classes: int,
@@ -409,7 +409,7 @@ def _head_problem(
     xp: Namespace,
 ) -> Problem:
     embeddings = named[0][1]
-    product_dtype = hook_for(embeddings, xp).product_dtype(embeddings)
+    product_dtype = hook_for(xp).product_dtype(embeddings)
     if product_dtype is None:
         _checks.same_dtype(xp, *named)
     _checks.width(embeddings, "embeddings", nesting.dim)

@@ -69,7 +69,8 @@ def nested_loss(
     np.float64(18.0)
     """
     nesting = as_nesting(nesting)
-    _checks.loss_arguments(loss, arrays)
+    _checks.callable_loss(loss)
+    _checks.some_arrays(arrays)
     named = [(f"arrays[{i}]", array) for i, array in enumerate(arrays)]
     xp = namespace(*named, xp=xp)
     for name, array in named:
