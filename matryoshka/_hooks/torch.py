@@ -156,7 +156,7 @@ class _RowTotals(torch.autograd.Function):
     def backward(ctx: Any, d_totals: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
         labels, *arrays = ctx.saved_tensors
         rows, parameters = ctx.setting.split(arrays)
-        _, d_rows, d_parameters = gradients(
+        d_rows, d_parameters = gradients(
             ctx.formula,
             rows,
             labels,
@@ -165,7 +165,7 @@ class _RowTotals(torch.autograd.Function):
             wanted=ctx.setting.wanted,
             row_block=ctx.setting.row_block,
             xp=ctx.setting.xp,
-        )
+        )[1:]
         cast = [
             None if gradient is None else gradient.to(array.dtype)
             for gradient, array in zip((*d_rows, *d_parameters), arrays, strict=True)
