@@ -25,6 +25,8 @@ require("torch", extra="torch", purpose="`matryoshka.torch`")
 import torch  # noqa: E402 (only now is its absence explained)
 import torch.distributed.nn.functional  # noqa: E402
 
+import matryoshka._hooks.torch  # noqa: E402, F401 (torch.compile cannot trace its import on first use)
+
 __all__ = ["InfoNCE", "MRLCrossEntropy", "MRLHead", "NestedLoss"]
 
 # Handed through to the losses: looking up the library of an array is what torch.compile cannot trace.
