@@ -6,6 +6,8 @@ whose tensors are no array-API objects (Keras) hands its own namespace in throug
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from array_api_compat import array_namespace, is_cupy_array, is_jax_array, is_numpy_array, is_torch_array
 from array_api_compat import device as _device
@@ -128,7 +130,13 @@ def accumulator_dtype(array: Array, xp: Namespace) -> object:
 
 
 def _dtype_name(array: Array) -> str:
-    return str(array.dtype).rpartition(".")[2]
+    return str(getattr(array.dtype, "name", array.dtype)).rpartition(".")[2]
+
+
+def row_count(array: Array, xp: Namespace) -> Any:
+    """Return the length of the first axis: an int, or a 0-d integer array where a graph leaves it open (None)."""
+    n = array.shape[0]
+    return xp.shape(array)[0] if n is None else n
 
 
 def widest_dtype(xp: Namespace) -> object:
@@ -142,7 +150,7 @@ def count_true(mask: Array, xp: Namespace) -> int:
     return int(xp.sum(xp.astype(mask, xp.int32)))
 
 
-def arange(n: int, *, like: Array, xp: Namespace, dtype: object = None) -> Array:
+def arange(n: Any, *, like: Array, xp: Namespace, dtype: object = None) -> Array:
     """Return 0 … n - 1 on the device of `like`."""
     return xp.arange(n, dtype=dtype, device=_creation_device(like, xp))
 
@@ -192,7 +200,7 @@ def index_dtype(xp: Namespace) -> object:
     return xp.arange(1).dtype
 
 
-def repeat_row(row: Array, n: int, xp: Namespace) -> Array:
+def repeat_row(row: Array, n: Any, xp: Namespace) -> Array:
     """Return a new array of `n` rows, each a copy of `row`."""
     return row + xp.zeros((n, 1), dtype=row.dtype, device=_creation_device(row, xp))
 

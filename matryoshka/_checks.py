@@ -173,10 +173,17 @@ def min_ndim(array: Array, name: str, n: int, axes: str) -> None:
 
 
 def shape(array: Array, name: str, expected: tuple[int, ...], axes: str) -> None:
-    """Check the exact shape of `array`; `axes` spells it for the message."""
-    if tuple(array.shape) != tuple(expected):
+    """Check the shape of `array`; `axes` spells it for the message."""
+    if not _agree(array.shape, expected):
         msg = f"`{name}` must have shape {axes} = {tuple(expected)}, got {tuple(array.shape)}; reshape or select."
         raise ValueError(msg)
+
+
+def _agree(actual: Sequence[int | None], expected: Sequence[int | None]) -> bool:
+    """Tell whether two shapes are equal as far as they are known: graphs may leave an axis open (None)."""
+    return len(actual) == len(expected) and all(
+        a is None or b is None or a == b for a, b in zip(actual, expected, strict=True)
+    )
 
 
 def width(array: Array, name: str, dim: int) -> None:
@@ -200,9 +207,9 @@ def temperature(value: float | Array, xp: Namespace) -> None:
         real(value, "temperature", minimum=0.0, open_minimum=True)
 
 
-def enough_keys(n_queries: int, n_keys: int) -> None:
-    """Check that each query has a key."""
-    if n_keys < n_queries:
+def enough_keys(n_queries: int | None, n_keys: int | None) -> None:
+    """Check that each query has a key, where both numbers are known."""
+    if n_queries is not None and n_keys is not None and n_keys < n_queries:
         msg = (
             f"`keys` must have a row for each of the {n_queries} queries, got {n_keys}; "
             "row i is the positive of query i, further rows are negatives."
@@ -272,7 +279,7 @@ def labels(
     if not is_integer(array, xp):
         msg = f"`{name}` must hold integer class ids, got dtype {array.dtype}; cast it, or take argmax of one-hot rows."
         raise TypeError(msg)
-    if tuple(array.shape) != tuple(expected):
+    if not _agree(array.shape, expected):
         msg = (
             f"`{name}` must have one class id per row, shape {tuple(expected)}, got {tuple(array.shape)}; "
             "reshape it or check which rows it belongs to."

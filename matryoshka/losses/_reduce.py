@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from matryoshka import _checks
-from matryoshka._array import index_dtype
+from matryoshka._array import accumulator_dtype, index_dtype, row_count
 from matryoshka._hooks import hook_for
 from matryoshka._hooks.rows import weigh, weigh_prefixes
 from matryoshka._typing import Array, Namespace
@@ -136,7 +136,9 @@ def _divisor(problem: Problem, options: Options) -> Any:
     """Return what the sum over rows is divided by; where nothing counts, 1, so that the mean is 0."""
     if options.reduction == "sum":
         return 1
-    if problem.weights is None:
-        return max(problem.labels.shape[0], 1)
-    total = problem.xp.sum(problem.weights)
-    return problem.xp.where(total == 0, problem.xp.ones_like(total), total)
+    weights, labels, xp = problem.weights, problem.labels, problem.xp
+    if weights is None and labels.shape[0] is not None:
+        return max(labels.shape[0], 1)
+    dtype = accumulator_dtype(problem.rows[0], xp)
+    total = xp.astype(row_count(labels, xp), dtype) if weights is None else xp.sum(weights)
+    return xp.where(total == 0, xp.ones_like(total), total)

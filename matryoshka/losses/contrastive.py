@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from matryoshka import _checks
-from matryoshka._array import accumulator_dtype, arange, full_scalar, namespace
+from matryoshka._array import accumulator_dtype, arange, full_scalar, namespace, row_count
 from matryoshka._hooks import hook_for
 from matryoshka._typing import Array, Namespace, NestingLike
 from matryoshka.losses._reduce import Options, Problem, evaluate, evaluate_with_grad
@@ -187,15 +187,15 @@ def _directions(
     for name, array in (("queries", queries), ("keys", keys)):
         _checks.ndim(array, name, 2, "(n, dim)")
         _checks.width(array, name, nesting.dim)
-    n, n_keys = queries.shape[0], keys.shape[0]
-    _checks.enough_keys(n, n_keys)
+    _checks.enough_keys(queries.shape[0], keys.shape[0])
     _checks.temperature(temperature, xp)
     if scalar:
         temperature = full_scalar(temperature, like=queries, dtype=accumulator_dtype(queries, xp), xp=xp)
+    n = row_count(queries, xp)
     labels = arange(n, like=queries, xp=xp)
     formula = Similarity(nesting, options.label_smoothing, product_dtype)
 
     def problem(rows: Array, others: Array) -> Problem:
-        return Problem(formula, (rows,), labels, None, (others, temperature), (n,), xp)
+        return Problem(formula, (rows,), labels, None, (others, temperature), (queries.shape[0],), xp)
 
     return problem(queries, keys), problem(keys[:n, :], queries) if symmetric else None
