@@ -22,6 +22,7 @@ __all__ = [
     "from_numpy",
     "full",
     "is_array",
+    "is_cupy_array",
     "is_floating",
     "is_integer",
     "is_jax_array",

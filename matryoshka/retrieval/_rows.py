@@ -1,50 +1,136 @@
-"""Read rows of a corpus: slices in order, or candidates by id, always in the dtype in which sums are formed."""
+"""Read rows of a corpus: slices in order, or candidates by id, always in the dtype in which sums are formed.
+
+`HostRows` reads what lies in main memory or in a file, through NumPy; `DeviceRows` what lies elsewhere, through the
+array's own library. What comes out may be a view: it is never written to.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from typing import Any
 
-from matryoshka._array import accumulator_dtype, is_jax_array, is_numpy_array, is_torch_array
+import numpy as np
+
+from matryoshka._array import accumulator_dtype, is_cupy_array, is_jax_array, is_torch_array
 from matryoshka._typing import Array, Namespace
+from matryoshka.retrieval import _host
 
-_BLOCK_BYTES = 1 << 22
+_BLOCK_NUMBERS = 1 << 20
 
 
-class Rows:
-    """The rows of a corpus as they are computed with: cast from half precision, and divided by their scale.
+class HostRows:
+    """Rows in main memory, in a memory-mapped file, or in anything that is read in slices of rows.
 
     Parameters
     ----------
     array : array (n, dim)
-        Never written to. May be memory-mapped.
-    scale : array (n,), optional
-        Positive numbers that rows are divided by, for rows whose squares would underflow or overflow.
+        float16, float32, float64, or the bits of bfloat16 as uint16.
+    xp : namespace
+        NumPy's.
     """
 
-    def __init__(self, array: Array, xp: Namespace, scale: Array | None = None) -> None:
+    scale: np.ndarray | None = None
+    """Positive numbers (n,) that rows are divided by, where their squares would vanish or overflow."""
+
+    squares: Any = None
+    """Squared lengths (n,) of the full rows after scaling, once they are known."""
+
+    def __init__(self, array: Any, xp: Namespace) -> None:
         self.array = array
         self.xp = xp
-        self.scale = scale
-        self.dtype = accumulator_dtype(array, xp)
-        self.shape: tuple[int, int] = tuple(array.shape)
+        self.shape: tuple[int, int] = (int(array.shape[0]), int(array.shape[1]))
+        self.dtype = np.dtype(np.float64 if np.dtype(array.dtype).itemsize > 4 else np.float32)
+        self._is_array = isinstance(array, np.ndarray)
+        self._mapping = _host.Mapping.of(array)
 
-    def slices(self, dim: int) -> Iterator[tuple[slice, Array]]:
-        """Give the first `dim` columns in blocks of rows, with the slice of rows that each block covers."""
-        n = self.shape[0]
-        step = max(256, _BLOCK_BYTES // (4 * dim))
-        for start in range(0, n, step):
-            block = slice(start, min(start + step, n))
-            yield block, self.read(block, dim)
+    def check(self) -> None:
+        """Check that the rows can still be read."""
+        if self._mapping is not None:
+            self._mapping.check()
+
+    def blocks(self) -> list[slice]:
+        """Cut the rows into blocks of a few megabytes."""
+        return _blocks(self.shape)
+
+    def read(self, block: slice, dim: int) -> np.ndarray:
+        """Return the first `dim` columns of consecutive rows."""
+        rows = self.array[block, :dim]
+        if self._mapping is not None:
+            self._mapping.note(rows.shape[0] * self.array.strides[0])
+        rows = _host.widen(np.asarray(rows))
+        return rows if self.scale is None else rows / self.scale[block, None]
+
+    def take(self, ids: np.ndarray, columns: slice) -> np.ndarray:
+        """Return `columns` of the rows `ids`, any shape, as (*ids.shape, width); ids are at least 0."""
+        flat = ids.reshape(-1)
+        rows = self._gather(flat, columns) if self._is_array else self._read_each(flat, columns)
+        if self._mapping is not None:
+            self._mapping.note(flat.size * _host.FAULT)
+        rows = _host.widen(rows)
+        if self.scale is not None:
+            rows = rows / self.scale[flat, None]
+        return rows.reshape(*ids.shape, columns.stop - columns.start)
+
+    def _gather(self, ids: np.ndarray, columns: slice) -> np.ndarray:
+        """Gather pieces of rows as if they were short rows: NumPy copies whole rows far faster than parts of rows."""
+        dim, width = self.shape[1], columns.stop - columns.start
+        piece = math.gcd(dim, columns.start, columns.stop)
+        if piece < _SHORTEST_PIECE:  # pieces that also hold a few columns before or after
+            piece = min(math.gcd(dim, 1 << 16), 1 << (width - 1).bit_length())
+        if piece < _SHORTEST_PIECE or not self.array.flags.c_contiguous:
+            taken: np.ndarray = self.array[ids, columns]
+            return taken
+        first, last = columns.start // piece, -(-columns.stop // piece)
+        places = ids[:, None] * (dim // piece) + np.arange(first, last)
+        taken = np.take(self.array.reshape(-1, piece), places, axis=0).reshape(ids.size, (last - first) * piece)
+        return taken[:, columns.start - first * piece :][:, :width]
+
+    def _read_each(self, ids: np.ndarray, columns: slice) -> np.ndarray:
+        wanted, where = np.unique(ids, return_inverse=True)
+        rows = [np.asarray(self.array[int(i) : int(i) + 1, columns]) for i in wanted]
+        empty = np.empty((0, columns.stop - columns.start), self.array.dtype)
+        return np.concatenate([empty, *rows])[where.reshape(-1)]
+
+
+_SHORTEST_PIECE = 8
+
+
+class DeviceRows:
+    """Rows of any library, on any device.
+
+    Parameters
+    ----------
+    array : array (n, dim)
+        Never written to.
+    xp : namespace
+        Its library.
+    """
+
+    scale: Array | None = None
+    squares: Array | None = None
+
+    def __init__(self, array: Array, xp: Namespace) -> None:
+        self.array = array
+        self.xp = xp
+        self.shape: tuple[int, int] = (array.shape[0], array.shape[1])
+        self.dtype = accumulator_dtype(array, xp)
+
+    def check(self) -> None:
+        """Arrays stay readable."""
+
+    def blocks(self) -> list[slice]:
+        """As `HostRows.blocks`."""
+        return _blocks(self.shape)
 
     def read(self, block: slice, dim: int) -> Array:
-        """Return the first `dim` columns of consecutive rows."""
+        """As `HostRows.read`."""
         rows = self.xp.astype(self.array[block, :dim], self.dtype, copy=False)
         return rows if self.scale is None else rows / self.scale[block, None]
 
     def take(self, ids: Array, columns: slice) -> Array:
-        """Return `columns` of the rows `ids` (n_queries, m), as (n_queries, m, width); ids are at least 0."""
+        """As `HostRows.take`."""
         flat = self.xp.reshape(ids, (-1,))
-        if is_numpy_array(self.array) or is_torch_array(self.array) or is_jax_array(self.array):
+        if is_torch_array(flat) or is_jax_array(flat) or is_cupy_array(flat):
             rows = self.array[flat, columns]  # reads only these columns
         else:
             rows = self.xp.take(self.array[:, columns], flat, axis=0)
@@ -52,3 +138,11 @@ class Rows:
         if self.scale is not None:
             rows = rows / self.xp.take(self.scale, flat)[:, None]
         return self.xp.reshape(rows, (*ids.shape, columns.stop - columns.start))
+
+
+Rows = HostRows | DeviceRows
+
+
+def _blocks(shape: tuple[int, int]) -> list[slice]:
+    n, step = shape[0], max(64, _BLOCK_NUMBERS // shape[1])
+    return [slice(start, min(start + step, n)) for start in range(0, n, step)]

@@ -11,6 +11,7 @@ Every candidate is scored by these functions alone, whichever way it was found, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -41,29 +42,32 @@ class Sums(NamedTuple):
         squares = None if self.squares is None else take_along(self.squares, positions, xp)
         return Sums(take_along(self.products, positions, xp), squares)
 
+    def plus(self, other: Sums) -> Sums:
+        """Add the sums over further columns."""
+        squares = None if self.squares is None or other.squares is None else self.squares + other.squares
+        return Sums(self.products + other.products, squares)
 
-def sums(metric: str, queries: Array, rows: Array, xp: Namespace, before: Sums | None = None) -> Sums:
-    """Add the columns `queries` (n_queries, width) and `rows` (n_queries, m, width) to the sums `before`."""
+    @classmethod
+    def join(cls, parts: Sequence[Sums], xp: Namespace) -> Sums:
+        """Put the sums of several groups of candidates side by side."""
+        squares = None if parts[0].squares is None else xp.concat([part.squares for part in parts], axis=-1)
+        return cls(xp.concat([part.products for part in parts], axis=-1), squares)
+
+    def scores(self, query_lengths: Array | None, xp: Namespace) -> Array:
+        """Turn sums into scores; `query_lengths` (n_queries,) are the lengths of the prefixes, for "cosine"."""
+        if self.squares is None or query_lengths is None:
+            return self.products
+        lengths = query_lengths[:, None] * xp.sqrt(self.squares)
+        # where a length is 0 the product is 0 as well
+        return self.products / xp.where(lengths > 0, lengths, xp.ones_like(lengths))
+
+
+def sums(metric: str, queries: Array, rows: Array, xp: Namespace, *, squares: bool) -> Sums:
+    """Sum over the columns of `queries` (n_queries, width) and `rows` (n_queries, m, width)."""
     if metric == "l2":
         difference = queries[:, None, :] - rows
-        products = -_dot(difference, difference, xp)
-    else:
-        products = _dot(queries[:, None, :], rows, xp)
-    lengths_squared = _dot(rows, rows, xp) if metric == "cosine" else None
-    if before is not None:
-        products = before.products + products
-        lengths_squared = None if lengths_squared is None else before.squares + lengths_squared
-    return Sums(products, lengths_squared)
-
-
-def scores(total: Sums, query_lengths: Array | None, xp: Namespace) -> Array:
-    """Turn sums into scores; `query_lengths` (n_queries,) are the lengths of the prefixes, for "cosine"."""
-    if total.squares is None or query_lengths is None:
-        return total.products
-    lengths = query_lengths[:, None] * xp.sqrt(total.squares)
-    return xp.where(
-        lengths > 0, total.products / xp.where(lengths > 0, lengths, xp.ones_like(lengths)), xp.zeros_like(lengths)
-    )
+        return Sums(-_dot(difference, difference, xp), None)
+    return Sums(_dot(queries[:, None, :], rows, xp), _dot(rows, rows, xp) if squares else None)
 
 
 def squares(rows: Array, xp: Namespace) -> Array:
@@ -77,7 +81,7 @@ def lengths(rows: Array, xp: Namespace) -> Array:
 
 
 def _dot(left: Array, right: Array, xp: Namespace) -> Array:
-    if is_numpy_array(left):
+    if is_numpy_array(right):
         # not a matrix product: that rounds a row differently depending on where in the matrix it stands
         return np.einsum("...d,...d->...", left, right)
     return xp.sum(left * right, axis=-1)

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from matryoshka._array import is_jax_array, is_numpy_array, is_torch_array
+from matryoshka._array import arange, is_jax_array, is_numpy_array, is_torch_array
 from matryoshka._typing import Array, Namespace
 
 
-def top_k(values: Array, k: int, xp: Namespace) -> tuple[Array, Array]:
-    """Return the `k` largest of each row and their positions.
+def top_k(values: Array, k: int, xp: Namespace) -> Array:
+    """Return the positions of the `k` largest of each row, best first.
 
     Parameters
     ----------
@@ -28,68 +28,59 @@ def top_k(values: Array, k: int, xp: Namespace) -> tuple[Array, Array]:
 
     Returns
     -------
-    values, positions : array (n_rows, k)
-        Largest first, equal values by position.
+    array (n_rows, k)
+        Positions, by value and then by position.
     """
-    if k in (0, values.shape[-1]) or values.shape[0] == 0:
-        return _sorted(values, k, xp)
+    if is_jax_array(values):
+        return _jax_lax().top_k(values, k)[1]  # equal values come by position
+    if k < values.shape[1] and (is_numpy_array(values) or is_torch_array(values)):
+        positions = keep_best(values, k, xp)
+        return take_along(positions, top_k(take_along(values, positions, xp), k, xp), xp)
     if is_numpy_array(values):
-        return _partition(values, k)
+        return np.argsort(-values, axis=-1, kind="stable")
+    return xp.argsort(values, axis=-1, descending=True, stable=True)[:, :k]
+
+
+def keep_best(values: Array, k: int, xp: Namespace) -> Array:
+    """Return the positions of the `k` largest of each row, as `top_k` does, but in ascending order."""
+    if k == values.shape[1]:
+        positions = arange(k, like=values, xp=xp)[None, :]
+        return xp.broadcast_to(positions, (values.shape[0], k))
+    if is_numpy_array(values):
+        return _numpy(values, k)
     if is_torch_array(values):
         return _torch(values, k, xp)
-    if is_jax_array(values):
-        best: tuple[Array, Array] = _jax_lax().top_k(values, k)  # equal values come by position
-        return best
-    return _sorted(values, k, xp)
-
-
-def ranking(scores: Array, ids: Array, k: int, xp: Namespace) -> Array:
-    """Return the positions (n_rows, k) of the best of scored candidates (n_rows, n), equal scores by id."""
-    by_id = xp.argsort(ids, axis=-1, stable=True)
-    _, positions = top_k(take_along(scores, by_id, xp), k, xp)
-    return take_along(by_id, positions, xp)
+    return xp.sort(top_k(values, k, xp), axis=-1)
 
 
 def take_along(array: Array, positions: Array, xp: Namespace) -> Array:
     """Pick array[i, positions[i, j]] for each i, j."""
+    if is_numpy_array(array):
+        return array[np.arange(array.shape[0])[:, None], positions]
     if hasattr(xp, "take_along_axis"):
         return xp.take_along_axis(array, positions, axis=-1)
     return xp.take_along_dim(array, positions, -1)  # torch's name for it, under older array-api-compat
 
 
-def _sorted(values: Array, k: int, xp: Namespace) -> tuple[Array, Array]:
-    positions = xp.argsort(values, axis=-1, descending=True, stable=True)[:, :k]
-    return take_along(values, positions, xp), positions
+def _numpy(values: np.ndarray, k: int) -> np.ndarray:
+    n_rows, n = values.shape
+    least = np.partition(values, n - k, axis=-1)[:, n - k, None]
+    chosen = values >= least
+    surplus = np.count_nonzero(chosen, axis=-1) - k
+    for row in np.flatnonzero(surplus):
+        equal = np.flatnonzero(values[row] == least[row])
+        chosen[row, equal[equal.size - surplus[row] :]] = False
+    return np.nonzero(chosen)[1].reshape(n_rows, k)
 
 
-def _partition(values: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    positions = np.argpartition(values, values.shape[-1] - k, axis=-1)[:, -k:]
-    least = np.take_along_axis(values, positions, axis=-1).min(axis=-1, keepdims=True)
-    for row in np.flatnonzero(np.count_nonzero(values >= least, axis=-1) > k):
-        candidates = np.flatnonzero(values[row] >= least[row])
-        positions[row] = candidates[np.argsort(-values[row, candidates], kind="stable")[:k]]
-    positions.sort(axis=-1)
-    best = np.take_along_axis(values, positions, axis=-1)
-    order = np.argsort(-best, axis=-1, kind="stable")
-    return np.take_along_axis(best, order, axis=-1), np.take_along_axis(positions, order, axis=-1)
-
-
-def _torch(values: Array, k: int, xp: Namespace) -> tuple[Array, Array]:
-    best, positions = xp.topk(values, k, dim=-1)
-    # topk takes any of the values that equal the last one: count those above it and refill with the first that equal it
-    least = best[:, -1:]
-    lowest = xp.where(values == least, -xp.arange(values.shape[-1], device=values.device), -values.shape[-1])
-    first_equal = -xp.topk(lowest, k, dim=-1).values
-    above = xp.sum(best > least, axis=-1, keepdims=True, dtype=xp.int64)
-    rank = xp.arange(k, device=values.device)[None, :] - above
-    refilled = take_along(first_equal, xp.clip(rank, 0, None), xp)
-    positions = xp.sort(xp.where(rank >= 0, refilled, positions), axis=-1)
-    return _sorted_at(values, positions, xp)
-
-
-def _sorted_at(values: Array, positions: Array, xp: Namespace) -> tuple[Array, Array]:
-    best, order = _sorted(take_along(values, positions, xp), positions.shape[-1], xp)
-    return best, take_along(positions, order, xp)
+def _torch(values: Array, k: int, xp: Namespace) -> Array:
+    """Choose everything above the k-th value, and of what equals it the first, without waiting for the device."""
+    least = xp.topk(values, k, dim=-1, sorted=True).values[:, -1:]
+    above, equal = values > least, values == least
+    room = k - xp.sum(above, axis=-1, keepdims=True, dtype=xp.int64)
+    chosen = above | (equal & (xp.cumulative_sum(xp.astype(equal, xp.int64), axis=-1) <= room))
+    # k of each row are chosen: the descending sort of the marks, kept stable, puts their positions first
+    return xp.argsort(xp.astype(chosen, xp.int8), axis=-1, descending=True, stable=True)[:, :k]
 
 
 def _jax_lax() -> Any:

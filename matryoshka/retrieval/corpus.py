@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+
+import numpy as np
 
 from matryoshka import _checks
-from matryoshka._array import arange, full, is_integer, namespace
+from matryoshka._array import accumulator_dtype, arange, full, is_floating, is_integer, namespace
 from matryoshka._typing import Array, Namespace
 from matryoshka.embeddings import truncate
-from matryoshka.retrieval import _exact, _scores
-from matryoshka.retrieval._rows import Rows
-from matryoshka.retrieval._top_k import ranking, take_along
+from matryoshka.retrieval import _device, _scan, _stages
+from matryoshka.retrieval._host import Sliceable, give_back, is_remote, is_sliceable, view, widen
+from matryoshka.retrieval._prefix import Prefix, build, inspect
+from matryoshka.retrieval._rows import DeviceRows, HostRows, Rows
+from matryoshka.retrieval._scores import METRICS
 from matryoshka.retrieval.funnel import Funnel
 
 __all__ = ["Corpus"]
 
-_SAFE = 1e-15, 1e15
-"""Lengths of rows whose squares neither vanish nor overflow in float32, with room for short prefixes."""
+_QUERIES = 128
+"""Queries that are searched for at once: enough to use each row that is read many times."""
 
-_PART_NUMBERS = 1 << 23
+_CANDIDATES = 1 << 22
 
 
 class Corpus:
@@ -57,21 +61,21 @@ class Corpus:
     (array([[0.8, 0.6]]), array([[1, 2]]))
     """
 
-    def __init__(self, embeddings: Array, *, metric: str = "cosine", search_dims: Iterable[int] = ()) -> None:
-        self._xp: Namespace = namespace(("embeddings", embeddings))
-        _checks.floating(embeddings, "embeddings", self._xp)
+    def __init__(
+        self, embeddings: Array | Sliceable, *, metric: str = "cosine", search_dims: Iterable[int] = ()
+    ) -> None:
+        like = np.empty(0, embeddings.dtype) if is_sliceable(embeddings) else embeddings
+        xp = namespace(("embeddings", like))
+        _checks.floating(like, "embeddings", xp)
         _checks.ndim(embeddings, "embeddings", 2, "(n, dim)")
         _checks.not_empty(embeddings, "embeddings")
         _checks.not_empty(embeddings, "embeddings", axis=1)
-        self._metric = _checks.choice(metric, "metric", _scores.METRICS)
+        self._metric = _checks.choice(metric, "metric", METRICS)
         widths = _search_dims(search_dims, embeddings.shape[1])
-        _checks.finite_rows(embeddings, "embeddings", self._xp)
-        self._rows = Rows(embeddings, self._xp)
-        if metric == "cosine":
-            self._rows = Rows(embeddings, self._xp, _scale_of(self._rows, self._xp))
-        self._prefixes: dict[int, _exact.Prefix] = {}
-        for width in widths:
-            self._prefix(width)
+        self._like, self._xp = like, xp
+        self._rows = _rows_of(embeddings, xp)
+        self._rows.check()
+        self._prefixes = inspect(self._rows, widths, metric)
 
     @property
     def metric(self) -> str:
@@ -126,13 +130,15 @@ class Corpus:
         k = _checks.integer(k, "k", minimum=1)
         plan = Funnel((self.dim,), ()) if funnel is None else self._plan(funnel, k)
         lists = [min(count, len(self)) for count in (*plan.keep, k)]
+        self._rows.check()
         prefix = self._prefix(plan.dims[0])
-
-        def answer(queries: Array) -> tuple[Array, Array]:
-            ids = _exact.candidates(prefix, queries[:, : prefix.dim], lists[0], self._xp)
-            return self._rerank(queries, ids, plan.dims, lists, k)
-
-        return self._in_parts(answer, max(lists), self.dim, queries)
+        step = max(1, min(_QUERIES, _CANDIDATES // lists[0]))
+        found = []
+        for start in range(0, max(1, queries.shape[0]), step):
+            part = queries[start : min(start + step, queries.shape[0]), :]
+            ids = self._first_stage(prefix, part, lists[0])
+            found.append(_stages.rerank(self._rows, self.metric, part, ids, plan.dims, lists))
+        return self._results(found, k)
 
     def rerank(self, queries: Array, ids: Array, k: int, *, dim: int) -> tuple[Array, Array]:
         """Order candidates by their similarity to the query at one width.
@@ -164,77 +170,75 @@ class Corpus:
         ids = self._candidates(ids, queries.shape[0])
         k = _checks.integer(k, "k", minimum=1)
         dim = _checks.integer(dim, "dim", minimum=1, maximum=self.dim)
+        self._rows.check()
+        return self._results([_stages.rerank(self._rows, self.metric, queries, ids, (dim,), (ids.shape[1],))], k)
 
-        def answer(queries: Array, ids: Array) -> tuple[Array, Array]:
-            return self._rerank(queries, ids, (dim,), [ids.shape[1]], k)
+    def _first_stage(self, prefix: Prefix, queries: Array, k: int) -> Array:
+        """Return candidates that hold the best `k` of each query."""
+        prepared = prefix.queries(queries, self._rows.xp)
+        if isinstance(self._rows, DeviceRows):
+            return _device.candidates(prefix, prepared, k, self._rows.xp)
+        rows, metric = self._rows, self.metric
 
-        return self._in_parts(answer, ids.shape[1], dim, queries, ids)
+        def score(query: int, ids: np.ndarray) -> np.ndarray:
+            scores: np.ndarray = _stages.score(rows, metric, queries[query : query + 1], ids[None, :], prefix.dim)[0]
+            return scores
 
-    def _in_parts(
-        self, answer: Callable[..., tuple[Array, Array]], n_candidates: int, dim: int, *arrays: Array
-    ) -> tuple[Array, Array]:
-        """Apply `answer` to a few queries at a time, so that their candidates need little memory."""
-        n_queries, step = arrays[0].shape[0], max(1, _PART_NUMBERS // max(1, n_candidates * dim))
-        parts = [
-            answer(*(array[start : min(start + step, n_queries), ...] for array in arrays))
-            for start in range(0, max(n_queries, 1), step)
-        ]
-        scores, ids = zip(*parts, strict=True)
-        return self._xp.concat(scores), self._xp.concat(ids)
+        return _scan.candidates(prefix, prepared, k, score)
 
-    def _rerank(
-        self, queries: Array, ids: Array, dims: Sequence[int], lists: Sequence[int], k: int
-    ) -> tuple[Array, Array]:
-        """Score `ids` at dims[0], keep the best lists[0], add the columns up to dims[1], keep lists[1], and so on."""
-        xp, total, start = self._xp, None, 0
-        for dim, count in zip(dims, lists, strict=True):
-            columns = slice(start, dim)
-            rows = self._rows.take(xp.where(ids < 0, xp.zeros_like(ids), ids), columns)
-            total = _scores.sums(self.metric, queries[:, columns], rows, xp, total)
-            scores = _scores.scores(total, self._query_lengths(queries, dim), xp)
-            scores = xp.where(ids < 0, xp.full_like(scores, -xp.inf), scores)
-            best = ranking(scores, ids, min(count, ids.shape[1]), xp)
-            scores, ids, total = take_along(scores, best, xp), take_along(ids, best, xp), total.take(best, xp)
-            start = dim
-        return _cut_or_pad(scores, ids, k, xp)
+    def _results(self, found: Sequence[tuple[Array, Array]], k: int) -> tuple[Array, Array]:
+        """Join parts, cut or pad them to `k`, and give them back in the library of the corpus."""
+        xp = self._rows.xp
+        scores, ids = (parts[0] if len(parts) == 1 else xp.concat(parts) for parts in zip(*found, strict=True))
+        scores, ids = _cut_or_pad(scores, ids, k, xp)
+        if isinstance(self._rows, HostRows):
+            scores, ids = give_back(scores, like=self._like, xp=self._xp), give_back(ids, like=self._like, xp=self._xp)
+        return scores, ids
 
-    def _prefix(self, dim: int) -> _exact.Prefix:
+    def _prefix(self, dim: int) -> Prefix:
         if dim not in self._prefixes:
-            self._prefixes[dim] = _exact.prefix(self._rows, dim, self.metric, self._xp)
+            self._prefixes[dim] = build(self._rows, dim, self.metric)
         return self._prefixes[dim]
 
     def _queries(self, queries: Array) -> Array:
-        """Check queries and return them in the dtype of sums, under "cosine" brought to unit length."""
-        xp = self._xp
-        namespace(("embeddings", self._rows.array), ("queries", queries))
-        _checks.floating(queries, "queries", xp)
-        if queries.dtype not in (self._rows.array.dtype, self._rows.dtype):
-            msg = (
-                f"`queries` must have the dtype of the corpus, {self._rows.array.dtype}, got {queries.dtype}; "
-                "cast them."
-            )
+        """Check queries and return them as they are computed with: at unit length under "cosine"."""
+        namespace(("embeddings", self._like), ("queries", queries))
+        _checks.floating(queries, "queries", self._xp)
+        if queries.dtype not in (self._like.dtype, accumulator_dtype(self._like, self._xp)):
+            msg = f"`queries` must have the dtype of the corpus, {self._like.dtype}, got {queries.dtype}; cast them."
             raise TypeError(msg)
         _checks.ndim(queries, "queries", 2, "(n_queries, dim)")
         _checks.shape(queries, "queries", (queries.shape[0], self.dim), "(n_queries, dim)")
-        _checks.finite_rows(queries, "queries", xp)
-        queries = xp.astype(queries, self._rows.dtype, copy=False)
-        return truncate(queries, self.dim) if self.metric == "cosine" else queries
+        rows = self._own(queries)
+        if not is_remote(rows):
+            _checks.finite_rows(rows, "queries", self._rows.xp)
+        return truncate(rows, self.dim, normalize=self.metric == "cosine", xp=self._rows.xp)
+
+    def _own(self, array: Array) -> Array:
+        """Bring an argument to where the rows are computed with."""
+        if isinstance(self._rows, DeviceRows):
+            wide = is_floating(array, self._xp)
+            return self._xp.astype(array, self._rows.dtype, copy=False) if wide else array
+        return widen(view(array)) if is_floating(array, self._xp) else view(array)
 
     def _candidates(self, ids: Array, n_queries: int) -> Array:
-        xp = self._xp
-        namespace(("embeddings", self._rows.array), ("ids", ids))
-        if not is_integer(ids, xp):
+        """Check candidates and return them sorted."""
+        namespace(("embeddings", self._like), ("ids", ids))
+        if not is_integer(ids, self._xp):
             msg = f"`ids` must hold integers, got dtype {ids.dtype}; pass the ids that a search returned."
             raise TypeError(msg)
         _checks.ndim(ids, "ids", 2, "(n_queries, m)")
         _checks.shape(ids, "ids", (n_queries, ids.shape[1]), "(n_queries, m)")
-        if 0 not in ids.shape and (int(xp.min(ids)) < -1 or int(xp.max(ids)) >= len(self)):
-            msg = (
-                f"`ids` must lie within [-1, {len(self)}), got {int(xp.min(ids))} to {int(xp.max(ids))}; "
-                "pass row numbers of this corpus, or -1 for padding."
-            )
-            raise ValueError(msg)
-        return xp.astype(ids, arange(1, like=ids, xp=xp).dtype, copy=False)
+        ids, xp = self._own(ids), self._rows.xp
+        if 0 not in ids.shape and not is_remote(ids):
+            least, most = int(xp.min(ids)), int(xp.max(ids))
+            if least < -1 or most >= len(self):
+                msg = (
+                    f"`ids` must lie within [-1, {len(self)}), got {least} to {most}; "
+                    "pass row numbers of this corpus, or -1 for padding."
+                )
+                raise ValueError(msg)
+        return xp.sort(xp.astype(ids, arange(1, like=ids, xp=xp).dtype, copy=False), axis=-1)
 
     def _plan(self, funnel: Funnel, k: int) -> Funnel:
         if not isinstance(funnel, Funnel):
@@ -249,8 +253,10 @@ class Corpus:
             raise ValueError(msg)
         return funnel
 
-    def _query_lengths(self, queries: Array, dim: int) -> Array | None:
-        return _scores.lengths(queries[:, :dim], self._xp) if self.metric == "cosine" else None
+
+def _rows_of(embeddings: Array | Sliceable, xp: Namespace) -> Rows:
+    host = embeddings if is_sliceable(embeddings) else view(embeddings)
+    return DeviceRows(embeddings, xp) if host is None else HostRows(host, namespace(("rows", np.empty(0))))
 
 
 def _search_dims(values: Iterable[int], dim: int) -> tuple[int, ...]:
@@ -259,15 +265,6 @@ def _search_dims(values: Iterable[int], dim: int) -> tuple[int, ...]:
     widths = _checks.dims(values, "search_dims")
     _checks.dims_within(widths, dim, "search_dims")
     return widths
-
-
-def _scale_of(rows: Rows, xp: Namespace) -> Array | None:
-    """Return what to divide rows by before their numbers are squared: their largest ones, or None if all are safe."""
-    largest = xp.concat([xp.max(xp.abs(block), axis=-1) for _, block in rows.slices(rows.shape[1])])
-    least, most = _SAFE
-    if bool(xp.all((largest == 0) | ((largest > least) & (largest < most)))):
-        return None
-    return xp.where(largest > 0, largest, xp.ones_like(largest))
 
 
 def _cut_or_pad(scores: Array, ids: Array, k: int, xp: Namespace) -> tuple[Array, Array]:

@@ -1,0 +1,105 @@
+"""Look at arrays in main memory as NumPy arrays, without copying, and give results back in their library.
+
+PyTorch and JAX arrays on the CPU share their memory with NumPy, so that one engine serves them all. Arrays of an
+accelerator, and of other libraries, stay what they are.
+"""
+
+from __future__ import annotations
+
+import mmap
+from typing import Any, Protocol
+
+import numpy as np
+
+from matryoshka._array import is_array, is_cupy_array, is_jax_array, is_numpy_array, is_torch_array
+from matryoshka._typing import Array, Namespace
+
+
+class Sliceable(Protocol):
+    """What is read in slices of rows only, such as an HDF5 or Zarr data set."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+
+    def __getitem__(self, key: Any) -> Any: ...
+
+
+def is_sliceable(value: object) -> bool:
+    """Tell whether `value` is no array but can be read in slices of rows."""
+    return not is_array(value) and all(hasattr(value, name) for name in ("shape", "dtype", "__getitem__"))
+
+
+def is_remote(array: Array) -> bool:
+    """Tell whether to read a number of `array` would wait for an accelerator."""
+    if is_torch_array(array):
+        return bool(array.device.type != "cpu")
+    return is_cupy_array(array) or (is_jax_array(array) and any(d.platform != "cpu" for d in array.devices()))
+
+
+def view(array: Array) -> Array:
+    """Return a NumPy view of an array in main memory, bfloat16 as its bits (uint16); None if it lies elsewhere."""
+    if is_remote(array) or not (is_torch_array(array) or is_jax_array(array) or is_numpy_array(array)):
+        return None
+    half = str(array.dtype).endswith("bfloat16")
+    if is_torch_array(array):  # NumPy does not know torch's bfloat16: its bits pass as int16
+        array = array.detach()
+        array = (array.view(dtype=array.new_empty(0).short().dtype) if half else array).numpy()
+    host = np.asarray(array)
+    return host.view(np.uint16) if half else host
+
+
+def give_back(array: np.ndarray, *, like: object, xp: Namespace) -> Array:
+    """Return a result in the library of `like`."""
+    return xp.asarray(array) if is_torch_array(like) or is_jax_array(like) else array
+
+
+def widen(array: np.ndarray) -> np.ndarray:
+    """Return half-precision numbers as float32, float32 and float64 as they are."""
+    if array.dtype == np.uint16:  # the leading half of a float32
+        return (array.astype(np.uint32) << 16).view(np.float32)
+    return array.astype(np.float32) if array.dtype == np.float16 else array
+
+
+class Mapping:
+    """The file behind a memory-mapped array: whether it is still whole, and which of its pages stay in memory."""
+
+    def __init__(self, pages: mmap.mmap, size: int, *, writable_copy: bool) -> None:
+        self._pages = pages
+        self._size = size
+        self._releases = hasattr(mmap, "MADV_DONTNEED") and not writable_copy
+        self._read = 0
+
+    @classmethod
+    def of(cls, array: object) -> Mapping | None:
+        """Find the mapping that `array` is a view of, if there is one."""
+        start, writable_copy = 0, False
+        while isinstance(array, np.ndarray):
+            if isinstance(array, np.memmap):
+                start = array.offset - array.offset % mmap.ALLOCATIONGRANULARITY
+                writable_copy = array.mode == "c"
+            array = array.base
+        if not isinstance(array, mmap.mmap):
+            return None
+        return cls(array, start + len(array), writable_copy=writable_copy)
+
+    def check(self) -> None:
+        """Check that the file still reaches to the end of the mapping: to read beyond would end the process."""
+        size = self._pages.size()
+        if size < self._size:
+            msg = (
+                f"`embeddings` must keep the file it is mapped from, {self._size} bytes, got {size}; "
+                "restore the file and build the corpus anew."
+            )
+            raise ValueError(msg)
+
+    def note(self, n_bytes: int) -> None:
+        """Count bytes that were read, and let the pages go once they are many; the system still caches the file."""
+        self._read += n_bytes
+        if self._releases and self._read > _RESIDENT:
+            self._read = 0
+            self._pages.madvise(mmap.MADV_DONTNEED)
+
+
+_RESIDENT = 1 << 26
+FAULT = 1 << 16
+"""Bytes that reading one row may bring in: the system maps the pages around it too."""

@@ -1,0 +1,184 @@
+"""All rows at one width, laid out for matrix products, and the one pass over the rows that prepares them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from matryoshka import _checks
+from matryoshka._array import to_numpy
+from matryoshka._typing import Array, Namespace
+from matryoshka.embeddings import truncate
+from matryoshka.retrieval import _scores
+from matryoshka.retrieval._rows import HostRows, Rows
+from matryoshka.retrieval._threads import each
+
+_SAFE = 1e-30, 1e30
+"""Squared lengths that are computed as they stand; float32 keeps room below them for short prefixes."""
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """All rows at one width.
+
+    Attributes
+    ----------
+    rows : Rows
+        A contiguous block of the prefixes, of unit length under "cosine"; at full width the rows of the corpus.
+    dim : int
+        Columns to read.
+    metric : str
+        The similarity.
+    factor, offset : array (n,) or None
+        The score of row i is ``(q · x_i) * factor[i] + offset[i]`` with q as `queries` prepares it, less a constant
+        of the query.
+    longest : float
+        Length of the longest row, 1 under "cosine".
+    """
+
+    rows: Rows
+    dim: int
+    metric: str
+    factor: Array | None
+    offset: Array | None
+    longest: float
+
+    def __len__(self) -> int:
+        return self.rows.shape[0]
+
+    def queries(self, queries: Array, xp: Namespace) -> Array:
+        """Return queries (n_queries, at least dim) as they are multiplied with the rows."""
+        prefix = queries[:, : self.dim]
+        if self.metric == "cosine":
+            return truncate(prefix, self.dim, xp=xp)
+        return 2 * prefix if self.metric == "l2" else prefix
+
+    def rounding(self, queries: Array, xp: Namespace) -> Array:
+        """Bound, for each prepared query (n_queries,), how far a product may be from the score summed otherwise."""
+        lengths = _scores.lengths(queries, xp)
+        if self.metric == "l2":
+            lengths = lengths + self.longest
+        return (self.dim + 8) * float(xp.finfo(queries.dtype).eps) * self.longest * lengths
+
+    @cached_property
+    def sample(self) -> Sample:
+        """Rows drawn at random, the same in each run, by which thresholds are set."""
+        return Sample.draw(self)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A few rows of a `Prefix` on the host."""
+
+    rows: np.ndarray
+    factor: np.ndarray | None
+    offset: np.ndarray | None
+
+    @classmethod
+    def draw(cls, prefix: Prefix) -> Sample:
+        """Draw one row from each of many equal shares, fewer of wide rows."""
+        n = len(prefix)
+        size = min(n, max(1 << 10, (1 << 18) // prefix.dim))
+        starts = np.arange(size + 1) * n // size
+        ids = starts[:-1] + (np.random.default_rng(0).random(size) * np.diff(starts)).astype(np.intp)
+        return cls(
+            rows=prefix.rows.take(ids, slice(0, prefix.dim)),
+            factor=None if prefix.factor is None else prefix.factor[ids],
+            offset=None if prefix.offset is None else prefix.offset[ids],
+        )
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def scores(self, queries: np.ndarray) -> np.ndarray:
+        """Return the scores (size, n_queries) of prepared queries."""
+        scores: np.ndarray = self.rows @ queries.T
+        if self.factor is not None:
+            scores *= self.factor[:, None]
+        if self.offset is not None:
+            scores += self.offset[:, None]
+        return scores
+
+
+def inspect(rows: Rows, dims: Sequence[int], metric: str) -> dict[int, Prefix]:
+    """Read all rows once: check that they are finite, note their lengths, and build the prefixes `dims`.
+
+    Raises
+    ------
+    ValueError
+        Rows hold NaN or infinity; the message counts them all.
+    """
+    narrow = [dim for dim in dims if dim < rows.shape[1]]
+    seen = _pass(rows, rows.shape[1], narrow, metric)
+    _checks.no_bad_rows(seen.bad, rows.shape[0], "embeddings")
+    if metric == "cosine" and not seen.safe:
+        rows.scale = _largest(rows)
+        seen = _pass(rows, rows.shape[1], narrow, metric)
+    rows.squares = seen.squares
+    return {dim: _prefix(rows, dim, metric, seen.prefixes.get(dim)) for dim in dims}
+
+
+def build(rows: Rows, dim: int, metric: str) -> Prefix:
+    """Prepare one more width of rows that were inspected before; below full width this reads them all."""
+    block = _pass(rows, dim, [dim], metric).prefixes[dim] if dim < rows.shape[1] else None
+    return _prefix(rows, dim, metric, block)
+
+
+@dataclass
+class _Seen:
+    """What one pass over the rows found."""
+
+    squares: Array
+    bad: list[int]
+    safe: bool
+    prefixes: dict[int, Array]
+
+
+def _pass(rows: Rows, width: int, dims: Sequence[int], metric: str) -> _Seen:
+    xp, on_host = rows.xp, isinstance(rows, HostRows)
+    prefixes = {dim: np.empty((rows.shape[0], dim), rows.dtype) for dim in dims} if on_host else {}
+
+    def look(block: slice) -> tuple[Array, list[int], bool, list[Array]]:
+        read = rows.read(block, width)
+        squares = _scores.squares(read, xp)
+        least, most = _SAFE
+        safe = bool(xp.all((squares > least) & (squares < most)))
+        bad: list[int] = []
+        if not safe:  # look closer: rows may be zero, which is safe, or not finite
+            finite, zero = xp.all(xp.isfinite(read), axis=-1), xp.all(read == 0, axis=-1)
+            bad = [block.start + i for i, good in enumerate(to_numpy(finite).tolist()) if not good]
+            safe = bool(xp.all(zero | ((squares > least) & (squares < most))))
+        cut = [truncate(read, dim, normalize=metric == "cosine", xp=xp) for dim in dims]
+        if on_host:
+            for dim, part in zip(dims, cut, strict=True):
+                prefixes[dim][block] = part
+            cut = []
+        return squares, bad, safe, cut
+
+    looks = each(look, rows.blocks()) if on_host else [look(block) for block in rows.blocks()]
+    squares, bad, safe, cuts = zip(*looks, strict=True)
+    if not on_host:
+        prefixes = {dim: xp.concat(parts) for dim, parts in zip(dims, zip(*cuts, strict=True), strict=True)}
+    return _Seen(xp.concat(squares), [i for some in bad for i in some], all(safe), prefixes)
+
+
+def _largest(rows: Rows) -> Array:
+    """Return the largest number of each row, 1 for rows of zeros, to divide them by."""
+    xp = rows.xp
+    largest = xp.concat([xp.max(xp.abs(rows.read(block, rows.shape[1])), axis=-1) for block in rows.blocks()])
+    return xp.where(largest > 0, largest, xp.ones_like(largest))
+
+
+def _prefix(rows: Rows, dim: int, metric: str, block: Array | None) -> Prefix:
+    """Lay out one width: `block` below full width, else the rows themselves."""
+    xp = rows.xp
+    own: Rows = rows if block is None else type(rows)(block, xp)
+    squares: Array = rows.squares if block is None else None if metric == "cosine" else _scores.squares(block, xp)
+    if metric == "cosine":
+        factor = None if squares is None else 1 / xp.sqrt(xp.where(squares > 0, squares, xp.ones_like(squares)))
+        return Prefix(own, dim, metric, factor, None, 1.0)
+    longest = float(xp.sqrt(xp.max(squares)))
+    return Prefix(own, dim, metric, None, -squares if metric == "l2" else None, longest)

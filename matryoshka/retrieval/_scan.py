@@ -1,0 +1,243 @@
+"""The first stage on the host: every row that can be among the best k, found without sorting anything long.
+
+A random sample of the rows gives each query a threshold that a little more than k rows are expected to reach. Blocks
+of rows are then multiplied with all queries, each block small enough to stay in the cache, and only what reaches the
+threshold is looked at again: of every eight scores the largest is compared first. If too few rows reached the
+threshold of a query, it is searched again with a lower one: the sample decides the speed and never the result.
+
+Matrix products round a row differently depending on where it stands. Thresholds leave room for that, and the candidates
+found here are scored anew by one function, so that neither blocks nor threads show in the result.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from matryoshka.retrieval._prefix import Prefix
+from matryoshka.retrieval._threads import each
+
+_GROUP = 8
+_WORD = 8
+_SCORES = 1 << 18
+"""Scores of one block: 1 MiB in float32, about what a core has as second-level cache."""
+
+_READ = 1 << 22
+_SERIAL_PRODUCT = 1 << 18
+"""Multiply-adds up to which OpenBLAS computes a product in the calling thread, so that our threads run beside it."""
+
+_SERIAL_VECTOR = 9 << 10
+"""The same for a matrix times a vector."""
+
+_PENDING = 1 << 21
+"""Candidates that are held before all but the best of them are dropped."""
+
+Score = Callable[[int, np.ndarray], np.ndarray]
+"""Gives the final scores of rows, by ids, for one query."""
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Scores that reach the threshold, in the order of rows or sorted by query."""
+
+    rows: np.ndarray
+    queries: np.ndarray
+    scores: np.ndarray
+
+    @classmethod
+    def join(cls, parts: list[_Found]) -> _Found:
+        return cls(
+            np.concatenate([part.rows for part in parts]),
+            np.concatenate([part.queries for part in parts]),
+            np.concatenate([part.scores for part in parts]),
+        )
+
+    def pick(self, chosen: np.ndarray) -> _Found:
+        return _Found(self.rows[chosen], self.queries[chosen], self.scores[chosen])
+
+
+def candidates(prefix: Prefix, queries: np.ndarray, k: int, score: Score) -> np.ndarray:
+    """Return the ids of all rows that may be among the best `k` of each query.
+
+    Parameters
+    ----------
+    prefix : Prefix
+        The rows.
+    queries : array (n_queries, dim)
+        As `Prefix.queries` prepares them.
+    k : int
+        At most the number of rows.
+    score : callable
+        Final scores, asked for only where very many rows are equally good.
+
+    Returns
+    -------
+    array (n_queries, at least k), intp
+        In ascending order, padded with -1 in front.
+    """
+    if not queries.shape[0]:
+        return np.empty((0, k), np.intp)
+    slack = 2 * prefix.rounding(queries, prefix.rows.xp)
+    sampled, size = prefix.sample.scores(queries), len(prefix.sample)
+    rank = _rank(k, size, len(prefix))
+    found: list[_Found] = []
+    todo = np.arange(queries.shape[0])
+    while todo.size:
+        floor = _threshold(sampled[:, todo], rank) - 2 * slack[todo]
+        new, complete = _Search(prefix, queries[todo], k, floor, slack[todo], partial(_score_of, score, todo)).run()
+        new = new.pick(complete[new.queries])
+        found.append(_Found(new.rows, todo[new.queries], new.scores))
+        todo, rank = todo[~complete], 8 * rank
+    return _padded(_Found.join(found), queries.shape[0], len(prefix))
+
+
+def _score_of(score: Score, queries: np.ndarray, query: int, ids: np.ndarray) -> np.ndarray:
+    return score(int(queries[query]), ids)
+
+
+def _rank(k: int, size: int, n: int) -> int:
+    """Return which of the sampled scores to take as threshold, so that fewer than k rows reach it very rarely."""
+    expected = k * size / n
+    return k if size == n else math.ceil(expected + 3 * math.sqrt(expected) + 4)
+
+
+def _threshold(scores: np.ndarray, rank: int) -> np.ndarray:
+    """Return the `rank`-th largest score of each column, or a little less; -inf if there are not as many."""
+    size, n_queries = scores.shape
+    if rank > size:
+        return np.full(n_queries, -np.inf, scores.dtype)
+    if size % _GROUP == 0 and 32 * rank <= size:  # few groups hold two of the largest
+        scores = scores.reshape(_GROUP, -1, n_queries).max(axis=0)
+        size //= _GROUP
+    return np.partition(scores.T, size - rank, axis=1)[:, size - rank]
+
+
+def _padded(found: _Found, n_queries: int, n: int) -> np.ndarray:
+    rows = np.sort(found.queries * n + found.rows) % n
+    counts = np.bincount(found.queries, minlength=n_queries)
+    ids = np.full((n_queries, counts.max()), -1, np.intp)
+    ids[np.arange(ids.shape[1]) >= ids.shape[1] - counts[:, None]] = rows
+    return ids
+
+
+class _Search:
+    """One pass over all rows with given thresholds."""
+
+    def __init__(
+        self, prefix: Prefix, queries: np.ndarray, k: int, floor: np.ndarray, slack: np.ndarray, score: Score
+    ) -> None:
+        n_queries, dim = queries.shape
+        self.prefix, self.k, self.floor, self.slack, self.score = prefix, k, floor, slack, score
+        self.transposed = np.ascontiguousarray(queries.T)
+        serial = (_SERIAL_VECTOR if n_queries == 1 else _SERIAL_PRODUCT) // (n_queries * dim)
+        self.piece = 1 << (serial.bit_length() - 1) if serial >= 16 else 0
+        step = min(_SCORES // n_queries, 1 << 16)
+        if not self.piece:
+            step = min(step, _READ // dim)
+        self.step = max(64, step // 64 * 64, self.piece)
+        self.memory = threading.local()
+        self.raise_thresholds(floor)
+        self.pending = 0
+
+    def raise_thresholds(self, thresholds: np.ndarray) -> None:
+        self.thresholds = thresholds
+        self.tiled = np.tile(thresholds, self.step // _GROUP)
+
+    def run(self) -> tuple[_Found, np.ndarray]:
+        """Return what was found, and for which queries (n_queries,) that is all that matters."""
+        left = list(range(0, len(self.prefix), self.step))
+        held: list[_Found] = []
+        while left:
+            results = each(self.block, left) if self.piece else [self.block(start) for start in left]
+            held += [found for found in results if found is not None]
+            left = [start for start, found in zip(left, results, strict=True) if found is None]
+            best, complete = self.keep_best(_Found.join(held))
+            held, self.pending = [best], 0
+        return best, complete
+
+    def block(self, start: int) -> _Found | None:
+        """Find what reaches the thresholds in one block of rows; None if enough is pending already."""
+        if self.pending > _PENDING:
+            return None
+        stop = min(start + self.step, len(self.prefix))
+        scores = self.products(slice(start, stop))
+        if stop - start == self.step:
+            rows, queries, reached = _reach(scores, self.tiled, *self.buffers()[1:])
+        else:
+            rows, queries = np.nonzero(scores >= self.thresholds)
+            reached = scores[rows, queries]
+        self.pending += rows.size
+        return _Found(rows + start, queries, reached)
+
+    def products(self, block: slice) -> np.ndarray:
+        """Return the scores (rows, n_queries) of a block, in a buffer that the next call overwrites."""
+        rows = self.prefix.rows.read(block, self.prefix.dim)
+        scores = self.buffers()[0][: rows.shape[0]]
+        if self.piece and rows.shape[0] % self.piece == 0:
+            cut = (rows.shape[0] // self.piece, self.piece)
+            np.matmul(rows.reshape(*cut, -1), self.transposed, out=scores.reshape(*cut, -1))
+        else:
+            np.matmul(rows, self.transposed, out=scores)
+        if self.prefix.factor is not None:
+            scores *= self.prefix.factor[block, None]
+        if self.prefix.offset is not None:
+            scores += self.prefix.offset[block, None]
+        return scores
+
+    def buffers(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return this thread's own memory for scores, and for the largest of groups and which of them pass."""
+        memory = self.memory
+        if not hasattr(memory, "buffers"):
+            n_queries, dtype = self.transposed.shape[1], self.transposed.dtype
+            n_groups = self.step // _GROUP * n_queries
+            memory.buffers = (
+                np.empty((self.step, n_queries), dtype),
+                np.empty(n_groups, dtype),
+                np.empty(n_groups, bool),
+            )
+        buffers: tuple[np.ndarray, np.ndarray, np.ndarray] = memory.buffers
+        return buffers
+
+    def keep_best(self, found: _Found) -> tuple[_Found, np.ndarray]:
+        """Drop what cannot be among the best k of what was found, and raise the thresholds to that."""
+        found = found.pick(np.argsort(found.queries.astype(np.uint16), kind="stable"))
+        ends = np.cumsum(np.bincount(found.queries, minlength=self.floor.size))
+        kept, bounds = [], np.full_like(self.floor, -np.inf)
+        for query, (start, end) in enumerate(zip((0, *ends[:-1]), ends, strict=True)):
+            scores, chosen = found.scores[start:end], np.arange(start, end)
+            if end - start >= self.k:
+                bounds[query] = np.partition(scores, -self.k)[-self.k] - self.slack[query]
+                chosen = chosen[scores >= bounds[query]]
+            if chosen.size > 4 * self.k + _SPARE:
+                final = self.score(query, found.rows[chosen])
+                chosen = np.sort(chosen[np.lexsort((found.rows[chosen], -final))[: self.k]])
+            kept.append(chosen)
+        self.raise_thresholds(np.maximum(self.thresholds, bounds))
+        return found.pick(np.concatenate(kept)), bounds >= self.floor
+
+
+_SPARE = 1 << 12
+
+
+def _reach(
+    scores: np.ndarray, tiled: np.ndarray, largest: np.ndarray, passes: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return row, query and score wherever `scores` (rows, n_queries) reach the threshold of their query.
+
+    Eight scores that lie an eighth of the block apart, of one query, make a group: its largest decides whether to look.
+    """
+    groups = scores.reshape(_GROUP, -1)
+    np.maximum.reduce(groups, axis=0, out=largest)
+    np.greater_equal(largest, tiled, out=passes)
+    words = np.flatnonzero(passes.view(np.uint64))
+    word, byte = np.nonzero(passes.reshape(-1, _WORD)[words])
+    columns = words[word] * _WORD + byte
+    members = groups[:, columns]
+    member, column = np.nonzero(members >= tiled[columns])
+    rows, queries = np.divmod(member * largest.size + columns[column], scores.shape[1])
+    return rows, queries, members[member, column]

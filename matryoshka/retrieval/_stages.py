@@ -1,0 +1,90 @@
+"""Rerank lists of candidates at ever wider prefixes, each adding its columns to the sums of the one before."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from matryoshka._typing import Array
+from matryoshka.retrieval._rows import HostRows, Rows
+from matryoshka.retrieval._scores import Sums, lengths, sums
+from matryoshka.retrieval._threads import each
+from matryoshka.retrieval._top_k import keep_best, take_along, top_k
+
+_NUMBERS = 1 << 19
+"""Numbers gathered at once: 2 MiB in float32, so that they are still in the cache when they are summed."""
+
+
+def rerank(
+    rows: Rows, metric: str, queries: Array, ids: Array, dims: Sequence[int], lists: Sequence[int]
+) -> tuple[Array, Array]:
+    """Score candidates at dims[0] and keep the best lists[0], add the columns up to dims[1], keep lists[1], and so on.
+
+    Parameters
+    ----------
+    rows : Rows
+        The corpus.
+    metric : str
+        The similarity.
+    queries : array (n_queries, dim)
+        At full width, of unit length under "cosine".
+    ids : array (n_queries, m)
+        In ascending order; -1 is padding.
+    dims, lists : sequence of int
+        Widths, and how many candidates each leaves.
+
+    Returns
+    -------
+    scores, ids : array (n_queries, at most lists[-1])
+        Best first, equal scores by id.
+    """
+    xp, n_queries = rows.xp, queries.shape[0]
+    widest = max(m * (dim - start) for m, dim, start in zip((ids.shape[1], *lists), dims, (0, *dims), strict=False))
+    step = max(1, _NUMBERS // max(1, widest))
+    parts = [slice(start, min(start + step, n_queries)) for start in range(0, max(1, n_queries), step)]
+
+    def work(part: slice) -> tuple[Array, Array]:
+        return _descend(rows, metric, queries[part, :], ids[part, :], dims, lists)
+
+    done = each(work, parts) if isinstance(rows, HostRows) else [work(part) for part in parts]
+    if len(done) == 1:
+        return done[0]
+    scores, best = zip(*done, strict=True)
+    return xp.concat(scores), xp.concat(best)
+
+
+def score(rows: Rows, metric: str, queries: Array, ids: Array, dim: int) -> Array:
+    """Return the scores (n_queries, m) of candidates at one width."""
+    return _sums(rows, metric, queries, ids, slice(0, dim)).scores(_lengths(rows, metric, queries, dim), rows.xp)
+
+
+def _descend(
+    rows: Rows, metric: str, queries: Array, ids: Array, dims: Sequence[int], lists: Sequence[int]
+) -> tuple[Array, Array]:
+    xp, total, start = rows.xp, None, 0
+    for dim, count in zip(dims, lists, strict=True):
+        total = _sums(rows, metric, queries, xp.where(ids < 0, xp.zeros_like(ids), ids), slice(start, dim), total)
+        scores = total.scores(_lengths(rows, metric, queries, dim), xp)
+        scores = xp.where(ids < 0, xp.full_like(scores, -xp.inf), scores)
+        best = (top_k if dim == dims[-1] else keep_best)(scores, min(count, ids.shape[1]), xp)
+        scores, ids, total = take_along(scores, best, xp), take_along(ids, best, xp), total.take(best, xp)
+        start = dim
+    return scores, ids
+
+
+def _sums(rows: Rows, metric: str, queries: Array, ids: Array, columns: slice, before: Sums | None = None) -> Sums:
+    """Add columns to the sums `before`; the squares of whole rows are known and need no sum."""
+    xp, m, known = rows.xp, ids.shape[1], None
+    if metric == "cosine" and columns.stop == rows.shape[1]:
+        known = xp.reshape(xp.take(rows.squares, xp.reshape(ids, (-1,))), ids.shape)
+    step = max(1, 4 * _NUMBERS // max(1, queries.shape[0] * (columns.stop - columns.start)))
+    parts = []
+    for start in range(0, max(m, 1), step):
+        taken = rows.take(ids[:, start : min(start + step, m)], columns)
+        parts.append(sums(metric, queries[:, columns], taken, xp, squares=metric == "cosine" and known is None))
+    added = parts[0] if len(parts) == 1 else Sums.join(parts, xp)
+    total = added if before is None else before.plus(added)
+    return total if known is None else Sums(total.products, known)
+
+
+def _lengths(rows: Rows, metric: str, queries: Array, dim: int) -> Array | None:
+    return lengths(queries[:, :dim], rows.xp) if metric == "cosine" else None
