@@ -161,6 +161,11 @@ def from_numpy(array: np.ndarray, *, like: Array, xp: Namespace) -> Array:
     return xp.asarray(array, device=_creation_device(like))
 
 
+def empty(shape: tuple[int, ...], *, like: Array, dtype: object, xp: Namespace) -> Array:
+    """Return an array of any content on the device of `like`."""
+    return xp.empty(shape, dtype=dtype, device=_creation_device(like, xp))
+
+
 def full_scalar(value: float, *, like: Array, dtype: object, xp: Namespace) -> Array:
     """Return `value` as a 0-d array on the device of `like`."""
     return xp.full((), value, dtype=dtype, device=_creation_device(like, xp))
@@ -206,6 +211,11 @@ def repeat_row(row: Array, n: Any, xp: Namespace) -> Array:
     return row + xp.zeros((n, 1), dtype=row.dtype, device=_creation_device(row, xp))
 
 
+def can_write(xp: Namespace) -> bool:
+    """Tell whether arrays of this library can be written to at any index, and are best worked on in place."""
+    return library(xp) in ("numpy", "torch", "cupy")
+
+
 def log_softmax(logits: Array, xp: Namespace) -> Array:
     """Return the logarithm of the softmax over the last axis, as a new array."""
     if hasattr(xp, "log_softmax"):
@@ -225,7 +235,7 @@ def exp_(array: Array, xp: Namespace) -> Array:
 def subtract_at(matrix: Array, columns: Array, amount: float, xp: Namespace) -> Array:
     """Return `matrix` less `amount` at one column of each row, written over `matrix` where its library can."""
     n_rows, n_columns = matrix.shape
-    if library(xp) in ("numpy", "torch", "cupy"):
+    if can_write(xp):
         matrix[arange(n_rows, like=matrix, xp=xp), columns] -= amount
         return matrix
     hit = arange(n_columns, like=matrix, xp=xp, dtype=columns.dtype) == columns[:, None]
@@ -235,8 +245,35 @@ def subtract_at(matrix: Array, columns: Array, amount: float, xp: Namespace) -> 
 def add_product(total: Array | None, left: Array, right: Array, *, dtype: object, xp: Namespace) -> Array:
     """Return total + left @ right in `dtype`, written over `total` where its library can; None stands for zero."""
     if total is None:
-        return xp.astype(left @ right, dtype, copy=False)
+        return xp.astype(_product(left, right, xp), dtype, copy=False)
     if library(xp) == "torch" and left.dtype == total.dtype:
-        return total.addmm_(left, right)
-    total += xp.astype(left @ right, dtype, copy=False)
+        return _torch_add_product(total, left, right, keep=1)
+    total += xp.astype(_product(left, right, xp), dtype, copy=False)
     return total
+
+
+def write_product(target: Array, left: Array, right: Array, *, keep: bool, xp: Namespace) -> None:
+    """Write left @ right to `target`, or with `keep` add it, in a library whose arrays can be written to."""
+    if library(xp) == "torch" and left.dtype == target.dtype:
+        _torch_add_product(target, left, right, keep=int(keep))
+    elif keep:
+        target += _product(left, right, xp)
+    else:
+        target[...] = _product(left, right, xp)
+
+
+# PyTorch's CPU products with fewer columns than this are several times slower than their transposes.
+_NARROW = 12
+
+
+def _product(left: Array, right: Array, xp: Namespace) -> Array:
+    if library(xp) == "torch" and right.shape[1] < _NARROW:
+        return (right.T @ left.T).T
+    return left @ right
+
+
+def _torch_add_product(target: Array, left: Array, right: Array, *, keep: int) -> Array:
+    if right.shape[1] < _NARROW:
+        target.T.addmm_(right.T, left.T, beta=keep)
+        return target
+    return target.addmm_(left, right, beta=keep)

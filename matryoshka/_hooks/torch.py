@@ -120,6 +120,7 @@ class _WeightedTotal(torch.autograd.Function):
         formula, _, _, weights, *arrays = inputs
         _, losses, *saved = output
         ctx.mark_non_differentiable(losses, *(gradient for gradient in saved if gradient is not None))
+        ctx.set_materialize_grads(False)
         ctx.nesting, ctx.n_arrays = formula.nesting, len(arrays)
         ctx.save_for_backward(losses if ctx.needs_input_grad[3] else None, *saved, weights, *arrays)
 

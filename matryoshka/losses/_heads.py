@@ -11,7 +11,14 @@ from collections.abc import Iterator
 from matryoshka._array import accumulator_dtype, add_product, exp_, log_softmax, repeat_row, row_count
 from matryoshka._typing import Array, Namespace
 from matryoshka.losses._formula import Arrays, Formula, Totals
-from matryoshka.losses._products import add_narrower, add_row_sum, block_gradients, running_products, scale_rows
+from matryoshka.losses._products import (
+    add_narrower,
+    add_row_sum,
+    block_gradients,
+    join_columns,
+    running_products,
+    scale_rows,
+)
 from matryoshka.losses._softmax import logit_gradients, row_losses
 
 
@@ -40,7 +47,7 @@ class TiedHead(Formula):
         xp: Namespace,
     ) -> tuple[Array, Arrays, Totals]:
         (x,), (weight, _) = rows, prepared
-        d_weight, d_bias = totals or ([None] * len(self.nesting), None)
+        d_weight, d_bias = totals or (None, None)
         log_ps = list(self._log_p(rows, prepared, xp))
         losses = xp.stack([row_losses(log_p, labels, self.smoothing, xp) for log_p in log_ps])
         suffix, d_x, d_weight = block_gradients(
@@ -48,8 +55,9 @@ class TiedHead(Formula):
             self.factor(scale_rows(x, weights, xp), xp),
             weight,
             self.nesting.blocks,
-            totals=d_weight,
+            d_y=d_weight,
             wanted=(wanted[0], wanted[1]),
+            dtype=accumulator_dtype(x, xp),
             xp=xp,
         )
         if wanted[0]:
@@ -60,7 +68,7 @@ class TiedHead(Formula):
 
     def finish(self, parameters: Arrays, prepared: Arrays, totals: Totals, xp: Namespace) -> Arrays:
         d_weight, d_bias = totals
-        return None if d_weight[0] is None else xp.concat(d_weight, axis=1), d_bias
+        return join_columns(d_weight, xp), d_bias
 
     def row_bytes(self, parameters: Arrays) -> int:
         return 4 * int(parameters[0].shape[0]) * len(self.nesting)

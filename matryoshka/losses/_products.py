@@ -8,8 +8,9 @@ over k >= m: dX[:, B_m] = S_m @ Y[:, B_m] and dY[:, B_m] = S_m.T @ X[:, B_m].
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
-from matryoshka._array import add_product
+from matryoshka._array import add_product, can_write, empty, write_product
 from matryoshka._typing import Array, Namespace
 
 
@@ -23,16 +24,58 @@ def running_products(
         yield running
 
 
+class Columns:
+    """A matrix (n, dim) that is made one block of columns at a time, or added to so.
+
+    Where arrays can be written to, the blocks are views of one array; elsewhere they are joined at the end.
+
+    Parameters
+    ----------
+    blocks : sequence of slice
+        The blocks, which together cover the columns.
+    data : array, list of array, or None
+        The `data` of earlier columns, to be added to; None starts from zero.
+    dtype : dtype
+        That of the matrix.
+    xp : namespace
+        That of the arrays.
+    """
+
+    def __init__(self, blocks: Sequence[slice], data: Any = None, *, dtype: object, xp: Namespace) -> None:
+        self.data, self._keep = data, data is not None
+        self._blocks, self._dtype, self._xp = blocks, dtype, xp
+        if data is None and not can_write(xp):
+            self.data = [None] * len(blocks)
+
+    def add_product(self, g: int, left: Array, right: Array) -> None:
+        """Add left (n, k) @ right (k, width) to block g; each block once."""
+        if not can_write(self._xp):
+            self.data[g] = add_product(self.data[g], left, right, dtype=self._dtype, xp=self._xp)
+            return
+        if self.data is None:
+            shape = (left.shape[0], self._blocks[-1].stop)
+            self.data = empty(shape, like=left, dtype=self._dtype, xp=self._xp)
+        write_product(self.data[:, self._blocks[g]], left, right, keep=self._keep, xp=self._xp)
+
+
+def join_columns(data: Any, xp: Namespace) -> Array | None:
+    """Return the matrix of the `data` of columns; None if nothing was ever added."""
+    if not isinstance(data, list):
+        return data
+    return None if data[0] is None else xp.concat(data, axis=1)
+
+
 def block_gradients(
     gradient: Callable[[int], Array],
     x: Array,
     y: Array,
     blocks: Sequence[slice],
     *,
-    totals: Sequence[Array | None],
+    d_y: Any,
     wanted: tuple[bool, bool],
+    dtype: object,
     xp: Namespace,
-) -> tuple[Array, Array | None, list[Array | None]]:
+) -> tuple[Array, Array | None, Any]:
     """Turn gradients in the running products into gradients in their factors.
 
     Parameters
@@ -44,10 +87,12 @@ def block_gradients(
         The factors, as they shall enter the products.
     blocks : sequence of slice
         The columns that each prefix adds.
-    totals : sequence of array or None
-        For each block, what the gradient in y[:, block] is added to.
+    d_y : data of `Columns` or None
+        What the gradient in y is added to.
     wanted : (bool, bool)
         Whether the gradients in x and in y are needed.
+    dtype : dtype
+        That of the gradients.
     xp : namespace
         That of the arrays.
 
@@ -56,9 +101,12 @@ def block_gradients(
     suffix : array (r, c)
         The sum of the gradients of all prefixes.
     d_x : array (r, dim) or None
-    d_y : list of array (c, width of the block) or None
+        Gradient in x.
+    d_y : data of `Columns`
+        Gradient in y, added.
     """
-    suffix, d_x, d_y = None, [], list(totals)
+    suffix = None
+    x_columns, y_columns = Columns(blocks, dtype=dtype, xp=xp), Columns(blocks, d_y, dtype=dtype, xp=xp)
     for g in reversed(range(len(blocks))):
         if suffix is None:
             suffix = gradient(g)
@@ -66,11 +114,10 @@ def block_gradients(
             suffix += gradient(g)
         factor = xp.astype(suffix, y.dtype, copy=False)
         if wanted[0]:
-            d_x.append(add_product(None, factor, y[:, blocks[g]], dtype=suffix.dtype, xp=xp))
+            x_columns.add_product(g, factor, y[:, blocks[g]])
         if wanted[1]:
-            transposed = xp.matrix_transpose(factor)
-            d_y[g] = add_product(d_y[g], transposed, x[:, blocks[g]], dtype=suffix.dtype, xp=xp)
-    return suffix, xp.concat(d_x[::-1], axis=1) if wanted[0] else None, d_y
+            y_columns.add_product(g, xp.matrix_transpose(factor), x[:, blocks[g]])
+    return suffix, join_columns(x_columns.data, xp), y_columns.data
 
 
 def scale_rows(array: Array, weights: Array | None, xp: Namespace) -> Array:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from matryoshka._array import accumulator_dtype, log_softmax
 from matryoshka._typing import Array, Namespace
 from matryoshka.losses._formula import Arrays, Formula, Totals
-from matryoshka.losses._products import add_row_sum, block_gradients, running_products, scale_rows
+from matryoshka.losses._products import add_row_sum, block_gradients, join_columns, running_products, scale_rows
 from matryoshka.losses._softmax import logit_gradients, row_losses
 
 
@@ -50,7 +50,7 @@ class Similarity(Formula):
             log_ps.append(log_softmax(s, xp))
             log_sums.append(s[:, 0] - log_ps[-1][:, 0])
         losses = xp.stack([row_losses(log_p, labels, self.smoothing, xp) for log_p in log_ps])
-        d_k, k_sums = totals or ([None] * len(log_ps), [None] * len(log_ps))
+        d_k, k_sums = totals or (None, [None] * len(log_ps))
         q_sums, k_sums = [None] * len(log_ps), list(k_sums)
 
         def dot_gradient(g: int) -> Array:
@@ -66,7 +66,14 @@ class Similarity(Formula):
 
         weighted_q = self.factor(scale_rows(q, weights, xp), xp)
         _, d_q, d_k = block_gradients(
-            dot_gradient, weighted_q, k, self.nesting.blocks, totals=d_k, wanted=(wanted[0], wanted[1]), xp=xp
+            dot_gradient,
+            weighted_q,
+            k,
+            self.nesting.blocks,
+            d_y=d_k,
+            wanted=(wanted[0], wanted[1]),
+            dtype=accumulator_dtype(q, xp),
+            xp=xp,
         )
         if wanted[0]:
             d_q = scale_rows(d_q - self._norm_gradient(q, q_sums, inverse_q, xp), weights, xp)
@@ -74,9 +81,9 @@ class Similarity(Formula):
 
     def finish(self, parameters: Arrays, prepared: Arrays, totals: Totals, xp: Namespace) -> Arrays:
         (keys, _), (_, inverse_k, inverse_t), (d_k, k_sums) = parameters, prepared, totals
-        d_keys = None
-        if d_k[0] is not None:
-            d_keys = xp.concat(d_k, axis=1) - self._norm_gradient(keys, k_sums, inverse_k, xp)
+        d_keys = join_columns(d_k, xp)
+        if d_keys is not None:
+            d_keys -= self._norm_gradient(keys, k_sums, inverse_k, xp)
         return d_keys, -inverse_t * xp.sum(xp.stack(k_sums))
 
     def row_bytes(self, parameters: Arrays) -> int:
