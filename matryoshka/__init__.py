@@ -4,6 +4,7 @@ One embedding is trained so that every prefix of it is a good embedding (Kusupat
 """
 
 from matryoshka import costs, metrics
+from matryoshka.audit import Audit, audit
 from matryoshka.cascade import Cascade, CascadeEvaluation
 from matryoshka.embeddings import truncate
 from matryoshka.losses import (
@@ -22,11 +23,13 @@ from matryoshka.retrieval import Corpus, Funnel
 __version__ = "0.1.0"
 
 __all__ = [
+    "Audit",
     "Cascade",
     "CascadeEvaluation",
     "Corpus",
     "Funnel",
     "Nesting",
+    "audit",
     "costs",
     "info_nce",
     "info_nce_with_grad",

@@ -1,0 +1,194 @@
+"""Can these embeddings be truncated? Answered from the embeddings alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import numpy as np
+
+from matryoshka import _checks
+from matryoshka._array import namespace
+from matryoshka._typing import Array
+from matryoshka.audit import _neighbours, _rule
+from matryoshka.audit._report import Audit, AuditRow
+from matryoshka.audit._sample import Sample, draw
+from matryoshka.nesting import Nesting
+
+__all__ = ["Audit", "AuditRow", "audit"]
+
+
+def audit(
+    embeddings: Array,
+    /,
+    *,
+    labels: Array | None = None,
+    dims: Iterable[int] | None = None,
+    k: int = 10,
+    max_rows: int = 4096,
+    max_queries: int = 400,
+    orders: int = 99,
+    seed: int = 0,
+) -> Audit:
+    """Tell whether embeddings can be cut to a prefix, down to which width, and what that loses.
+
+    Parameters
+    ----------
+    embeddings : array (n, dim), floating or signed integer
+        One row per item, on any array library; the work is done on the host. Rows are brought to unit length and
+        compared by cosine, as in the paper. Half precision and (quantised) signed integers are read as the numbers
+        they stand for.
+    labels : array (n,), integer, optional
+        A class per row: adds two accuracies to the table. They do not enter the verdict.
+    dims : sequence of int, optional
+        Widths to look at; the full width is added if absent. By default the full width halved down to 8.
+    k : int, default 10
+        Nearest neighbours that are to be kept.
+    max_rows : int, default 4096
+        Of more rows a random sample of this size is audited, and the result says so.
+    max_queries : int, default 400
+        Audited rows whose neighbours, among all audited rows, are looked at.
+    orders : int, default 99
+        Random column orders that the given one is compared with, at least 99.
+    seed : int, default 0
+        Seed of all sampling. One seed gives one result.
+
+    Returns
+    -------
+    Audit
+        The verdict (`truncates`, `smallest_dim`), the recommended `ladder` and `funnel`, and a row per width;
+        printed, a table.
+
+    Raises
+    ------
+    TypeError
+        `embeddings` are no real numbers or unsigned (packed bits, a zero point); `labels` are no integers.
+    ValueError
+        NaN or infinity among the audited rows, fewer than 2 columns, not more than 2 `k` distinct rows, labels of
+        another length, widths that do not increase or exceed the embeddings.
+
+    Notes
+    -----
+    **What is measured.** For each query, its `k` nearest other rows at full width; then which share of them is
+    still among the nearest `k` when only m columns are compared. The m columns are the first ones (the prefix), the
+    last ones, m random ones, or the m leading principal directions: a rotation fitted on the audited rows themselves,
+    which flatters it when rows are few.
+
+    **What is asked.** The columns of an ordinary model come in no particular order, and *any* m of them keep many
+    neighbours: "the prefix keeps 80 %" says little by itself. Matryoshka embeddings differ in that their *first*
+    columns are better than others. So it is the order that is tested.
+
+    **The rule.** The verdict is yes if some width below the full one passes all three parts; `smallest_dim` is
+    the narrowest that does.
+
+    1. *Better than chance.* The columns are shuffled 99 times (`orders`), and every shuffle is measured like the
+       given order. Were the given order no better than a shuffle, it would be one among 100 alike, and be the best of
+       them once in 100 times. To ask this of all widths together, every figure is expressed in standard deviations
+       over the 100 orders at its width; a prefix passes if it beats the best width of (all but 1 % of) the shuffles.
+       So columns without order get a yes at most 1 time in 100, whatever the number of rows or widths and
+       whatever the data look like: the only randomness relied upon is that of the shuffling. (Below six columns the
+       given order turns up among the shuffles, and the answer is no.)
+    2. *By enough to matter.* At least 1.1 times as many random columns would be needed to keep as much (`worth`,
+       interpolated between widths). A lead that is real but tiny is no reason to truncate.
+    3. *Good by itself.* It keeps at least half of the neighbours, at the lower end of a 95 % bootstrap interval over
+       queries. A shortlist that is reranked later may well be narrower: that is what `funnel` is for.
+
+    A no does not say that nothing can be cut: random columns of redundant embeddings keep a lot, as the table shows.
+    It says that the leading columns are not to be preferred. A yes does not prove training with MRL: columns sorted by
+    PCA are ordered too.
+
+    **How far it carries.** Intervals describe the choice of queries, given the audited rows. In a denser corpus
+    neighbours lie closer together and fewer are kept, so a sample is somewhat too optimistic about the whole; the
+    comparison with random columns, made on the same rows, is not tilted by this. Tied rows share the places they tie
+    for. Of rows of one direction (to six digits) only one is audited.
+
+    **The funnel.** Each list is as long as it takes to lose at most 1 % of the neighbours over all stages among
+    the audited rows, scaled to all rows; the cheapest of the plans tried wins, by multiply-adds as executed. It is a
+    starting point, to be checked with queries of your own.
+
+    Cost: (`orders` + 1) · `max_queries` · `max_rows` · dim multiply-adds and a partial selection per width and order.
+
+    References
+    ----------
+    Kusupati et al. (2022), sections 3 and 4. Westfall and Young (1993), "Resampling-Based Multiple Testing", for
+    asking about all widths at once.
+
+    Examples
+    --------
+    >>> rows = np.random.default_rng(0).normal(size=(500, 64)) * 0.95 ** np.arange(64)
+    >>> report = audit(rows)
+    >>> report.truncates, report.smallest_dim, report.ladder
+    (True, 16, (16, 32, 64))
+    >>> audit(rows[:, np.random.default_rng(1).permutation(64)]).truncates
+    False
+    """
+    k = _checks.integer(k, "k", minimum=1)
+    max_rows = _checks.integer(max_rows, "max_rows", minimum=2 * k + 1)
+    max_queries = _checks.integer(max_queries, "max_queries", minimum=1)
+    orders = _checks.integer(orders, "orders", minimum=99)
+    rng = np.random.default_rng(_checks.integer(seed, "seed", minimum=0))
+    xp = namespace(("embeddings", embeddings), ("labels", labels))
+    _checks.ndim(embeddings, "embeddings", 2, "(n, dim)")
+    widths = _widths(dims, embeddings.shape[1])
+    sample = draw(embeddings, labels, k=k, max_rows=max_rows, max_queries=max_queries, rng=rng, xp=xp)
+    survival, rows = _measure(sample, widths, k, orders, rng)
+    report = Audit(
+        rows=rows,
+        funnel=_rule.cheapest_funnel(survival.places, widths, sample.n_total, len(sample.rows)),
+        k=k,
+        n_rows=sample.n_total,
+        n_audited=len(sample.rows),
+        n_queries=sample.n_queries,
+        n_duplicates=sample.n_duplicates,
+        orders=orders,
+        seed=seed,
+    )
+    return report if report.truncates else replace(report, funnel=None)
+
+
+def _widths(dims: Iterable[int] | None, dim: int) -> tuple[int, ...]:
+    """Return the widths to look at: the full one last, and at least one below it."""
+    if dim < 2:
+        msg = f"`embeddings` must have at least 2 columns, got {dim}; there is nothing to cut."
+        raise ValueError(msg)
+    if dims is None:
+        return Nesting.halving(dim, smallest=min(8, dim // 2)).dims
+    widths = _checks.dims(dims)
+    _checks.dims_within(widths, dim)
+    if widths == (dim,):
+        msg = f"`dims` must hold a width below the full one, got only {dim}; add narrower ones."
+        raise ValueError(msg)
+    return widths if widths[-1] == dim else (*widths, dim)
+
+
+def _measure(
+    sample: Sample, dims: tuple[int, ...], k: int, orders: int, rng: np.random.Generator
+) -> tuple[_neighbours.Survival, tuple[AuditRow, ...]]:
+    """Measure prefixes, random, last and principal columns at each width."""
+    exact = _neighbours.neighbours(sample, k)
+    prefix = _neighbours.survival(sample, dims, exact)
+    last = [_neighbours.mean_kept(sample.rows[:, -dim:], (dim,), exact)[0] for dim in dims]
+    shuffled = [
+        _neighbours.mean_kept(np.take(sample.rows, rng.permutation(dims[-1]), axis=1), dims, exact)
+        for _ in range(orders)
+    ]
+    kept, random = prefix.kept.mean(axis=1), np.stack(shuffled)
+    columns = {
+        "energy": [np.square(sample.rows[:, :dim], dtype=np.float64).sum() / len(sample.rows) for dim in dims],
+        "kept": kept,
+        "random": random.mean(axis=0),
+        "random_low": random.min(axis=0),
+        "random_high": random.max(axis=0),
+        "last": last,
+        "pca": _neighbours.mean_kept(_neighbours.principal(sample.rows), dims, exact),
+        "worth": _rule.worth(kept, random.mean(axis=0), dims),
+        "p_value": _rule.order_test(np.concatenate((kept[None], random))),
+    }
+    columns["kept_low"], columns["kept_high"] = _rule.interval(prefix.kept, rng)
+    if sample.labels is not None:
+        by_neighbour, by_mean = _neighbours.accuracies(sample, sample.labels, dims, prefix.nearest)
+        columns |= {"nearest_neighbor_accuracy": by_neighbour, "nearest_class_mean_accuracy": by_mean}
+    rows = tuple(
+        AuditRow(dim=dim, **{name: float(column[i]) for name, column in columns.items()}) for i, dim in enumerate(dims)
+    )
+    return prefix, rows

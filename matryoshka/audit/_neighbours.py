@@ -1,0 +1,103 @@
+"""Which neighbours survive when only some columns are compared."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from matryoshka.audit._sample import Sample
+from matryoshka.embeddings import truncate
+from matryoshka.metrics import nearest_class_mean_accuracy, nearest_neighbor_accuracy
+
+
+class Survival(NamedTuple):
+    """What becomes of the nearest neighbours of each query at each width (G widths, q queries)."""
+
+    kept: np.ndarray
+    """(G, q): share of the k neighbours at full width that are among the nearest k."""
+    places: np.ndarray
+    """(G, q, k): place of each of these neighbours among all rows, counted from 1; of tied rows the last place."""
+    nearest: np.ndarray
+    """(G, q): the nearest row."""
+
+
+def neighbours(sample: Sample, k: int) -> np.ndarray:
+    """Return the k nearest rows of each query at full width (q, k), in no order."""
+    (scores,) = _scores(sample.rows, sample.n_queries, (sample.rows.shape[1],))
+    return np.argpartition(scores, -k, axis=1)[:, -k:]
+
+
+def survival(sample: Sample, dims: tuple[int, ...], exact: np.ndarray) -> Survival:
+    """Look at the prefixes in detail."""
+    kept, places, nearest = [], [], []
+    for scores in _scores(sample.rows, sample.n_queries, dims):
+        own = np.take_along_axis(scores, exact, axis=1)
+        kept.append(_kept(scores, own))
+        places.append(np.stack([np.count_nonzero(scores >= own[:, i, None], axis=1) for i in range(own.shape[1])], 1))
+        nearest.append(np.argmax(scores, axis=1))
+    return Survival(np.stack(kept), np.stack(places), np.stack(nearest))
+
+
+def mean_kept(rows: np.ndarray, dims: tuple[int, ...], exact: np.ndarray) -> np.ndarray:
+    """Return the mean share of neighbours that the prefixes of `rows` keep (G,)."""
+    scores = _scores(rows, len(exact), dims)
+    return np.array([_kept(at, np.take_along_axis(at, exact, axis=1)).mean() for at in scores])
+
+
+def principal(rows: np.ndarray) -> np.ndarray:
+    """Rotate rows so that their variance falls from column to column; lengths and products stay the same."""
+    centred = rows - rows.mean(axis=0)
+    if len(rows) < rows.shape[1]:
+        directions = np.linalg.svd(centred, full_matrices=False)[2].T
+        rotated = rows @ directions
+        # The rows reach outside these directions by their mean only: one more column keeps every product.
+        rest = rows - rotated @ directions.T
+        return np.concatenate((rotated, np.linalg.norm(rest, axis=1, keepdims=True)), axis=1)
+    directions = np.linalg.eigh(centred.T @ centred)[1][:, ::-1]
+    return np.asarray(rows @ directions)
+
+
+def accuracies(
+    sample: Sample, labels: np.ndarray, dims: tuple[int, ...], nearest: np.ndarray
+) -> tuple[list[float], list[float]]:
+    """Return 1-NN accuracy (queries against all other rows) and class-mean accuracy (one half against the other)."""
+    half = len(labels) // 2
+    queries = labels[: sample.n_queries]
+    by_neighbour = [nearest_neighbor_accuracy(ids[:, None], labels, queries) for ids in nearest]
+    by_mean = []
+    for dim in dims:
+        prefix = truncate(sample.rows, dim)
+        by_mean.append(nearest_class_mean_accuracy(prefix[half:], labels[half:], prefix[:half], labels[:half]))
+    return by_neighbour, by_mean
+
+
+def _scores(rows: np.ndarray, n_queries: int, dims: tuple[int, ...]) -> Iterator[np.ndarray]:
+    """Yield for each prefix the similarity of queries and rows (q, n), itself excluded, in one reused array.
+
+    Dot products and squared lengths are running sums over the prefixes. Only a query's own length is left out, which
+    does not change the order of its neighbours.
+    """
+    products = np.zeros((n_queries, len(rows)), dtype=np.float32)
+    squares = np.zeros(len(rows), dtype=np.float32)
+    scores = np.empty_like(products)
+    start = 0
+    for dim in dims:
+        block = rows[:, start:dim]
+        products += block[:n_queries] @ block.T
+        squares += np.einsum("ij,ij->i", block, block)
+        np.multiply(products, 1.0 / np.sqrt(np.where(squares > 0, squares, np.inf)), out=scores)
+        np.fill_diagonal(scores, -np.inf)
+        yield scores
+        start = dim
+
+
+def _kept(scores: np.ndarray, own: np.ndarray) -> np.ndarray:
+    """Return the share of `own` scores (q, k) among the k best of all (q,); ties share the places they tie for."""
+    k = own.shape[1]
+    last = np.partition(scores, -k, axis=1)[:, -k, None]
+    above = np.count_nonzero(scores > last, axis=1)
+    tied = np.count_nonzero(scores == last, axis=1)
+    at_last = np.count_nonzero(own == last, axis=1)
+    return np.asarray((np.count_nonzero(own > last, axis=1) + at_last * (k - above) / tied) / k)

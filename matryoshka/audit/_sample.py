@@ -1,0 +1,79 @@
+"""The rows that are audited: a random sample, of unit length, each direction once, on the host."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from matryoshka import _checks
+from matryoshka._array import device, is_jax_array, is_numpy_array, to_numpy
+from matryoshka._typing import Array, Namespace
+from matryoshka.embeddings import truncate
+
+
+class Sample(NamedTuple):
+    """Audited rows in random order; the first `n_queries` are the queries."""
+
+    rows: np.ndarray
+    """(n, dim), float32, unit length."""
+    labels: np.ndarray | None
+    """(n,)."""
+    n_queries: int
+    n_total: int
+    """Rows that were handed in."""
+    n_duplicates: int
+    """Rows that were drawn and dropped, because an earlier one has their direction."""
+
+
+def draw(
+    embeddings: Array,
+    labels: Array | None,
+    *,
+    k: int,
+    max_rows: int,
+    max_queries: int,
+    rng: np.random.Generator,
+    xp: Namespace,
+) -> Sample:
+    """Check what embeddings and labels hold, and draw the rows to audit."""
+    _checks.signed_numbers(embeddings, "embeddings", xp)
+    _checks.not_empty(embeddings, "embeddings")
+    n_total = embeddings.shape[0]
+    if labels is not None:
+        _checks.labels(labels, "labels", (n_total,), xp)
+    drawn = np.sort(rng.choice(n_total, size=min(n_total, max_rows), replace=False))
+    rows = _take(embeddings, drawn, xp).astype(np.float64)
+    _checks.finite_rows(rows, "embeddings", np)
+    rows = truncate(rows, rows.shape[1]).astype(np.float32)
+    first = _first_of_each(rows)
+    if len(first) <= 2 * k:
+        msg = (
+            f"`embeddings` must have more than 2 k = {2 * k} rows of different directions, got {len(first)}; "
+            "pass more rows or a smaller k."
+        )
+        raise ValueError(msg)
+    order = rng.permutation(first)
+    return Sample(
+        rows=rows[order],
+        labels=None if labels is None else _take(labels, drawn[order], xp),
+        n_queries=min(len(first), max_queries),
+        n_total=n_total,
+        n_duplicates=len(drawn) - len(first),
+    )
+
+
+def _take(array: Array, rows: np.ndarray, xp: Namespace) -> np.ndarray:
+    """Bring some rows to the host, reading no others."""
+    if is_numpy_array(array):
+        return np.asarray(array[rows])
+    place = None if is_jax_array(array) else device(array)
+    return to_numpy(xp.take(array, xp.asarray(rows, device=place), axis=0))
+
+
+def _first_of_each(rows: np.ndarray) -> np.ndarray:
+    """Return the rows whose direction, to six digits, no earlier row has."""
+    seen: dict[bytes, int] = {}
+    for i, row in enumerate(rows):
+        seen.setdefault((np.round(row, 6) + np.float32(0.0)).tobytes(), i)
+    return np.fromiter(seen.values(), dtype=np.int64, count=len(seen))

@@ -1,0 +1,376 @@
+"""audit: the verdict on embeddings of known structure, the figures against loops, the rule, the report, bad input."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import Library, load
+
+from matryoshka import Funnel, Nesting, audit, costs
+from matryoshka.audit import Audit, AuditRow, _neighbours, _rule, _sample
+
+
+def nested(rng: np.random.Generator, n: int = 200, dim: int = 48, decay: float = 0.93) -> np.ndarray:
+    """Embeddings whose columns matter less and less."""
+    return rng.normal(size=(n, dim)) * decay ** np.arange(dim)
+
+
+def shuffle(rows: np.ndarray, seed: int) -> np.ndarray:
+    return rows[:, np.random.default_rng(seed).permutation(rows.shape[1])]
+
+
+def test_a_falling_spectrum_truncates(rng: np.random.Generator) -> None:
+    report = audit(nested(rng))
+    assert report.truncates
+    assert report.smallest_dim == 12
+    assert report.ladder == (12, 24, 48)
+    assert report.verdict.startswith("Yes: truncates down to 12 of 48 columns")
+    assert report.funnel is not None
+    assert report.funnel.dims[-1] == 48
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_same_columns_shuffled_do_not(rng: np.random.Generator, seed: int) -> None:
+    report = audit(shuffle(nested(rng), seed))
+    assert not report.truncates
+    assert (report.smallest_dim, report.ladder, report.funnel) == (None, (48,), None)
+    assert report.verdict == "No: the leading columns are no better than random ones."
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_noise_does_not(seed: int) -> None:
+    assert not audit(np.random.default_rng(seed).normal(size=(200, 48))).truncates
+
+
+def test_the_wrong_end_first_does_not(rng: np.random.Generator) -> None:
+    report = audit(nested(rng)[:, ::-1])
+    assert not report.truncates
+    assert report.rows[-2].last > report.rows[-2].random > report.rows[-2].kept
+
+
+def test_order_without_quality_does_not() -> None:
+    rng = np.random.default_rng(3)
+    report = audit(nested(rng, dim=64, decay=0.99), dims=(4, 8))
+    assert any(row.beats_random for row in report.rows)
+    assert report.verdict.startswith("No: the leading columns are better than random ones, but no prefix keeps half")
+
+
+def test_a_trained_network_truncates_and_its_shuffled_columns_do_not() -> None:
+    torch = load("torch")
+    from matryoshka.torch import MRLHead
+
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    centers = rng.normal(size=(12, 20))
+    labels = rng.integers(0, 12, size=400)
+    inputs = torch.tensor(centers[labels] + 0.5 * rng.normal(size=(400, 20)), dtype=torch.float32)
+    targets = torch.tensor(labels)
+    network, head = torch.nn.Linear(20, 32), MRLHead((4, 8, 16, 32), 12)
+    optimizer = torch.optim.Adam([*network.parameters(), *head.parameters()], 2e-2)
+    for _ in range(60):
+        optimizer.zero_grad()
+        head(network(inputs), targets).backward()
+        optimizer.step()
+    embeddings = network(inputs).detach()
+    report = audit(embeddings, labels=targets, dims=(4, 8, 16))
+    assert report.truncates
+    assert report.rows[0].nearest_class_mean_accuracy > 0.8
+    columns = torch.tensor(np.random.default_rng(1).permutation(32))
+    assert not audit(embeddings[:, columns], dims=(4, 8, 16)).truncates
+
+
+def unit(rows: np.ndarray) -> np.ndarray:
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def kept_oracle(rows: np.ndarray, columns: np.ndarray, k: int, n_queries: int) -> float:
+    """Neighbours by sorted float64 cosines, one query at a time."""
+    total = 0
+    for query in range(n_queries):
+        lists = []
+        for chosen in (np.arange(rows.shape[1]), columns):
+            cosine = unit(rows[:, chosen]) @ unit(rows[query : query + 1, chosen])[0]
+            lists.append(sorted((row for row in range(len(rows)) if row != query), key=lambda row: -cosine[row])[:k])
+        total += len(set(lists[0]) & set(lists[1]))
+    return total / (k * n_queries)
+
+
+def test_figures_against_loops(rng: np.random.Generator) -> None:
+    rows = nested(rng, n=60, dim=12) + 0.3
+    report = audit(rows, dims=(3, 7), k=4)
+    centred = unit(rows) - unit(rows).mean(axis=0)
+    directions = np.linalg.svd(centred)[2].T
+    for row in report.rows:
+        assert row.kept == pytest.approx(kept_oracle(rows, np.arange(row.dim), 4, 60))
+        assert row.last == pytest.approx(kept_oracle(rows, np.arange(12 - row.dim, 12), 4, 60))
+        assert row.pca == pytest.approx(kept_oracle(unit(rows) @ directions, np.arange(row.dim), 4, 60))
+        assert row.energy == pytest.approx(np.mean(np.sum(unit(rows)[:, : row.dim] ** 2, axis=1)))
+        assert row.random_low <= row.random <= row.random_high
+        assert row.kept_low <= row.kept <= row.kept_high
+    assert [row.dim for row in report.rows] == [3, 7, 12]
+    assert (report.rows[-1].kept, report.rows[-1].random, report.rows[-1].worth) == pytest.approx((1.0, 1.0, 1.0))
+
+
+def test_principal_directions_keep_every_product(rng: np.random.Generator) -> None:
+    for shape in ((30, 8), (8, 30)):
+        rows = rng.normal(size=shape) + 1.0
+        rotated = _neighbours.principal(rows)
+        np.testing.assert_allclose(rotated @ rotated.T, rows @ rows.T, atol=1e-9)
+        spread = rotated.var(axis=0)
+        assert (np.diff(spread[: min(shape)]) < 1e-9).all()
+
+
+def test_places_count_from_one_and_ties_share(rng: np.random.Generator) -> None:
+    scores = np.array([[9.0, 5.0, 5.0, 5.0, 1.0]], dtype=np.float32)
+    own = np.array([[9.0, 5.0]], dtype=np.float32)
+    assert _neighbours._kept(scores, own)[0] == pytest.approx((1 + 1 / 3) / 2)
+    sample = draw(rng.normal(size=(30, 4)))
+    exact = _neighbours.neighbours(sample, 3)
+    places = _neighbours.survival(sample, (2, 4), exact).places
+    assert sorted(places[-1, 0].tolist()) == [1, 2, 3]
+    assert places.min() >= 1
+    assert places.max() <= 29
+
+
+def draw(embeddings: Any, labels: Any = None, **options: Any) -> _sample.Sample:
+    settings = {"k": 3, "max_rows": 100, "max_queries": 50, "rng": np.random.default_rng(0), "xp": np} | options
+    return _sample.draw(embeddings, labels, **settings)
+
+
+def test_a_sample_keeps_labels_with_their_rows(rng: np.random.Generator) -> None:
+    labels = np.arange(500)
+    angle = labels / 500
+    rows = np.stack((np.cos(angle), np.sin(angle)), axis=1) * rng.uniform(1, 2, size=(500, 1))
+    sample = draw(rows, labels)
+    assert sample.rows.shape == (100, 2)
+    assert (sample.n_queries, sample.n_total, sample.n_duplicates) == (50, 500, 0)
+    np.testing.assert_allclose(np.arctan2(sample.rows[:, 1], sample.rows[:, 0]) * 500, sample.labels, atol=1e-3)
+    assert (np.diff(sample.labels) < 0).any()
+
+
+def test_rows_of_one_direction_are_audited_once(rng: np.random.Generator) -> None:
+    rows = rng.normal(size=(40, 6))
+    sample = draw(np.concatenate((rows, 3 * rows[:25])))
+    assert (len(sample.rows), sample.n_duplicates) == (40, 25)
+    report = audit(np.concatenate((rows, 3 * rows[:25])))
+    assert "25 rows were dropped" in str(report)
+
+
+def test_large_inputs_are_sampled_and_say_so(rng: np.random.Generator) -> None:
+    report = audit(nested(rng, n=400), max_rows=150, max_queries=70)
+    assert (report.n_rows, report.n_audited, report.n_queries) == (400, 150, 70)
+    assert "A sample: 150 of 400 rows." in str(report)
+    assert "A sample" not in str(audit(nested(rng, n=150)))
+
+
+def test_a_memory_map_is_read_by_rows(rng: np.random.Generator, tmp_path: Any) -> None:
+    np.save(tmp_path / "rows.npy", nested(rng))
+    mapped = np.load(tmp_path / "rows.npy", mmap_mode="r")
+    assert audit(mapped, max_rows=120) == audit(np.array(mapped), max_rows=120)
+
+
+def test_one_seed_gives_one_result(rng: np.random.Generator) -> None:
+    rows = nested(rng)
+    assert audit(rows, seed=4) == audit(rows, seed=4)
+    assert audit(rows, seed=4).rows != audit(rows, seed=5).rows
+
+
+def test_every_library_gives_the_same(library: Library, rng: np.random.Generator) -> None:
+    rows = nested(rng, n=80, dim=16).astype(np.float32)
+    labels = rng.integers(0, 3, size=80)
+    expected = audit(rows, labels=labels, max_rows=60)
+    assert audit(library.array(rows), labels=library.array(labels), max_rows=60) == expected
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.int8, np.int64])
+def test_half_precision_and_integers_are_read_as_numbers(rng: np.random.Generator, dtype: type) -> None:
+    rows = np.round(30 * nested(rng, n=80, dim=16)).astype(dtype)
+    assert audit(rows) == audit(rows.astype(np.float64))
+
+
+def test_tiny_and_huge_rows_count_alike(rng: np.random.Generator) -> None:
+    rows = nested(rng, n=80, dim=16)
+    scaled = rows * 10.0 ** rng.integers(-200, 200, size=(80, 1))
+    assert audit(scaled).rows[0].kept == pytest.approx(audit(rows).rows[0].kept)
+
+
+def test_zero_rows_are_no_obstacle(rng: np.random.Generator) -> None:
+    rows = nested(rng, n=80, dim=16)
+    rows[[3, 9]] = 0.0
+    rows[20:40, :4] = 0.0
+    report = audit(rows, dims=(2, 4, 8))
+    assert report.n_duplicates == 1
+    assert all(np.isfinite(list(vars(row).values())[:12]).all() for row in report.rows)
+
+
+# The rule
+
+
+def test_columns_without_order_pass_one_time_in_a_hundred() -> None:
+    rng = np.random.default_rng(7)
+    draws, passed = 4000, 0
+    for _ in range(draws):
+        common = rng.normal(size=(100, 1))
+        passed += bool((_rule.order_test(common + rng.gamma(1.0, size=(100, 6))) <= 0.01).any())
+    assert abs(passed / draws - 0.01) < 0.005
+
+
+def test_order_test_by_hand() -> None:
+    kept = np.zeros((5, 2))
+    kept[0] = 4.0, 0.0  # leads at the first width, and is level with all but one at the second
+    kept[1, 1] = 4.0
+    assert _rule.order_test(kept).tolist() == [0.4, 1.0]  # the lead at width 1 equals that of order 1 at width 2
+    kept[1, 1] = 0.0
+    assert _rule.order_test(kept).tolist() == [0.2, 1.0]
+
+
+def test_worth_counts_random_columns() -> None:
+    random = np.array([0.2, 0.4, 1.0])
+    assert _rule.worth(np.array([0.4, 0.4, 1.0]), random, (4, 8, 16)).tolist() == pytest.approx([2.0, 1.0, 1.0])
+    assert _rule.worth(np.array([0.3, 0.4, 1.0]), random, (4, 8, 16))[0] == pytest.approx(2**0.5)
+    assert _rule.worth(np.array([0.1, 0.4, 1.0]), random, (4, 8, 16))[0] == pytest.approx(0.5)
+
+
+def test_the_interval_covers_the_mean_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(11)
+    covered = 0
+    for _ in range(300):
+        kept = rng.binomial(10, 0.7, size=(1, 80)) / 10
+        low, high = _rule.interval(kept, rng)
+        covered += low[0] <= 0.7 <= high[0]
+    assert 0.90 <= covered / 300 <= 0.98
+
+
+@pytest.mark.parametrize("shape", [(12, 150, 5), (3, 40, 12)])
+def test_a_recommended_funnel_keeps_99_percent_and_costs_least(
+    rng: np.random.Generator, shape: tuple[int, int, int]
+) -> None:
+    n_widths, n_queries, k = shape
+    dims = tuple(4 * 2**i for i in range(n_widths))
+    places = np.stack([rng.integers(1, 2000 // 3**i + k + 1, size=(n_queries, k)) for i in range(n_widths)])
+    funnel = _rule.cheapest_funnel(places, dims, 2000, 2000)
+    stages = [dims.index(dim) for dim in funnel.dims]
+    lists = (*funnel.keep, 2000)
+    survive = np.all([places[stage] <= length for stage, length in zip(stages[:-1], lists, strict=False)], axis=0)
+    assert np.mean(survive) >= 0.99
+    assert funnel.multiply_adds(2000) < costs.search(2000, dims[-1])
+    direct = max(k, int(np.quantile(places[0], 0.99, method="higher")))
+    assert funnel.multiply_adds(2000, executed=True) <= costs.funnel(
+        2000, (dims[0], dims[-1]), (direct,), executed=True
+    )
+
+
+def test_lists_grow_with_the_rows_that_were_not_audited() -> None:
+    places = np.full((2, 50, 4), 7)
+    assert _rule.cheapest_funnel(places, (2, 64), 100, 100).keep == (7,)
+    assert _rule.cheapest_funnel(places, (2, 64), 1000, 100).keep == (70,)
+    assert _rule.cheapest_funnel(np.ones((2, 50, 4), int), (2, 64), 100, 100).keep == (4,)
+    assert _rule.cheapest_funnel(np.full((2, 50, 4), 100), (63, 64), 100, 100).keep in ((100,), ())
+
+
+# The report
+
+
+def row(dim: int, **values: float) -> AuditRow:
+    names = ("energy", "kept", "kept_low", "kept_high", "random", "random_low", "random_high", "last", "pca")
+    return AuditRow(dim=dim, **dict.fromkeys(names, 0.6) | {"worth": 1.2, "p_value": 0.01} | values)
+
+
+def report_of(*rows: AuditRow) -> Audit:
+    return Audit(rows, None, k=5, n_rows=9, n_audited=9, n_queries=9, n_duplicates=0, orders=99, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("values", "smallest", "verdict"),
+    [
+        ({}, 4, "Yes: truncates down to 4 of 8 columns, which keep 60 %"),
+        ({"p_value": 0.02}, None, "No: the leading columns are no better than random ones."),
+        ({"worth": 1.05}, None, "No: the leading columns are hardly better than random ones."),
+        ({"kept_low": 0.49}, None, "No: the leading columns are better than random ones, but no prefix keeps half"),
+    ],
+)
+def test_every_part_of_the_rule_decides(values: dict[str, float], smallest: int | None, verdict: str) -> None:
+    report = report_of(row(4, **values), row(8))
+    assert report.smallest_dim == smallest
+    assert report.truncates is (smallest is not None)
+    assert report.verdict.startswith(verdict)
+
+
+def test_the_full_width_never_makes_a_yes() -> None:
+    assert not report_of(row(4, p_value=1.0), row(8)).truncates
+
+
+def test_printed_and_as_json(rng: np.random.Generator) -> None:
+    report = audit(nested(rng), labels=rng.integers(0, 4, size=200))
+    text = str(report)
+    assert text.splitlines()[0] == report.verdict
+    assert "class mean" in text
+    assert "passes" in text
+    assert f"Ladder: {', '.join(map(str, report.ladder))}" in text
+    assert all(line == line.rstrip() for line in text.splitlines())
+    record = json.loads(report.to_json())
+    assert (record["kind"], record["version"], record["truncates"]) == ("audit", 1, True)
+    assert record["funnel"] == {"dims": list(report.funnel.dims), "keep": list(report.funnel.keep)}
+    assert [entry["dim"] for entry in record["rows"]] == list(Nesting.halving(48).dims) == [12, 24, 48]
+    assert record["rows"][0]["kept"] == report.rows[0].kept
+    assert json.loads(audit(shuffle(nested(rng), 0)).to_json())["funnel"] is None
+
+
+def test_a_funnel_that_does_not_pay_is_not_recommended() -> None:
+    report = replace(report_of(row(4), row(8)), funnel=Funnel((8,), ()))
+    assert "Funnel: none is cheaper than an exact search of 9 rows." in str(report)
+    assert "Funnel: 4 → 8, keep 5: " in str(replace(report, funnel=Funnel((4, 8), (5,))))
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+def test_the_figure_is_drawn(rng: np.random.Generator, tmp_path: Any, labelled: bool) -> None:
+    load("matplotlib")
+    report = audit(nested(rng), labels=rng.integers(0, 4, size=200) if labelled else None)
+    figure = report.figure()
+    figure.savefig(tmp_path / "audit.png")
+    assert (tmp_path / "audit.png").stat().st_size > 10_000
+    left, right = figure.axes
+    assert left.get_legend().get_texts()[0].get_text().startswith("first columns")
+    assert ("accuracy" if labelled else "squared length") in right.get_ylabel()
+    assert "\n".join(figure.get_suptitle().split()) == "\n".join(report.verdict.split())
+
+
+# Bad input
+
+ROWS = np.random.default_rng(0).normal(size=(30, 6))
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: audit(ROWS[0]), ValueError, r"`embeddings` must have shape \(n, dim\), got \(6,\)"),
+        (lambda: audit(ROWS[:, :1]), ValueError, "`embeddings` must have at least 2 columns, got 1"),
+        (lambda: audit(ROWS[:0]), ValueError, "`embeddings` must have at least one row"),
+        (lambda: audit(ROWS[:20]), ValueError, "more than 2 k = 20 rows of different directions, got 20"),
+        (lambda: audit(np.ones((50, 4))), ValueError, "rows of different directions, got 1"),
+        (lambda: audit(ROWS.astype(object)), TypeError, "`embeddings` must hold"),
+        (lambda: audit(ROWS.astype(np.uint8)), TypeError, "signed integers, got dtype uint8"),
+        (lambda: audit(ROWS > 0), TypeError, "signed integers, got dtype bool"),
+        (lambda: audit(ROWS + 0j), TypeError, "got dtype complex128"),
+        (lambda: audit([[1.0, 2.0]]), TypeError, "`embeddings` must be an array"),
+        (lambda: audit(np.where(ROWS > 1.9, np.nan, ROWS)), ValueError, "`embeddings` must be finite, got NaN"),
+        (lambda: audit(ROWS, labels=np.arange(29)), ValueError, "`labels` must have one class id per row"),
+        (lambda: audit(ROWS, labels=np.ones(30)), TypeError, "`labels` must hold integer class ids"),
+        (lambda: audit(ROWS, dims=(2, 8)), ValueError, r"`dims` must lie within \[1, 6\]"),
+        (lambda: audit(ROWS, dims=(6,)), ValueError, "`dims` must hold a width below the full one"),
+        (lambda: audit(ROWS, dims=(4, 2)), ValueError, "`dims` must be positive and strictly increasing"),
+        (lambda: audit(ROWS, k=0), ValueError, "`k` must be an integer >= 1"),
+        (lambda: audit(ROWS, max_rows=20), ValueError, "`max_rows` must be an integer >= 21, got 20"),
+        (lambda: audit(ROWS, max_queries=0), ValueError, "`max_queries` must be an integer >= 1"),
+        (lambda: audit(ROWS, orders=98), ValueError, "`orders` must be an integer >= 99, got 98"),
+        (lambda: audit(ROWS, seed=-1), ValueError, "`seed` must be an integer >= 0"),
+    ],
+)
+def test_bad_input_is_refused(call: Callable[[], Audit], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        call()
