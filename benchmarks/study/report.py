@@ -1,0 +1,314 @@
+"""The report: what was done, what each table says and what it does not, for readers who have not seen the paper."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+import textwrap
+from pathlib import Path
+from typing import Any
+
+from benchmarks.study import figures, tables
+from benchmarks.study.retrieval import BATCH, SHORTLIST
+from matryoshka import costs
+
+Record = dict[str, Any]
+
+FIGURES = {
+    "accuracy.png": figures.accuracy,
+    "cascade.png": figures.cascade,
+    "retrieval.png": figures.retrieval,
+    "clock.png": figures.clock,
+}
+LINE = 110
+"""Characters to a line of the report's text."""
+
+CLOSE = 0.005
+"""What counts as "as good as exact search" in the summary: half a point of mAP@10."""
+
+ALIKE = 0.01
+"""What counts as a difference between methods in the summary of limits: a point of accuracy."""
+
+
+def write(record: Record, folder: Path) -> list[Path]:
+    """Write figures, report.md and results.json into `folder`, each whole or not at all; return their paths."""
+    contents = {name: draw(record) for name, draw in FIGURES.items()}
+    contents["report.md"] = text(record).encode()
+    contents["results.json"] = (json.dumps(record, indent=1) + "\n").encode()
+    for name, content in contents.items():
+        _write(folder / name, content)
+    return [folder / name for name in contents]
+
+
+def console(record: Record) -> str:
+    """Return the tables and the summary as aligned text."""
+    every = [*_accuracy_tables(record), tables.cascades(record), *_retrieval_tables(record)]
+    lines = "\n".join(f"- {line.replace('*', '')}" for line in _summary(record))
+    return "\n\n".join([*(table.text() for table in every), f"In short\n{lines}"])
+
+
+def text(record: Record) -> str:
+    """Return the report in Markdown."""
+    sections = (_opening, _method, _prefixes, _cascades, _retrieval, _limits, _how)
+    blocks = "\n\n".join(section(record) for section in sections).split("\n\n")
+    return "\n\n".join(map(_wrapped, blocks)) + "\n"
+
+
+def _opening(record: Record) -> str:
+    lines = "\n".join(f"- {line}" for line in _summary(record))
+    return f"""# One embedding, many widths: {record["data"]["name"]}
+
+A network usually turns an item into a fixed number of numbers, its *embedding*. Matryoshka representation learning
+(MRL) trains the embedding so that its first 2, 4, 8, … numbers are good embeddings by themselves. One network then
+serves every budget: short prefixes where speed counts, the whole where accuracy does. This report trains such networks
+and measures three uses of them.
+
+{lines}"""
+
+
+def _summary(record: Record) -> list[str]:
+    cascades = [_cascade_line(record, found) for found in record["cascades"] if found["network"] == "MRL"]
+    return [_prefix_line(record), *cascades, _search_line(record)]
+
+
+def _prefix_line(record: Record) -> str:
+    linear, dims = record["linear"], record["settings"]["dims"]
+    behind = {dim: _mean(linear["FF"], dim) - _mean(linear["MRL"], dim) for dim in dims}
+    worst = max(dims, key=lambda dim: behind[dim])
+    where = f" (at {worst} numbers)" if behind[worst] > 0 else ""
+    return (
+        f"**Prefixes.** One MRL network stands in for {len(dims)} networks trained for one width each: at no width is "
+        f"it more than {100 * max(behind[worst], 0):.1f} points of accuracy behind the network of that width{where}."
+    )
+
+
+def _cascade_line(record: Record, found: Record) -> str:
+    used, reached, full = found["expected_dim"]["mean"], found["accuracy"]["mean"], max(record["settings"]["dims"])
+    fixed = record["linear"]["FF"]
+    rivals = [int(dim) for dim in fixed if fixed[dim]["mean"] >= reached]
+    need = f"needs {min(rivals)} numbers for that" if rivals else "does not get there at any width"
+    return (
+        f"**Stopping early** ({found['calibration']} thresholds). Answering from the shortest prefix that is sure "
+        f"enough gets {100 * reached:.1f}% right with {used:.1f} numbers per row on average, {full / used:.0f} times "
+        f"fewer than all {full}, which get {100 * found['full_accuracy']['mean']:.1f}%. "
+        f"A network trained for one width {need}."
+    )
+
+
+def _search_line(record: Record) -> str:
+    plans, n = record["plans"]["large"], record["settings"]["large"]
+    full = tables.full_width(plans)
+    staged = [plan for plan in plans if plan["kind"] != "exact" and plan["map"] >= full["map"] - CLOSE]
+    if not staged:
+        return f"**Searching.** No staged search came within {100 * CLOSE:g} points of exact search in {n:,} rows."
+    best = min(staged, key=lambda plan: plan["multiply_adds"])
+    return (
+        f"**Searching.** Among {n:,} rows, the plan *{tables.name(best)}* finds neighbours as good as exact search at "
+        f"{full['dims'][0]} dimensions (mAP@10 {100 * best['map']:.1f} against {100 * full['map']:.1f}%) with "
+        f"{full['multiply_adds'] / best['multiply_adds']:.1f} times fewer multiply-adds; the clock says "
+        f"{_faster(full, best, 'alone')} times faster for single queries and {_faster(full, best, 'batch')} times in "
+        f"batches of {BATCH}."
+    )
+
+
+def _method(record: Record) -> str:
+    data, settings = record["data"], record["settings"]
+    dims = _and(settings["dims"])
+    cut = "The test rows came with the set." if data["own_test_rows"] else "Each run cuts them anew."
+    return f"""## What was done
+
+**Data.** {data["name"]}: {data["n_features"]} features per row, {data["n_classes"]} classes; {data["train"]:,} rows to
+train on, {data["calibration"]:,} held out to choose thresholds, {data["test"]:,} to test. {cut} Every number below is
+measured on test rows{_over_runs(record)}.
+
+**Networks.** All are the same small one: two linear layers with batch normalisation, giving
+{max(settings["dims"])} numbers, and a linear classifier on top. They differ in what the classifier reads in training:
+
+- **MRL**: {len(settings["dims"])} classifiers read the first {dims} numbers; their losses are added up.
+- **MRL-E**: the same with a single classifier, of which each prefix uses the leading columns: no more
+  parameters than a plain classifier has.
+- **FF** (fixed feature): {len(settings["dims"])} separate networks, each trained for one width only. What MRL has to
+  match.
+
+Three more baselines shrink the widest FF network *after* training: **SVD** and **PCA** project it on its strongest
+directions, **random columns** keeps some of its numbers. PCA and random columns get a classifier fitted anew; SVD for
+the linear classifier cuts the rank of its weights and still reads all {max(settings["dims"])} numbers, and from rank
+{data["n_classes"]} on it changes nothing."""
+
+
+def _prefixes(record: Record) -> str:
+    linear, neighbor = _accuracy_tables(record)
+    return f"""## 1. Each prefix by itself
+
+**{linear.title}**
+
+{linear.markdown()}
+
+**{neighbor.title}**
+
+{neighbor.markdown()}
+
+The columns MRL and MRL-E each come from one network that serves all widths; every number under FF comes from a network
+of its own. Where MRL keeps up with FF, training for many widths at once cost nothing. Where SVD, PCA and random columns
+fall behind, short embeddings have to be learned and cannot be cut from a finished network.
+
+![Accuracy against the numbers kept, for the linear classifier and the nearest neighbour](accuracy.png)"""
+
+
+def _cascades(record: Record) -> str:
+    full = max(record["settings"]["dims"])
+    return f"""## 2. Stopping early: a cascade
+
+Each row starts at the shortest prefix. If the most likely class is likely enough, that is the answer; otherwise the
+next prefix is asked. The thresholds are chosen on the held-out rows, here by the rule that the paper published: for
+each pair of neighbouring prefixes, the smallest threshold with the best accuracy.
+
+{tables.cascades(record).markdown()}
+
+*Expected dim* is the mean width at which rows stop: what one shared classifier (MRL-E) pays, because it only adds
+columns. *Summed dim* adds up all prefixes asked on the way: what separate classifiers (MRL) pay. *Saved* compares each
+with always reading {full}. The published rule promises nothing about new rows; compare *accuracy* with *full width* to
+see what it gave away here.
+
+![Accuracy of the cascades against the numbers they use](cascade.png)
+
+Each cascade is drawn once for every width at which it has to stop at the latest, from {record["settings"]["dims"][1]}
+to {full}; the points bunch where hardly a row goes on."""
+
+
+def _retrieval(record: Record) -> str:
+    small, large = _retrieval_tables(record)
+    settings = record["settings"]
+    short, full = settings["dims"][len(settings["dims"]) // 2 - 1], max(settings["dims"])
+    stored = costs.index_bytes(settings["large"], full) / 1e6
+    separate = costs.separate_indexes_bytes(settings["large"], settings["dims"]) / 1e6
+    return f"""## 3. Searching with prefixes
+
+Test rows ask for the ten nearest rows by cosine; a neighbour is right if it has the label of the query. Three kinds of
+plans share one MRL network: *exact {short}* compares with every row on {short} numbers; *adaptive {short} > {full}*
+takes the {SHORTLIST} best of that and orders them by {full} numbers; a *funnel* gets to {full} in steps while its list
+shrinks to ten.
+mAP@10 is the mean over queries of 1/10 Σ (precision up to each right neighbour): 100% if all ten are right.
+
+**{small.title}**
+
+{small.markdown()}
+
+**{large.title}**
+
+{large.markdown()}
+
+*Theory* and *clock* say how many times less, and faster, than exact search at {full} dimensions: by
+multiply-adds, and by the median time per query, asked one by one (*alone*) or {BATCH} at once (*in batch*). One
+store of {stored:.0f} MB serves all widths, where separate networks would fill {separate:.0f} MB.
+
+![mAP@10 against multiply-adds per query](retrieval.png)
+
+Along each line the width of the first comparison grows from {settings["dims"][0]}. Among many rows reordering a short
+list costs next to nothing, so *adaptive* and *funnel* pay hardly more than *exact* at the width they start from.
+
+![Theory beside clock](clock.png)"""
+
+
+def _limits(record: Record) -> str:
+    data, settings, alike = record["data"], record["settings"], _alike_from(record)
+    easy = f"""- {data["name"].capitalize()} is an easy set: from {alike} numbers on, all methods but random columns lie
+  within a point of each other, where one test row is {100 / data["test"]:.1f} points.
+"""
+    return f"""## What this does not show
+
+{easy if alike is not None else ""}- A search among {data["train"]:,} rows takes hardly longer than the call itself, so
+  there the clock cannot show what theory says. The {settings["large"]:,} rows make it honest about size, but they are
+  not real: each lies at a random point between two training rows of one class and went through the network of the first
+  run. Their mAP@10, of one run and a few queries, is fit only for comparing the plans with each other.
+- The clock is that of one machine with {record["environment"]["threads"]} threads. Choosing the best candidates and
+  reading memory take time but no multiply-adds, and with {max(settings["dims"])} numbers per row there is little else
+  to save; the embeddings of the paper have 2,048.
+- The spread is over splits and starting weights of one small network, with few rows to choose thresholds on."""
+
+
+def _alike_from(record: Record) -> int | None:
+    """Return the width from which on all methods but random columns lie within `ALIKE`, by both judges; or None."""
+    alike = None
+    for dim in reversed(record["settings"]["dims"]):
+        for judge in ("linear", "nearest_neighbor"):
+            shares = [_mean(found, dim) for method, found in record[judge].items() if method != "random columns"]
+            if max(shares) - min(shares) > ALIKE:
+                return alike
+        alike = dim
+    return alike
+
+
+def _how(record: Record) -> str:
+    settings, machine = record["settings"], record["environment"]
+    return f"""## How it was run
+
+Seeds {_and(settings["seeds"])}; {settings["training"]["steps"]:,} batches or {settings["training"]["epochs"]} passes
+over the rows for each network, whichever is more. Python {machine["python"]}, NumPy {machine["numpy"]}, PyTorch
+{machine["torch"]}, matryoshka {machine["matryoshka"]}, {machine["machine"]}; one
+thread for training, {machine["threads"]} for the timed searches;
+{record["seconds"]:.0f} s in all. All numbers, with those of each run, are in
+[results.json](results.json). The same seed gives the same accuracies on the same machine; the times are the clock's.
+
+Kusupati et al., *Matryoshka Representation Learning*, NeurIPS 2022, [arXiv:2205.13147](https://arxiv.org/abs/2205.13147)."""
+
+
+def _wrapped(block: str) -> str:
+    """Break the lines of a paragraph or list anew, now that the numbers stand in them."""
+    if block.startswith(("|", "#", "!")):
+        return block
+    items = re.split(r"\n(?=- )", block)
+    return "\n".join(
+        textwrap.fill(
+            " ".join(item.split()), LINE, subsequent_indent="  " * item.startswith("- "), break_on_hyphens=False
+        )
+        for item in items
+    )
+
+
+def _accuracy_tables(record: Record) -> list[tables.Table]:
+    return [
+        tables.accuracy(record, "linear", f"Accuracy of a linear classifier (%){_over_runs(record)}"),
+        tables.accuracy(record, "nearest_neighbor", f"Accuracy of the nearest neighbour (%){_over_runs(record)}"),
+    ]
+
+
+def _retrieval_tables(record: Record) -> list[tables.Table]:
+    small, large = record["data"]["train"], record["settings"]["large"]
+    return [
+        tables.retrieval(record, "small", f"Search among the {small:,} training rows"),
+        tables.retrieval(record, "large", f"Search among {large:,} mixtures of training rows"),
+    ]
+
+
+def _over_runs(record: Record) -> str:
+    n = record["settings"]["runs"]
+    return f", mean ± standard deviation of {n} runs" if n > 1 else ""
+
+
+def _faster(full: Record, plan: Record, way: str) -> str:
+    return f"{full['seconds'][way] / plan['seconds'][way]:.1f}"
+
+
+def _mean(found: Record, dim: int) -> float:
+    return found[str(dim)]["mean"]
+
+
+def _and(values: list[int]) -> str:
+    *most, last = map(str, values)
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write to a temporary file beside `path` and move it there."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with open(handle, "wb") as file:  # noqa: PTH123 (a descriptor, not a path)
+            file.write(content)
+        os.chmod(temporary, 0o644)  # noqa: PTH101
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
