@@ -89,11 +89,8 @@ def combine(formula: Any, losses: Array, weights: Array | None, xp: Namespace) -
 
 
 def weigh_prefixes(losses: Array, nesting: Any) -> Array:
-    """Return sum_m c_m losses[m], for losses whose first axis is that of the prefixes."""
-    total = losses[0, ...] * nesting.importance[0]
-    for g, importance in enumerate(nesting.importance[1:], start=1):
-        total = total + losses[g, ...] * importance
-    return total
+    """Return sum_m c_m losses[m], the prefixes on the first axis; c_m = 0 counts nothing, even where a loss is infinite."""
+    return sum(losses[g, ...] * importance for g, importance in enumerate(nesting.importance) if importance)
 
 
 def weigh(losses: Array, weights: Array | None, xp: Namespace) -> Array:
