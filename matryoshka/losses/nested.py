@@ -44,7 +44,7 @@ def nested_loss(
     Returns
     -------
     array
-        sum_m c_m loss(*(a[..., :m] for a in arrays)), of the shape that `loss` returns.
+        ``sum_m c_m loss(*(a[..., :m] for a in arrays))``, of the shape that `loss` returns.
     array (G, ...), if `return_parts`
         The loss of each prefix. Unlike that of the fused losses it is part of the graph: detach it to log it.
 

@@ -239,7 +239,7 @@ def overlap_at_k(ids: Array, reference_ids: Array, /, k: int) -> float:
     Returns
     -------
     float
-        Mean over queries of |found ∩ exact| / |exact|; the order within the first `k` does not matter.
+        Mean over queries of ``|found ∩ exact| / |exact|``; the order within the first `k` does not matter.
 
     Raises
     ------
