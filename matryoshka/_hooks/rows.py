@@ -89,7 +89,7 @@ def combine(formula: Any, losses: Array, weights: Array | None, xp: Namespace) -
 
 
 def weigh_prefixes(losses: Array, nesting: Any) -> Array:
-    """Return sum_m c_m losses[m], the prefixes on the first axis; c_m = 0 counts nothing, even where a loss is infinite."""
+    """Return sum_m c_m losses[m], prefixes on the first axis; c_m = 0 counts nothing, not even where a loss is inf."""
     return sum(losses[g, ...] * importance for g, importance in enumerate(nesting.importance) if importance)
 
 
