@@ -31,7 +31,7 @@ def load(module: str) -> Any:
             raise
         if name in REQUIRED:
             pytest.fail(f"{name} is not installed, and MATRYOSHKA_REQUIRE names it")
-        pytest.skip(f"{name} is not installed")
+        pytest.skip(f"{name} is not installed", allow_module_level=True)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -137,3 +137,107 @@ def retrieval_funnel(
         scores, ids = retrieval_rank(queries, corpus, candidates, count, dim, metric)
         candidates = ids.tolist()
     return scores, ids
+
+
+def losses_logits(embeddings: np.ndarray, heads: Sequence[tuple[np.ndarray, np.ndarray | None]]) -> list:
+    """Classify each prefix of each row by the head of its width, number by number: [prefix][row][class]."""
+    out = []
+    for weight, bias in heads:
+        n_classes, width = weight.shape
+        starts = [0.0] * n_classes if bias is None else [float(b) for b in bias]
+        out.append(
+            [
+                [starts[c] + sum(float(row[j]) * float(weight[c, j]) for j in range(width)) for c in range(n_classes)]
+                for row in embeddings
+            ]
+        )
+    return out
+
+
+def losses_row(logits: Sequence[float], label: int, smoothing: float) -> float:
+    """Cross-entropy of one row against a target written out: 1 - s at the label, and s spread over all classes."""
+    top = max(logits)
+    log_sum = top + math.log(sum(math.exp(z - top) for z in logits))
+    target = [smoothing / len(logits)] * len(logits)
+    target[label] += 1.0 - smoothing
+    return sum(t * (log_sum - z) for t, z in zip(target, logits, strict=True))
+
+
+def losses_reduce(
+    rows: list[list[float]], weights: list[float], importance: Sequence[float], reduction: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Total and parts of losses [prefix][row]; a row of weight 0 is left out."""
+    parts = []
+    for line in rows:
+        weighted = [w * loss if w else 0.0 for w, loss in zip(weights, line, strict=True)]
+        divisor = {"mean": sum(weights) or 1.0, "sum": 1.0}.get(reduction)
+        parts.append(weighted if divisor is None else sum(weighted) / divisor)
+    total = sum(c * np.array(part) for c, part in zip(importance, parts, strict=True))
+    return np.array(total), np.array(parts)
+
+
+def losses_cross_entropy(
+    logits: Sequence,
+    labels: Sequence[int],
+    *,
+    importance: Sequence[float],
+    label_smoothing: float = 0.0,
+    ignore_index: int | None = None,
+    sample_weight: Sequence[float] | None = None,
+    reduction: str = "mean",
+) -> tuple[np.ndarray, np.ndarray]:
+    """Total and parts from logits [prefix][row][class], prefix by prefix and row by row."""
+    weights = [1.0 if sample_weight is None else float(sample_weight[i]) for i in range(len(labels))]
+    weights = [0.0 if label == ignore_index else w for label, w in zip(labels, weights, strict=True)]
+    rows = []
+    for of_prefix in logits:
+        line = []
+        for row, label in zip(of_prefix, labels, strict=True):
+            ignored = label == ignore_index
+            line.append(0.0 if ignored else losses_row([float(z) for z in row], label, label_smoothing))
+        rows.append(line)
+    return losses_reduce(rows, weights, importance, reduction)
+
+
+def losses_info_nce(
+    queries: np.ndarray,
+    keys: np.ndarray,
+    dims: Sequence[int],
+    *,
+    importance: Sequence[float],
+    temperature: float = 0.05,
+    symmetric: bool = False,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+) -> tuple[np.ndarray, np.ndarray]:
+    """Total and parts of the cross-entropy of cosine similarities, pair by pair."""
+    directions = [(queries, keys), (keys[: len(queries)], queries)][: 2 if symmetric else 1]
+    results = []
+    for ours, theirs in directions:
+        rows = [
+            [
+                losses_row(
+                    [retrieval_similarity(one, other, dim, "cosine") / temperature for other in theirs],
+                    i,
+                    label_smoothing,
+                )
+                for i, one in enumerate(ours)
+            ]
+            for dim in dims
+        ]
+        results.append(losses_reduce(rows, [1.0] * len(ours), importance, reduction))
+    return tuple(sum(values) / len(results) for values in zip(*results, strict=True))
+
+
+def losses_slope(function: Callable[[], float], array: np.ndarray, step: float = 1e-3) -> np.ndarray:
+    """Differentiate `function`, which reads the float64 `array`, by central differences of fourth order."""
+    slope = np.zeros_like(array)
+    for index in np.ndindex(array.shape):
+        here = array[index]
+        values = []
+        for distance in (-2, -1, 1, 2):
+            array[index] = here + distance * step
+            values.append(float(function()))
+        array[index] = here
+        slope[index] = (values[0] - 8 * values[1] + 8 * values[2] - values[3]) / (12 * step)
+    return slope
