@@ -28,11 +28,13 @@ def weighted_total(
     weights: jax.Array | None,
     parameters: Arrays,
     *,
+    divisor: Any,
     row_block: int | None,
     xp: Namespace,
 ) -> tuple[jax.Array, jax.Array]:
-    """Return the total as a differentiable 0-d array, and the losses (G, n) without a gradient."""
-    total, losses = _weighted_total(formula, row_block, rows, labels, weights, parameters)
+    """Return the total / `divisor` as a differentiable 0-d array, and the losses (G, n) without a gradient."""
+    divisor = jnp.asarray(divisor, formula.dtype(rows[0], jnp))
+    total, losses = _weighted_total(formula, row_block, rows, labels, weights, divisor, parameters)
     return total, lax.stop_gradient(losses)
 
 
@@ -52,6 +54,7 @@ def gradients(
     parameters: Arrays,
     *,
     wanted: tuple[bool, ...],
+    divisor: Any = 1,
     row_block: int | None,
     xp: Namespace,
 ) -> tuple[jax.Array, Arrays, Arrays]:
@@ -63,10 +66,12 @@ def gradients(
         losses, d_rows, totals = formula.gradients(
             block_rows, block_labels, block_weights, prepared, totals, wanted, jnp
         )
-        return totals, (losses.T, d_rows)
+        # Divided here, while they are small: after the scan, XLA would make a second array of all rows.
+        return totals, (losses.T, jax.tree.map(lambda d: d / divisor, d_rows))
 
     totals, (losses, d_rows) = _scan(step, (rows, labels, weights), formula.row_bytes(parameters), row_block)
-    return losses.T, d_rows, formula.finish(parameters, prepared, totals, jnp)
+    d_parameters = formula.finish(parameters, prepared, totals, jnp)
+    return losses.T, d_rows, jax.tree.map(lambda d: d / divisor, d_parameters)
 
 
 def _losses(formula: Any, row_block: int | None, rows: Arrays, labels: jax.Array, parameters: Arrays) -> Any:
@@ -102,26 +107,49 @@ def _scan(step: Any, arrays: Any, row_bytes: int, row_block: int | None) -> Any:
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _weighted_total(
-    formula: Any, row_block: int | None, rows: Arrays, labels: jax.Array, weights: jax.Array | None, parameters: Arrays
+    formula: Any,
+    row_block: int | None,
+    rows: Arrays,
+    labels: jax.Array,
+    weights: jax.Array | None,
+    divisor: jax.Array,
+    parameters: Arrays,
 ) -> tuple[jax.Array, jax.Array]:
     losses = _losses(formula, row_block, rows, labels, parameters)
-    return loop.combine(formula, losses, weights, jnp), losses
+    return loop.combine(formula, losses, weights, jnp) / divisor, losses
 
 
 def _weighted_total_forward(
-    formula: Any, row_block: int | None, rows: Arrays, labels: jax.Array, weights: jax.Array | None, parameters: Arrays
+    formula: Any,
+    row_block: int | None,
+    rows: Arrays,
+    labels: jax.Array,
+    weights: jax.Array | None,
+    divisor: jax.Array,
+    parameters: Arrays,
 ) -> tuple[tuple[jax.Array, jax.Array], Any]:
     losses, *saved = gradients(
-        formula, rows, labels, weights, parameters, wanted=_present(rows, parameters), row_block=row_block, xp=jnp
+        formula,
+        rows,
+        labels,
+        weights,
+        parameters,
+        wanted=_present(rows, parameters),
+        divisor=divisor,
+        row_block=row_block,
+        xp=jnp,
     )
-    d_weights = None if weights is None else loop.weigh_prefixes(losses, formula.nesting).astype(weights.dtype)
-    saved = jax.tree.map(lambda gradient, array: gradient.astype(array.dtype), tuple(saved), (rows, parameters))
-    return (loop.combine(formula, losses, weights, jnp), losses), (*saved, d_weights)
+    total = loop.combine(formula, losses, weights, jnp) / divisor
+    d_weights = None
+    if weights is not None:
+        d_weights = (loop.weigh_prefixes(losses, formula.nesting) / divisor).astype(weights.dtype)
+    d_rows, d_parameters = jax.tree.map(lambda d, array: d.astype(array.dtype), tuple(saved), (rows, parameters))
+    return (total, losses), (d_rows, d_weights, -total / divisor, d_parameters)
 
 
 def _weighted_total_backward(formula: Any, row_block: int | None, saved: Any, cotangent: Any) -> tuple[Any, ...]:
-    d_rows, d_parameters, d_weights = jax.tree.map(lambda a: (a * cotangent[0]).astype(a.dtype), saved)
-    return d_rows, None, d_weights, d_parameters
+    d_rows, d_weights, d_divisor, d_parameters = jax.tree.map(lambda d: (d * cotangent[0]).astype(d.dtype), saved)
+    return d_rows, None, d_weights, d_divisor, d_parameters
 
 
 _weighted_total.defvjp(_weighted_total_forward, _weighted_total_backward)

@@ -9,8 +9,8 @@ from matryoshka._typing import Array, Namespace
 
 Arrays = tuple[Array, ...]
 
-_BLOCK_BYTES = 96 * 2**20
-_BLOCK_ROWS = (64, 512)
+BLOCK_BYTES = 96 * 2**20
+BLOCK_ROWS = (64, 512)
 
 
 def product_dtype(array: Array) -> Any:
@@ -18,16 +18,20 @@ def product_dtype(array: Array) -> Any:
     return None
 
 
-def block_size(n: int, row_bytes: int, row_block: int | None) -> int:
-    """Return how many rows to work on at a time: `row_block`, or what keeps a block within a fixed memory.
+def largest_block(row_bytes: int, row_block: int | None) -> int | None:
+    """Return how many rows to work on at a time at most: `row_block`, or what keeps a block within a fixed memory.
 
-    Larger blocks spend less time on adding up the parameters' gradients, smaller ones need less memory; blocks are of
-    nearly equal size.
+    Larger blocks spend less time on adding up the parameters' gradients, smaller ones need less memory. None: all.
     """
-    if row_block is None:
-        smallest, largest = _BLOCK_ROWS
-        row_block = max(smallest, min(largest, _BLOCK_BYTES // row_bytes)) if row_bytes else n
-    n_blocks = -(-n // row_block) if n else 1
+    smallest, largest = BLOCK_ROWS
+    if row_block is not None or not row_bytes:
+        return row_block
+    return max(smallest, min(largest, BLOCK_BYTES // row_bytes))
+
+
+def block_size(n: int, row_bytes: int, row_block: int | None) -> int:
+    """Return how many rows to work on at a time: blocks of nearly equal size, none above the largest."""
+    n_blocks = -(-n // (largest_block(row_bytes, row_block) or n)) if n else 1
     return max(1, -(-n // n_blocks))
 
 
@@ -38,12 +42,13 @@ def weighted_total(
     weights: Array | None,
     parameters: Arrays,
     *,
+    divisor: Any,
     row_block: int | None,
     xp: Namespace,
 ) -> tuple[Array, Array]:
-    """Return sum_i a_i sum_m c_m loss_mi as a 0-d array, and the losses (G, n)."""
+    """Return sum_i a_i sum_m c_m loss_mi / `divisor` as a 0-d array, and the losses (G, n)."""
     losses = _map_losses(formula, rows, labels, parameters, row_block=row_block, xp=xp)
-    return combine(formula, losses, weights, xp), losses
+    return combine(formula, losses, weights, xp) / divisor, losses
 
 
 def row_totals(

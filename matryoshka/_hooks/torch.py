@@ -46,18 +46,21 @@ def weighted_total(
     weights: torch.Tensor | None,
     parameters: Tensors,
     *,
+    divisor: Any,
     row_block: int | None,
     xp: Namespace,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the total as a differentiable 0-d tensor, and the losses (G, n) without a gradient."""
+    """Return the total / `divisor` as a differentiable 0-d tensor, and the losses (G, n) without a gradient."""
     arrays = (*rows, *parameters)
     wanted = _wanted(arrays)
     with _without_autocast(labels):
         if not any(wanted) and not _wanted((weights,))[0]:
-            return loop.weighted_total(formula, rows, labels, weights, parameters, row_block=row_block, xp=xp)
+            return loop.weighted_total(
+                formula, rows, labels, weights, parameters, divisor=divisor, row_block=row_block, xp=xp
+            )
         setting = _Setting(len(rows), wanted, row_block, xp)
         total, losses, *_ = _WeightedTotal.apply(formula, setting, labels, weights, *arrays)  # type: ignore[no-untyped-call]
-    return total, losses
+    return total / divisor, losses
 
 
 def row_totals(

@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from matryoshka._array import accumulator_dtype
 from matryoshka._typing import Array, Namespace
 from matryoshka.nesting import Nesting
 
@@ -75,6 +76,10 @@ class Formula:
     def row_bytes(self, parameters: Arrays) -> int:
         """Return the bytes that one row keeps while its block is worked on, from which a hook sizes the blocks."""
         raise NotImplementedError
+
+    def dtype(self, rows: Array, xp: Namespace) -> Any:
+        """Return the dtype of the sums over `rows`, of the losses and of the gradients."""
+        return accumulator_dtype(rows, xp)
 
     def factor(self, array: Array, xp: Namespace) -> Array:
         """Return `array` in the dtype in which products are formed."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from matryoshka._array import accumulator_dtype, add_product, exp_, log_softmax, repeat_row, row_count
+from matryoshka._array import accumulator_dtype, add_product, exp_, length, log_softmax, repeat_row
 from matryoshka._typing import Array, Namespace
 from matryoshka.losses._formula import Arrays, Formula, Totals
 from matryoshka.losses._products import (
@@ -76,7 +76,7 @@ class TiedHead(Formula):
     def _log_p(self, rows: Arrays, prepared: Arrays, xp: Namespace) -> Iterator[Array]:
         (x,), (weight, bias) = rows, prepared
         dtype = accumulator_dtype(x, xp)
-        start = None if bias is None else repeat_row(xp.astype(bias, dtype, copy=False), row_count(x, xp), xp)
+        start = None if bias is None else repeat_row(xp.astype(bias, dtype, copy=False), length(x, 0, xp), xp)
         for z in running_products(self.factor(x, xp), weight, self.nesting.blocks, start=start, dtype=dtype, xp=xp):
             yield log_softmax(z, xp)
 
@@ -135,7 +135,7 @@ class SeparateHeads(Formula):
     def _log_p(self, g: int, rows: Arrays, prepared: Arrays, xp: Namespace) -> Array:
         (x,), weight, bias = rows, prepared[2 * g], prepared[2 * g + 1]
         dtype = accumulator_dtype(x, xp)
-        start = None if bias is None else repeat_row(xp.astype(bias, dtype, copy=False), row_count(x, xp), xp)
+        start = None if bias is None else repeat_row(xp.astype(bias, dtype, copy=False), length(x, 0, xp), xp)
         (z,) = running_products(
             self.factor(x, xp), weight, [slice(0, self.nesting.dims[g])], start=start, dtype=dtype, xp=xp
         )

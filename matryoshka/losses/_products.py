@@ -127,13 +127,22 @@ def scale_rows(array: Array, weights: Array | None, xp: Namespace) -> Array:
 
 def add_row_sum(total: Array | None, array: Array, weights: Array | None, xp: Namespace) -> Array:
     """Return `total` plus the weighted sum of the rows of `array`; None stands for zero and for ones."""
-    row_sum = xp.sum(array, axis=0) if weights is None else xp.astype(weights, array.dtype, copy=False) @ array
+    if weights is None:
+        row_sum = xp.sum(array, axis=0)
+    else:  # TensorFlow multiplies matrices only
+        row_sum = (xp.astype(weights, array.dtype, copy=False)[None, :] @ array)[0, :]
     return row_sum if total is None else total + row_sum
 
 
 def add_narrower(array: Array, narrower: Array | None, xp: Namespace) -> Array:
-    """Return `array` (r, m) with `narrower` (r, k), k <= m, added to its first columns; None stands for zero."""
+    """Return `array` (r, m) with `narrower` (r, k), k <= m, added to its first columns; None stands for zero.
+
+    Written over `array` where its library can.
+    """
     if narrower is None:
         return array
     k = narrower.shape[1]
+    if can_write(xp):
+        array[:, :k] += narrower
+        return array
     return xp.concat([array[:, :k] + narrower, array[:, k:]], axis=1)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from matryoshka import _checks
-from matryoshka._array import accumulator_dtype, index_dtype, row_count
+from matryoshka._array import accumulator_dtype, index_dtype, length
 from matryoshka._hooks import hook_for
 from matryoshka._hooks.rows import weigh, weigh_prefixes
 from matryoshka._typing import Array, Namespace
@@ -96,11 +96,11 @@ def evaluate(problem: Problem, options: Options) -> Any:
         total = xp.reshape(weigh(total, p.weights, xp), p.axes)
         parts = xp.reshape(weigh(losses, p.weights, xp), (len(p.formula.nesting), *p.axes))
     else:
-        total, losses = hook.weighted_total(
-            p.formula, p.rows, p.labels, p.weights, p.parameters, row_block=options.row_block, xp=xp
-        )
         divisor = _divisor(p, options)
-        total, parts = total / divisor, xp.sum(weigh(losses, p.weights, xp), axis=-1) / divisor
+        total, losses = hook.weighted_total(
+            p.formula, p.rows, p.labels, p.weights, p.parameters, divisor=divisor, row_block=options.row_block, xp=xp
+        )
+        parts = xp.sum(weigh(losses, p.weights, xp), axis=-1) / divisor
     return (total, parts) if options.return_parts else total
 
 
@@ -140,5 +140,5 @@ def _divisor(problem: Problem, options: Options) -> Any:
     if weights is None and labels.shape[0] is not None:
         return max(labels.shape[0], 1)
     dtype = accumulator_dtype(problem.rows[0], xp)
-    total = xp.astype(row_count(labels, xp), dtype) if weights is None else xp.sum(weights)
+    total = length(labels, 0, xp, dtype=dtype) if weights is None else xp.sum(weights)
     return xp.where(total == 0, xp.ones_like(total), total)

@@ -59,7 +59,8 @@ class Similarity(Formula):
             # s is log_p plus one number per row, and the rows of A sum to 0.
             log_p *= a
             q_sums[g] = xp.sum(log_p, axis=1)
-            k_sums[g] = add_row_sum(k_sums[g], log_p, weights, xp) + scale_rows(log_sums[g], weights, xp) @ a
+            k_sums[g] = add_row_sum(k_sums[g], log_p, weights, xp)
+            k_sums[g] = add_row_sum(k_sums[g], a, log_sums[g] if weights is None else log_sums[g] * weights, xp)
             a *= inverse_k[g]
             a *= (inverse_q[g] * inverse_t)[:, None]
             return a

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from matryoshka._array import subtract_at
+from matryoshka._array import length, subtract_at
 from matryoshka._typing import Array, Namespace
 
 
@@ -16,7 +16,7 @@ def logit_gradients(p: Array, labels: Array, smoothing: float, importance: float
     """Return importance * (p - target), the gradient in the logits (r, c); overwrites `p` where it can."""
     gradients = p
     if smoothing != 0.0:
-        gradients -= smoothing / gradients.shape[-1]
+        gradients -= smoothing / length(gradients, 1, xp, dtype=gradients.dtype)
     gradients = subtract_at(gradients, labels, 1.0 - smoothing, xp)
     if importance != 1.0:
         gradients *= importance

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from matryoshka import _checks
-from matryoshka._array import accumulator_dtype, arange, full_scalar, namespace, row_count
+from matryoshka._array import accumulator_dtype, arange, full_scalar, length, namespace
 from matryoshka._hooks import hook_for
 from matryoshka._typing import Array, Namespace, NestingLike
 from matryoshka.losses._reduce import Options, Problem, evaluate, evaluate_with_grad
@@ -191,7 +191,7 @@ def _directions(
     _checks.temperature(temperature, xp)
     if scalar:
         temperature = full_scalar(temperature, like=queries, dtype=accumulator_dtype(queries, xp), xp=xp)
-    n = row_count(queries, xp)
+    n = length(queries, 0, xp)
     labels = arange(n, like=queries, xp=xp)
     formula = Similarity(nesting, options.label_smoothing, product_dtype)
 
