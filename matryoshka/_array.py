@@ -43,7 +43,7 @@ def namespace(*arrays: tuple[str, Array], xp: Namespace | None = None) -> Namesp
     Parameters
     ----------
     *arrays : (name, array)
-        What to look at; pairs whose array is None are passed over.
+        What to look at; pairs whose array is None are passed over, but for the first.
     xp : namespace, optional
         Returned as it is, unchecked: whoever hands a namespace in answers for it.
 
@@ -56,10 +56,11 @@ def namespace(*arrays: tuple[str, Array], xp: Namespace | None = None) -> Namesp
     """
     if xp is not None:
         return xp
-    present = [(name, array) for name, array in arrays if array is not None]
-    first_name, first = present[0]
+    (first_name, first), *others = arrays
     expected = _namespace_of(first_name, first)
-    for name, array in present[1:]:
+    for name, array in others:
+        if array is None:
+            continue
         if _namespace_of(name, array) is not expected:
             msg = (
                 f"`{first_name}` and `{name}` must come from one array library, "

@@ -198,7 +198,7 @@ def width(array: Array, name: str, dim: int) -> None:
 
 def temperature(value: float | Array, xp: Namespace) -> None:
     """Check a temperature: a positive float, or a 0-d floating array, whose value is read on NumPy only."""
-    if isinstance(value, float | int):
+    if value is None or isinstance(value, float | int):
         real(value, "temperature", minimum=0.0, open_minimum=True)
         return
     floating(value, "temperature", xp)
