@@ -154,10 +154,11 @@ def test_a_sample_keeps_labels_with_their_rows(rng: np.random.Generator) -> None
 
 
 def test_rows_of_one_direction_are_audited_once(rng: np.random.Generator) -> None:
-    rows = rng.normal(size=(40, 6))
-    sample = draw(np.concatenate((rows, 3 * rows[:25])))
+    rows = rng.normal(size=(40, 6)).astype(np.float32)
+    doubled = np.concatenate((rows, rows[:25] / np.float32(3)))  # rounded: no longer quite the same direction
+    sample = draw(doubled)
     assert (len(sample.rows), sample.n_duplicates) == (40, 25)
-    report = audit(np.concatenate((rows, 3 * rows[:25])))
+    report = audit(doubled)
     assert "25 rows were dropped" in str(report)
 
 
@@ -233,6 +234,8 @@ def test_worth_counts_random_columns() -> None:
     random = np.array([0.2, 0.4, 1.0])
     assert _rule.worth(np.array([0.4, 0.4, 1.0]), random, (4, 8, 16)).tolist() == pytest.approx([2.0, 1.0, 1.0])
     assert _rule.worth(np.array([0.3, 0.4, 1.0]), random, (4, 8, 16))[0] == pytest.approx(2**0.5)
+    falling = np.array([0.4, 0.3, 1.0])
+    assert _rule.worth(np.array([0.5, 0.4, 1.0]), falling, (4, 8, 16))[0] == pytest.approx(2 ** (7 / 6))
     assert _rule.worth(np.array([0.1, 0.4, 1.0]), random, (4, 8, 16))[0] == pytest.approx(0.5)
 
 
@@ -263,6 +266,17 @@ def test_a_recommended_funnel_keeps_99_percent_and_costs_least(
     assert funnel.multiply_adds(2000, executed=True) <= costs.funnel(
         2000, (dims[0], dims[-1]), (direct,), executed=True
     )
+
+
+def test_plans_whose_lists_would_grow_are_tried_with_longer_ones() -> None:
+    places = np.stack([np.full((50, 4), place) for place in (5, 9, 4)])
+    assert _rule.cheapest_funnel(places, (2, 32, 64), 100, 100) == Funnel((2, 64), (5,))
+
+
+def test_fewer_stages_may_lose_more_each() -> None:
+    places = np.full((3, 250, 4), 4)
+    places[0].flat[:8] = 90  # more than half of one percent, less than one
+    assert _rule.cheapest_funnel(places, (2, 32, 64), 100, 100) == Funnel((2, 64), (4,))
 
 
 def test_lists_grow_with_the_rows_that_were_not_audited() -> None:

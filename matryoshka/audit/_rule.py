@@ -57,8 +57,7 @@ def cheapest_funnel(places: np.ndarray, dims: Sequence[int], n_rows: int, n_audi
     def plan(stages: Sequence[int]) -> Funnel:
         allowed = int(LOST / max(len(stages) - 1, 1) * ordered.shape[1])
         keep = [max(places.shape[-1], math.ceil(ordered[stage, -1 - allowed] * scale)) for stage in stages[:-1]]
-        keep = [min(max(keep[i:]), n_rows) for i in range(len(keep))]
-        return Funnel([dims[stage] for stage in stages], keep)
+        return Funnel([dims[stage] for stage in stages], [max(keep[i:]) for i in range(len(keep))])
 
     return min(map(plan, _paths(len(dims))), key=lambda funnel: funnel.multiply_adds(n_rows, executed=True))
 
