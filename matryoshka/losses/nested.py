@@ -27,8 +27,8 @@ def nested_loss(
     Parameters
     ----------
     loss : callable
-        Called as ``loss(*prefixes)`` for each width m, the prefixes being arrays (..., m); returns an array, of the same
-        shape for every width.
+        Called as ``loss(*prefixes)`` for each width m, the prefixes being arrays (..., m); returns an array, of the
+        same shape for every width.
     *arrays : array (..., dim), floating
         Embeddings as wide as the nesting: students, teachers, anchors, positives, ….
     nesting : Nesting or sequence of int
