@@ -82,6 +82,32 @@ def test_rerank(library: Library, data: tuple[np.ndarray, np.ndarray], metric: s
     np.testing.assert_array_equal(library.to_numpy(order), expected_ids)
 
 
+@pytest.mark.parametrize("metric", METRICS)
+def test_rerank_through_the_rest_of_a_funnel(
+    library: Library, data: tuple[np.ndarray, np.ndarray], metric: str, rng: np.random.Generator
+) -> None:
+    corpus, queries = data
+    ids = np.stack([rng.permutation(len(corpus))[:50] for _ in queries])
+    ids[2, 7:] = -1
+    plan = Funnel((4, 8, 14, 23), (50, 20, 11))
+    scores, order = Corpus(library.array(corpus), metric=metric).rerank(
+        library.array(queries), library.array(ids), 10, funnel=plan
+    )
+    candidates = ids.tolist()
+    for dim, count in zip(plan.dims[1:], (*plan.keep[1:], 10), strict=True):
+        expected_scores, expected_ids = retrieval_rank(queries, corpus, candidates, count, dim, metric)
+        candidates = expected_ids.tolist()
+    library.assert_close(scores, expected_scores, atol=library.rtol * 100)
+    np.testing.assert_array_equal(library.to_numpy(order), expected_ids)
+
+
+def test_rerank_through_a_single_shot_is_a_rerank(rng: np.random.Generator) -> None:
+    corpus, queries, ids = rng.normal(size=(50, 6)), rng.normal(size=(3, 6)), rng.integers(0, 50, (3, 9))
+    searched = Corpus(corpus)
+    one, other = searched.rerank(queries, ids, 4, dim=5), searched.rerank(queries, ids, 4, funnel=Funnel((5,), ()))
+    np.testing.assert_array_equal(one[1], other[1])
+
+
 def test_more_results_than_rows_are_padded(library: Library, data: tuple[np.ndarray, np.ndarray]) -> None:
     corpus, queries = data[0][:4], data[1]
     for plan in (None, Funnel((3, 23), (50,))):
@@ -258,12 +284,16 @@ def test_a_bad_search_is_refused(arguments: dict, error: type[Exception], messag
         ({"dim": 5}, ValueError, r"`dim` must be an integer in \[1, 4\], got 5"),
         ({"dim": 0}, ValueError, r"`dim` must be an integer in \[1, 4\], got 0"),
         ({"queries": np.ones((2, 5))}, ValueError, "`queries` must have shape"),
+        ({"dim": None}, TypeError, "exactly one of `dim` and `funnel` must be given"),
+        ({"funnel": Funnel((2, 4), (2,))}, TypeError, "exactly one of `dim` and `funnel` must be given"),
+        ({"dim": None, "funnel": Funnel((2, 4), (1,))}, ValueError, "`k` must be at most the last list"),
+        ({"dim": None, "funnel": Funnel((2, 5), (2,))}, ValueError, r"`funnel.dims` must lie within"),
     ],
 )
 def test_a_bad_rerank_is_refused(arguments: dict, error: type[Exception], message: str) -> None:
     arguments = {"queries": np.ones((2, 4)), "ids": np.zeros((2, 2), dtype=int), "k": 2, "dim": 4, **arguments}
     with pytest.raises(error, match=message):
-        Corpus(np.ones((3, 4))).rerank(arguments["queries"], arguments["ids"], arguments["k"], dim=arguments["dim"])
+        Corpus(np.ones((3, 4))).rerank(arguments.pop("queries"), arguments.pop("ids"), arguments.pop("k"), **arguments)
 
 
 def test_two_libraries_are_refused() -> None:

@@ -3,7 +3,8 @@
 `Corpus` holds the rows and searches them; `Funnel` is the plan of a search in stages.
 """
 
+from matryoshka.retrieval._calibration import FunnelPoint, RecallCertificate
 from matryoshka.retrieval.corpus import Corpus
 from matryoshka.retrieval.funnel import Funnel
 
-__all__ = ["Corpus", "Funnel"]
+__all__ = ["Corpus", "Funnel", "FunnelPoint", "RecallCertificate"]

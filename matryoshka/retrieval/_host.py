@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from matryoshka._array import is_array, is_cupy_array, is_jax_array, is_numpy_array, is_torch_array
-from matryoshka._typing import Array, Namespace
+from matryoshka._typing import Array
 
 
 class Sliceable(Protocol):
@@ -46,11 +46,6 @@ def view(array: Array) -> Array:
         array = (array.view(dtype=array.new_empty(0).short().dtype) if half else array).numpy()
     host = np.asarray(array)
     return host.view(np.uint16) if half else host
-
-
-def give_back(array: np.ndarray, *, like: object, xp: Namespace) -> Array:
-    """Return a result in the library of `like`."""
-    return xp.asarray(array) if is_torch_array(like) or is_jax_array(like) else array
 
 
 def widen(array: np.ndarray) -> np.ndarray:

@@ -19,6 +19,9 @@ from matryoshka.retrieval._threads import each
 _SAFE = 1e-30, 1e30
 """Squared lengths that are computed as they stand; float32 keeps room below them for short prefixes."""
 
+_SAMPLED_ROWS = 1 << 10
+_SAMPLED_NUMBERS = 1 << 18
+
 
 @dataclass(frozen=True)
 class Prefix:
@@ -81,7 +84,7 @@ class Sample:
     def draw(cls, prefix: Prefix) -> Sample:
         """Draw one row from each of many equal shares, fewer of wide rows."""
         n = len(prefix)
-        size = min(n, max(1 << 10, (1 << 18) // prefix.dim))
+        size = min(n, max(_SAMPLED_ROWS, _SAMPLED_NUMBERS // prefix.dim))
         starts = np.arange(size + 1) * n // size
         ids = starts[:-1] + (np.random.default_rng(0).random(size) * np.diff(starts)).astype(np.intp)
         return cls(
@@ -118,13 +121,13 @@ def inspect(rows: Rows, dims: Sequence[int], metric: str) -> dict[int, Prefix]:
         rows.scale = _largest(rows)
         seen = _pass(rows, rows.shape[1], narrow, metric)
     rows.squares = seen.squares
-    return {dim: _prefix(rows, dim, metric, seen.prefixes.get(dim)) for dim in dims}
+    return {dim: of_block(rows, dim, metric, seen.prefixes.get(dim)) for dim in dims}
 
 
 def build(rows: Rows, dim: int, metric: str) -> Prefix:
     """Prepare one more width of rows that were inspected before; below full width this reads them all."""
     block = _pass(rows, dim, [dim], metric).prefixes[dim] if dim < rows.shape[1] else None
-    return _prefix(rows, dim, metric, block)
+    return of_block(rows, dim, metric, block)
 
 
 @dataclass
@@ -172,7 +175,7 @@ def _largest(rows: Rows) -> Array:
     return xp.where(largest > 0, largest, xp.ones_like(largest))
 
 
-def _prefix(rows: Rows, dim: int, metric: str, block: Array | None) -> Prefix:
+def of_block(rows: Rows, dim: int, metric: str, block: Array | None) -> Prefix:
     """Lay out one width: `block` below full width, else the rows themselves."""
     xp = rows.xp
     own: Rows = rows if block is None else type(rows)(block, xp)

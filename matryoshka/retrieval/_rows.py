@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from matryoshka._array import accumulator_dtype, is_cupy_array, is_jax_array, is_torch_array
+from matryoshka._array import accumulator_dtype, is_cupy_array, is_jax_array, is_torch_array, to_numpy
 from matryoshka._typing import Array, Namespace
 from matryoshka.retrieval import _host
 
@@ -52,12 +52,15 @@ class HostRows:
         """Cut the rows into blocks of a few megabytes."""
         return _blocks(self.shape)
 
+    def raw(self, block: slice) -> np.ndarray:
+        """Return consecutive rows as they are stored, bfloat16 as its bits."""
+        if self._mapping is not None:
+            self._mapping.note((block.stop - block.start) * self.array.strides[0])
+        return np.asarray(self.array[block, :])
+
     def read(self, block: slice, dim: int) -> np.ndarray:
         """Return the first `dim` columns of consecutive rows."""
-        rows = self.array[block, :dim]
-        if self._mapping is not None:
-            self._mapping.note(rows.shape[0] * self.array.strides[0])
-        rows = _host.widen(np.asarray(rows))
+        rows = _host.widen(self.raw(block)[:, :dim] if self._is_array else np.asarray(self.array[block, :dim]))
         return rows if self.scale is None else rows / self.scale[block, None]
 
     def take(self, ids: np.ndarray, columns: slice) -> np.ndarray:
@@ -121,6 +124,12 @@ class DeviceRows:
     def blocks(self) -> list[slice]:
         """As `HostRows.blocks`."""
         return _blocks(self.shape)
+
+    def raw(self, block: slice) -> np.ndarray:
+        """As `HostRows.raw`."""
+        rows = self.array[block, :]
+        host = _host.view(rows.cpu() if is_torch_array(rows) else rows)
+        return to_numpy(rows) if host is None else host
 
     def read(self, block: slice, dim: int) -> Array:
         """As `HostRows.read`."""

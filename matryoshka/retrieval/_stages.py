@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from matryoshka._typing import Array
 from matryoshka.retrieval._rows import HostRows, Rows
 from matryoshka.retrieval._scores import Sums, lengths, sums
 from matryoshka.retrieval._threads import each
 from matryoshka.retrieval._top_k import keep_best, take_along, top_k
+
+Result = TypeVar("Result")
 
 _NUMBERS = 1 << 19
 """Numbers gathered at once: 2 MiB in float32, so that they are still in the cache when they are summed."""
@@ -37,19 +41,40 @@ def rerank(
     scores, ids : array (n_queries, at most lists[-1])
         Best first, equal scores by id.
     """
-    xp, n_queries = rows.xp, queries.shape[0]
-    widest = max(m * (dim - start) for m, dim, start in zip((ids.shape[1], *lists), dims, (0, *dims), strict=False))
-    step = max(1, _NUMBERS // max(1, widest))
-    parts = [slice(start, min(start + step, n_queries)) for start in range(0, max(1, n_queries), step)]
+    widths = [dim - start for start, dim in itertools.pairwise((0, *dims))]
+    widest = max(m * width for m, width in zip((ids.shape[1], *lists), widths, strict=False))
 
-    def work(part: slice) -> tuple[Array, Array]:
+    def descend(part: slice) -> tuple[Array, Array]:
         return _descend(rows, metric, queries[part, :], ids[part, :], dims, lists)
 
-    done = each(work, parts) if isinstance(rows, HostRows) else [work(part) for part in parts]
-    if len(done) == 1:
-        return done[0]
-    scores, best = zip(*done, strict=True)
-    return xp.concat(scores), xp.concat(best)
+    scores, best = zip(*_in_parts(descend, rows, queries.shape[0], widest), strict=True)
+    return _join(scores, rows), _join(best, rows)
+
+
+def scores_at(rows: Rows, metric: str, queries: Array, ids: Array, dims: Sequence[int]) -> list[Array]:
+    """Return the scores (n_queries, m) of all candidates at each of `dims`."""
+
+    def climb(part: slice) -> list[Array]:
+        total, start, scores = None, 0, []
+        for dim in dims:
+            total = _sums(rows, metric, queries[part, :], ids[part, :], slice(start, dim), total)
+            scores.append(total.scores(_lengths(rows, metric, queries[part, :], dim), rows.xp))
+            start = dim
+        return scores
+
+    parts = _in_parts(climb, rows, queries.shape[0], ids.shape[1] * rows.shape[1])
+    return [_join(at_dim, rows) for at_dim in zip(*parts, strict=True)]
+
+
+def _in_parts(work: Callable[[slice], Result], rows: Rows, n_queries: int, numbers: int) -> list[Result]:
+    """Apply `work` to a few queries at a time, each of which gathers so many numbers."""
+    step = max(1, _NUMBERS // max(1, numbers))
+    parts = [slice(start, min(start + step, n_queries)) for start in range(0, max(1, n_queries), step)]
+    return each(work, parts) if isinstance(rows, HostRows) else [work(part) for part in parts]
+
+
+def _join(parts: Sequence[Array], rows: Rows) -> Array:
+    return parts[0] if len(parts) == 1 else rows.xp.concat(parts)
 
 
 def score(rows: Rows, metric: str, queries: Array, ids: Array, dim: int) -> Array:

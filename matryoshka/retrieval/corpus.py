@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from matryoshka import _checks
-from matryoshka._array import accumulator_dtype, arange, full, is_floating, is_integer, namespace
+from matryoshka._array import accumulator_dtype, arange, from_numpy, full, is_floating, is_integer, namespace, to_numpy
 from matryoshka._typing import Array, Namespace
 from matryoshka.embeddings import truncate
-from matryoshka.retrieval import _device, _scan, _stages
-from matryoshka.retrieval._host import Sliceable, give_back, is_remote, is_sliceable, view, widen
+from matryoshka.retrieval import _device, _scan, _stages, _store
+from matryoshka.retrieval._host import Sliceable, is_remote, is_sliceable, view, widen
 from matryoshka.retrieval._prefix import Prefix, build, inspect
 from matryoshka.retrieval._rows import DeviceRows, HostRows, Rows
 from matryoshka.retrieval._scores import METRICS
@@ -140,8 +141,10 @@ class Corpus:
             found.append(_stages.rerank(self._rows, self.metric, part, ids, plan.dims, lists))
         return self._results(found, k)
 
-    def rerank(self, queries: Array, ids: Array, k: int, *, dim: int) -> tuple[Array, Array]:
-        """Order candidates by their similarity to the query at one width.
+    def rerank(
+        self, queries: Array, ids: Array, k: int, *, dim: int | None = None, funnel: Funnel | None = None
+    ) -> tuple[Array, Array]:
+        """Order candidates by their similarity to the query at one width, or through the later stages of a funnel.
 
         Parameters
         ----------
@@ -151,8 +154,11 @@ class Corpus:
             Candidates of each query, in any order. -1 is padding and is passed over. Never written to.
         k : int
             Results per query, at least 1; where fewer candidates were given, the rest has id -1 and score -inf.
-        dim : int
-            Width of the prefix, at most that of the corpus.
+        dim : int, optional
+            Width of the prefix, at most that of the corpus. Give either this or `funnel`.
+        funnel : Funnel, optional
+            Take the candidates for what a search at its first width found (an approximate index, say), and rerank
+            them at its second width, keep as many as it says, and so on.
 
         Returns
         -------
@@ -162,16 +168,91 @@ class Corpus:
         Raises
         ------
         TypeError
-            As for `search`, or `ids` holds no integers.
+            As for `search`, or `ids` holds no integers, or not exactly one of `dim` and `funnel` is given.
         ValueError
             As for `search`, or `ids` has not one row per query, or holds an id outside [-1, n).
         """
         queries = self._queries(queries)
         ids = self._candidates(ids, queries.shape[0])
         k = _checks.integer(k, "k", minimum=1)
-        dim = _checks.integer(dim, "dim", minimum=1, maximum=self.dim)
+        if (dim is None) == (funnel is None):
+            msg = "exactly one of `dim` and `funnel` must be given, got both or neither; leave one out."
+            raise TypeError(msg)
+        if funnel is None:
+            dims: tuple[int, ...] = (_checks.integer(dim, "dim", minimum=1, maximum=self.dim),)
+            lists: tuple[int, ...] = (k,)
+        else:
+            plan = self._plan(funnel, k)
+            dims, lists = (plan.dims[1:], (*plan.keep[1:], k)) if plan.keep else (plan.dims, (k,))
         self._rows.check()
-        return self._results([_stages.rerank(self._rows, self.metric, queries, ids, (dim,), (ids.shape[1],))], k)
+        return self._results([_stages.rerank(self._rows, self.metric, queries, ids, dims, lists)], k)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the corpus to a folder: rows, lengths and the prefixes built so far.
+
+        Parameters
+        ----------
+        path : path
+            The folder. One that stands there is replaced when the new one is whole; an error leaves it as it was.
+
+        Raises
+        ------
+        OSError
+            The folder cannot be written.
+        """
+        self._rows.check()
+        _store.save(path, self._rows, self._prefixes, self.metric)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, mmap: bool = False, like: Array | None = None) -> Corpus:
+        """Read a corpus from the folder that `save` wrote.
+
+        Parameters
+        ----------
+        path : path
+            The folder.
+        mmap : bool, default False
+            Leave the rows in their file and read only those that are needed; prefixes are read either way.
+        like : array, optional
+            Any array of the library and on the device that queries will come from; NumPy by default.
+
+        Returns
+        -------
+        Corpus
+            With the prefixes that were saved. bfloat16, which NumPy lacks, takes float32 queries there.
+
+        Raises
+        ------
+        FileNotFoundError
+            There is no such folder.
+        ValueError
+            The folder holds no corpus, or a damaged one.
+        """
+        record, arrays = _store.load(path, mmap=mmap)
+        like = np.empty(0) if like is None else like
+        corpus = cls.__new__(cls)
+        corpus._xp = xp = namespace(("like", like))
+        dtype = getattr(xp, record["dtype"], xp.float32)
+        corpus._like = xp.astype(from_numpy(np.empty(0, np.float32), like=like, xp=xp), dtype, copy=False)
+        corpus._metric = record["metric"]
+        if view(like) is None:
+            rows = arrays.pop("embeddings")
+            moved = {name: from_numpy(array, like=like, xp=xp) for name, array in arrays.items()}
+            rows = xp.astype(from_numpy(widen(rows), like=like, xp=xp), dtype, copy=False)
+            corpus._rows, arrays = DeviceRows(rows, xp), moved
+        else:
+            corpus._rows = HostRows(arrays["embeddings"], namespace(("rows", arrays["embeddings"])))
+        corpus._prefixes = _store.restore(record, arrays, corpus._rows)
+        return corpus
+
+    def _scores_at(self, queries: Array, ids: Array, dims: Sequence[int]) -> list[np.ndarray]:
+        """Return the scores (n_queries, m) of candidates without padding at several widths, in NumPy."""
+        queries, ids = self._queries(queries), self._own(ids)
+        return [to_numpy(scores) for scores in _stages.scores_at(self._rows, self.metric, queries, ids, dims)]
+
+    def _forget(self, keep: Iterable[int]) -> None:
+        """Drop the blocks of all widths but these."""
+        self._prefixes = {dim: prefix for dim, prefix in self._prefixes.items() if dim in set(keep)}
 
     def _first_stage(self, prefix: Prefix, queries: Array, k: int) -> Array:
         """Return candidates that hold the best `k` of each query."""
@@ -192,7 +273,7 @@ class Corpus:
         scores, ids = (parts[0] if len(parts) == 1 else xp.concat(parts) for parts in zip(*found, strict=True))
         scores, ids = _cut_or_pad(scores, ids, k, xp)
         if isinstance(self._rows, HostRows):
-            scores, ids = give_back(scores, like=self._like, xp=self._xp), give_back(ids, like=self._like, xp=self._xp)
+            scores, ids = (from_numpy(array, like=self._like, xp=self._xp) for array in (scores, ids))
         return scores, ids
 
     def _prefix(self, dim: int) -> Prefix:

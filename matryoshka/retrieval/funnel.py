@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Self
 
 from matryoshka import _checks, costs
+from matryoshka._typing import Array
+from matryoshka.retrieval import _calibration
+from matryoshka.retrieval._calibration import FunnelPoint, RecallCertificate
+
+if TYPE_CHECKING:
+    from matryoshka.retrieval.corpus import Corpus
 
 __all__ = ["Funnel"]
 
@@ -22,6 +29,8 @@ class Funnel:
     keep : sequence of int
         Candidates handed from each stage to the next, one fewer than `dims`, positive and never growing. The last
         bounds how many results a search can return.
+    certificate : RecallCertificate, optional
+        What `calibrate` promised; no part of what funnels are compared by.
 
     Raises
     ------
@@ -47,14 +56,20 @@ class Funnel:
 
     dims: tuple[int, ...]
     keep: tuple[int, ...]
+    certificate: RecallCertificate | None = field(compare=False)
 
-    def __init__(self, dims: Iterable[int], keep: Iterable[int]) -> None:
+    def __init__(
+        self, dims: Iterable[int], keep: Iterable[int], *, certificate: RecallCertificate | None = None
+    ) -> None:
         widths = _checks.dims(dims)
+        lists = _checks.keep(keep, len(widths))
+        _check_certificate(certificate, widths, lists)
         object.__setattr__(self, "dims", widths)
-        object.__setattr__(self, "keep", _checks.keep(keep, len(widths)))
+        object.__setattr__(self, "keep", lists)
+        object.__setattr__(self, "certificate", certificate)
 
     @classmethod
-    def halving(cls, dim: int, *, smallest: int = 16, keep: int = 200, last: int = 10) -> Funnel:
+    def halving(cls, dim: int, *, smallest: int = 16, keep: int = 200, last: int = 10) -> Self:
         """Halve the list and double the width from stage to stage, then jump to `dim`.
 
         Parameters
@@ -94,7 +109,7 @@ class Funnel:
         return cls(dims, lists)
 
     @classmethod
-    def from_json(cls, text: str) -> Funnel:
+    def from_json(cls, text: str) -> Self:
         """Read what `to_json` wrote.
 
         Raises
@@ -102,18 +117,116 @@ class Funnel:
         ValueError
             `text` is not the JSON of a funnel.
         """
-        record = _checks.record(text, kind="funnel", keys=("dims", "keep"))
-        return cls(record["dims"], record["keep"])
+        record = _checks.record(text, kind="funnel", keys=("dims", "keep", "certificate"))
+        certificate = record["certificate"]
+        return cls(
+            record["dims"],
+            record["keep"],
+            certificate=None if certificate is None else RecallCertificate.from_record(certificate),
+        )
+
+    @classmethod
+    def calibrate(
+        cls,
+        corpus: Corpus,
+        queries: Array,
+        k: int,
+        *,
+        recall: float = 0.99,
+        delta: float = 0.1,
+        dims: Sequence[int] | None = None,
+        longest: int = 1000,
+        seed: int = 0,
+    ) -> Self:
+        """Find the cheapest funnel whose recall@k against the exact search is certified.
+
+        Parameters
+        ----------
+        corpus : Corpus
+            The rows that will be searched.
+        queries : array (n_queries, dim), floating
+            Independent draws of the queries to come. One half chooses candidates, the other tests them.
+        k : int
+            Results per query that the funnel is for.
+        recall : float, default 0.99
+            Share of the exact `k` nearest rows that is to be found, on average over queries; within (0, 1).
+        delta : float, default 0.1
+            Probability, over the draw of the tested queries, that the promise may be wrong; within (0, 1).
+        dims : sequence of int, optional
+            Widths that stages may have, the last that of the corpus. By default halved from there down to 8.
+        longest : int, default 1000
+            No list is longer than this.
+        seed : int, default 0
+            Splits the queries.
+
+        Returns
+        -------
+        Funnel
+            With a `certificate`. If no funnel passed the test it is the exact search, and the certificate says how
+            many queries are needed at least.
+
+        Raises
+        ------
+        TypeError
+            `corpus` is no corpus, or an argument is of the wrong kind.
+        ValueError
+            A number is out of its range, `dims` do not end with the width of the corpus, or there are fewer than two
+            queries.
+
+        Notes
+        -----
+        The promise is on *expected* recall and holds with probability at least 1 - delta: with that probability over
+        the tested queries, the mean recall@k over all queries of their kind is at least `recall`. It is about this
+        corpus as it stands, and about queries drawn like these.
+
+        Recall is not monotone in the list lengths, so a whole funnel is tested and not its stages: Learn then Test
+        (Angelopoulos et al., 2021) with a betting p-value, along a fixed sequence from the safest candidate to the
+        cheapest, which ends at the first that fails and so needs no correction for their number. Candidates are the
+        Pareto front, on the first half, of funnels that double the width for a while and then jump to the full one,
+        with lists as short as a given share of lost neighbours allows.
+
+        To calibrate costs an exact search for all queries, one search per width considered as a start, and one per
+        funnel tested. Blocks of prefixes built on the way are dropped again, except those of the result.
+        """
+        search = _calibration.Search.of(corpus, k, dims, longest)
+        return _calibration.calibrate(cls, corpus, queries, search, recall, delta, seed)
+
+    @classmethod
+    def pareto(
+        cls,
+        corpus: Corpus,
+        queries: Array,
+        k: int,
+        *,
+        dims: Sequence[int] | None = None,
+        longest: int = 1000,
+    ) -> list[FunnelPoint]:
+        """List the funnels that no other one beats in both multiply-adds and recall@k on these queries.
+
+        Parameters
+        ----------
+        corpus, queries, k, dims, longest
+            As for `calibrate`; all queries are used to choose, and nothing is promised for others.
+
+        Returns
+        -------
+        list of FunnelPoint
+            Cheapest first; the last is the exact search.
+        """
+        return _calibration.pareto(cls, corpus, queries, _calibration.Search.of(corpus, k, dims, longest))
 
     def to_json(self) -> str:
-        """Return the funnel as JSON text.
+        """Return the funnel as JSON text, its certificate included.
 
         Examples
         --------
         >>> Funnel.from_json(Funnel((8, 16), (50,)).to_json()) == Funnel((8, 16), (50,))
         True
         """
-        return json.dumps({"kind": "funnel", "version": 1, "dims": self.dims, "keep": self.keep})
+        certificate = None if self.certificate is None else self.certificate.to_record()
+        return json.dumps(
+            {"kind": "funnel", "version": 1, "dims": self.dims, "keep": self.keep, "certificate": certificate}
+        )
 
     def multiply_adds(self, n: int, *, executed: bool = False) -> int:
         """Count the multiply-adds of one query on `n` rows.
@@ -157,3 +270,17 @@ class Funnel:
 
     def __repr__(self) -> str:
         return f"Funnel({self.dims}, {self.keep})"
+
+
+def _check_certificate(certificate: object, dims: tuple[int, ...], keep: tuple[int, ...]) -> None:
+    if certificate is None:
+        return
+    if not isinstance(certificate, RecallCertificate):
+        msg = f"`certificate` must be what `Funnel.calibrate` made, got {type(certificate).__name__}; leave it out."
+        raise TypeError(msg)
+    if (certificate.dims, certificate.keep) != (dims, keep):
+        msg = (
+            f"`certificate` must be about this funnel, {dims} with {keep}, got one about {certificate.dims} with "
+            f"{certificate.keep}; calibrate anew."
+        )
+        raise ValueError(msg)

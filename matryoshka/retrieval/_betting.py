@@ -1,0 +1,47 @@
+"""Test whether the mean of a bounded quantity is small, by betting against it."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+
+def p_value(losses: np.ndarray, bound: float, delta: float) -> float:
+    """Return a p-value of "the mean of the losses is above `bound`".
+
+    Parameters
+    ----------
+    losses : array (n,)
+        Independent draws within [0, 1], in an order that says nothing about them.
+    bound : float
+        Within (0, 1).
+    delta : float
+        The level the test is meant for: it sets the stakes, not the validity.
+
+    Returns
+    -------
+    float
+        If the mean is above the bound, this is at most p with probability at most p, whatever the distribution.
+
+    Notes
+    -----
+    A gambler starts with 1 and stakes, before each loss is seen, a share of the capital on it being below the bound.
+    If the mean is above the bound no such game is favourable, so the capital ever reaches 1/p with probability at most
+    p (Ville). The stakes follow mean and variance of what was seen, which makes the test sharp where the losses vary
+    little: Waudby-Smith and Ramdas (2024), "Estimating means of bounded random variables by betting", section 4; and
+    proposition 5 of Angelopoulos et al. (2021), "Learn then Test".
+    """
+    n = losses.size
+    counts = np.arange(1, n + 1)
+    means = (0.5 + np.cumsum(losses)) / (1 + counts)
+    variances = (0.25 + np.cumsum((losses - means) ** 2)) / (1 + counts)
+    before = np.concatenate([[0.25], variances[:-1]])
+    stakes = np.minimum(1.0, np.sqrt(2 * math.log(1 / delta) / (n * before)))
+    capital = np.cumsum(np.log1p(-stakes * (losses - bound)))
+    return float(min(1.0, math.exp(-max(0.0, capital.max(initial=0.0)))))
+
+
+def draws_needed(bound: float, delta: float) -> int:
+    """Return the fewest draws on which the test can reach `delta`: with no loss among them, and full stakes."""
+    return math.ceil(math.log(1 / delta) / math.log1p(bound))

@@ -1,0 +1,197 @@
+"""Funnel.calibrate and Funnel.pareto: a valid test, a sensible choice, and a certificate that says what it is about."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+
+import numpy as np
+import pytest
+from conftest import load
+
+from matryoshka import Corpus, Funnel
+from matryoshka.retrieval import FunnelPoint, _betting, _calibration
+
+
+def nested(rng: np.random.Generator, n: int, dim: int = 32) -> np.ndarray:
+    """Rows whose leading columns carry most, as training leaves them."""
+    return rng.normal(size=(n, dim)) * np.exp(-np.arange(dim) / 6.0)
+
+
+def recall(corpus: Corpus, queries: np.ndarray, k: int, plan: Funnel) -> np.ndarray:
+    found, exact = corpus.search(queries, k, funnel=plan)[1], corpus.search(queries, k)[1]
+    return np.array([len(set(a) & set(b)) / k for a, b in zip(found.tolist(), exact.tolist(), strict=True)])
+
+
+def test_a_certified_funnel(rng: np.random.Generator) -> None:
+    corpus, queries = Corpus(nested(rng, 3000)), nested(rng, 800)
+    plan = Funnel.calibrate(corpus, queries, 10, recall=0.95, delta=0.1)
+    certificate = plan.certificate
+    assert certificate is not None
+    assert plan.speedup(3000) > 2
+    assert recall(corpus, nested(rng, 2000), 10, plan).mean() >= 0.95
+    assert (certificate.dims, certificate.keep) == (plan.dims, plan.keep)
+    assert (certificate.k, certificate.n_rows, certificate.metric) == (10, 3000, "cosine")
+    assert (certificate.n_queries, certificate.n_choice_queries) == (400, 400)
+    assert certificate.chosen is not None
+    assert certificate.p_values[certificate.chosen] <= 0.1
+    assert all(p <= 0.1 for p in certificate.p_values[:-1])
+    assert len(certificate.recalls) == len(certificate.p_values)
+    assert certificate.chosen in (len(certificate.p_values) - 1, len(certificate.p_values) - 2)
+    # the numbers are those of the tested half
+    half = queries[np.random.default_rng(0).permutation(800)[400:]]
+    assert recall(corpus, half, 10, plan).mean() == pytest.approx(certificate.recalls[certificate.chosen])
+    assert "expected recall@10 >= 0.95 with probability >= 0.9 over 400 queries" in str(certificate)
+    assert corpus.search_dims in ((plan.dims[0], 32), (plan.dims[0],))
+
+
+def test_the_same_queries_give_the_same_funnel(rng: np.random.Generator) -> None:
+    corpus, queries = Corpus(nested(rng, 800)), nested(rng, 300)
+    plans = [Funnel.calibrate(corpus, queries, 5, recall=0.9) for _ in range(2)]
+    assert plans[0] == plans[1]
+    assert plans[0].certificate == plans[1].certificate
+
+
+def test_too_few_queries_give_the_exact_search(rng: np.random.Generator) -> None:
+    corpus = Corpus(nested(rng, 400))
+    plan = Funnel.calibrate(corpus, nested(rng, 60), 5, recall=0.99)
+    assert plan == Funnel((32,), ())
+    assert plan.certificate is not None
+    assert plan.certificate.chosen is None
+    assert plan.certificate.queries_needed == 232
+    assert "only the exact search could be certified (at least 232 queries are needed)" in str(plan.certificate)
+
+
+@pytest.mark.parametrize("module", ["torch", "jax.numpy"])
+def test_calibration_on_other_libraries(rng: np.random.Generator, module: str) -> None:
+    library = load(module)
+    rows, queries = nested(rng, 500).astype(np.float32), nested(rng, 200).astype(np.float32)
+    plan = Funnel.calibrate(Corpus(library.asarray(rows)), library.asarray(queries), 5, recall=0.9)
+    assert plan == Funnel.calibrate(Corpus(rows), queries, 5, recall=0.9)
+
+
+def test_the_promise_is_kept_as_often_as_promised() -> None:
+    """Over many draws of queries, a funnel below the promised recall is certified with probability at most delta."""
+    rng = np.random.default_rng(3)
+    corpus, population = Corpus(nested(rng, 300, 16)), nested(rng, 3000, 16)
+    broken = 0
+    for seed in range(60):
+        queries = population[rng.choice(3000, 160, replace=False)]
+        plan = Funnel.calibrate(corpus, queries, 3, recall=0.9, delta=0.2, dims=(2, 4, 8, 16), seed=seed)
+        broken += recall(corpus, population, 3, plan).mean() < 0.9
+    assert broken <= 60 * 0.2
+
+
+def test_pareto_lists_what_nothing_beats(rng: np.random.Generator) -> None:
+    corpus, queries = Corpus(nested(rng, 1000), search_dims=(16,)), nested(rng, 150)
+    points = Funnel.pareto(corpus, queries, 5, dims=(4, 8, 16, 32), longest=300)
+    assert corpus.search_dims == (16,)  # what was built on the way is gone
+    assert points[-1] == FunnelPoint(Funnel((32,), ()), 1.0, 32_000)
+    assert len(points) > 4
+    for cheap, dear in itertools.pairwise(points[:-1]):
+        assert cheap.multiply_adds < dear.multiply_adds
+        assert cheap.recall < dear.recall
+    for point in points:
+        assert point.multiply_adds == point.funnel.multiply_adds(1000)
+        assert set(point.funnel.dims) <= {4, 8, 16, 32}
+        assert max(point.funnel.keep, default=0) <= 300
+        assert recall(corpus, queries, 5, point.funnel).mean() == pytest.approx(point.recall, abs=1e-3)
+
+
+def test_a_corpus_smaller_than_the_lists(rng: np.random.Generator) -> None:
+    corpus = Corpus(nested(rng, 30))
+    assert all(max(point.funnel.keep, default=0) <= 30 for point in Funnel.pareto(corpus, nested(rng, 40), 30))
+
+
+def test_certificates_travel_with_the_funnel(rng: np.random.Generator) -> None:
+    plan = Funnel.calibrate(Corpus(nested(rng, 300)), nested(rng, 100), 5, recall=0.8)
+    loaded = Funnel.from_json(plan.to_json())
+    assert loaded == plan == Funnel(plan.dims, plan.keep)
+    assert loaded.certificate == plan.certificate
+    assert Funnel(plan.dims, plan.keep).certificate is None
+    with pytest.raises(ValueError, match="`certificate` must be about this funnel"):
+        Funnel((8, 32), (77,), certificate=plan.certificate)
+    with pytest.raises(TypeError, match=r"`certificate` must be what `Funnel.calibrate` made, got str"):
+        Funnel(plan.dims, plan.keep, certificate="certified")  # type: ignore[arg-type]
+    record = json.loads(plan.to_json())
+    record["certificate"].pop("delta")
+    with pytest.raises(ValueError, match="`certificate` must hold exactly the fields"):
+        Funnel.from_json(json.dumps(record))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"recall": 0.0}, ValueError, r"`recall` must be finite and in \(0, 1\), got 0.0"),
+        ({"recall": 1.0}, ValueError, "`recall` must be finite"),
+        ({"delta": 1.0}, ValueError, r"`delta` must be finite and in \(0, 1\)"),
+        ({"k": 0}, ValueError, r"`k` must be an integer in \[1, 40\], got 0"),
+        ({"k": 41}, ValueError, r"`k` must be an integer in \[1, 40\], got 41"),
+        ({"longest": 4}, ValueError, "`longest` must be an integer >= 5, got 4"),
+        ({"dims": (8, 64)}, ValueError, r"`dims` must lie within \[1, 32\]"),
+        ({"dims": (8, 16)}, ValueError, r"`dims` must end with the width of the corpus, 32, got \(8, 16\)"),
+        ({"queries": np.ones((1, 32))}, ValueError, "`queries` must be at least 2"),
+        ({"queries": np.ones((9, 31))}, ValueError, "`queries` must have shape"),
+        ({"corpus": np.ones((40, 32))}, TypeError, "`corpus` must be a Corpus, got ndarray"),
+    ],
+)
+def test_bad_calibrations_are_refused(
+    rng: np.random.Generator, arguments: dict, error: type[Exception], message: str
+) -> None:
+    arguments = {"corpus": Corpus(nested(rng, 40)), "queries": nested(rng, 20), "k": 5, **arguments}
+    with pytest.raises(error, match=message):
+        Funnel.calibrate(arguments.pop("corpus"), arguments.pop("queries"), arguments.pop("k"), **arguments)
+
+
+def test_lists_lose_no_more_than_their_budget() -> None:
+    ranks = np.array([[0, 1, 2, 3, 4, 5, 6, 7]])
+    relevant = np.array([[True, False, True, False, False, True, False, True]])
+    assert _calibration._lists([ranks], relevant, 0.0, 4) == (8,)
+    assert _calibration._lists([ranks], relevant, 0.25, 4) == (6,)
+    assert _calibration._lists([ranks], relevant, 0.3, 4) == (6,)
+    assert _calibration._lists([ranks], relevant, 0.9, 4) == (4,)  # never fewer than k
+    assert _calibration._lists([ranks[:, ::-1], ranks], relevant[:, ::-1], 0.25, 4) == (6, 6)
+    assert _calibration._lists([ranks], relevant, 0.1, 5) is None  # one of five true neighbours is not in the table
+
+
+class TestBetting:
+    def naive(self, losses: list[float], bound: float, delta: float) -> float:
+        """Play the game bet by bet."""
+        capital = best = 1.0
+        seen: list[float] = []
+        spread, variance = 0.25, 0.25
+        for loss in losses:
+            stake = min(1.0, math.sqrt(2 * math.log(1 / delta) / (len(losses) * variance)))
+            capital *= 1 - stake * (loss - bound)
+            best = max(best, capital)
+            seen.append(loss)
+            mean = (0.5 + sum(seen)) / (1 + len(seen))
+            spread += (loss - mean) ** 2
+            variance = spread / (1 + len(seen))
+        return min(1.0, 1 / best)
+
+    @pytest.mark.parametrize("bound", [0.02, 0.3])
+    def test_against_a_game_played_bet_by_bet(self, rng: np.random.Generator, bound: float) -> None:
+        for mean in (0.0, 0.01, 0.2, 0.9):
+            losses = (rng.random(80) < mean) * rng.random(80)
+            expected = self.naive(losses.tolist(), bound, 0.1)
+            assert _betting.p_value(losses, bound, 0.1) == pytest.approx(expected, rel=1e-9)
+
+    def test_false_claims_are_as_rare_as_promised(self, rng: np.random.Generator) -> None:
+        """With a mean just above the bound, p <= 0.1 happens with probability at most 0.1."""
+        claims = sum(
+            _betting.p_value((rng.random(300) < 0.14) * rng.choice([0.5, 1.0], 300), 0.1, 0.1) <= 0.1
+            for _ in range(1000)
+        )
+        assert claims <= 100
+
+    def test_no_loss_needs_the_stated_number_of_draws(self) -> None:
+        for bound, delta in ((0.01, 0.1), (0.05, 0.05), (0.2, 0.01)):
+            needed = _betting.draws_needed(bound, delta)
+            assert (1 + bound) ** needed >= 1 / delta > (1 + bound) ** (needed - 1)
+            assert _betting.p_value(np.zeros(2 * needed), bound, delta) <= delta
+            assert _betting.p_value(np.zeros(needed - 1), bound, delta) > delta
+
+    def test_only_losses_prove_nothing(self) -> None:
+        assert _betting.p_value(np.ones(50), 0.1, 0.1) == 1.0

@@ -1,0 +1,262 @@
+"""The first stage: blocks, thresholds, floods of ties and threads never show in the result, on either engine."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import Library, load
+from oracles import retrieval_funnel, retrieval_rank
+
+from matryoshka import Corpus, Funnel
+from matryoshka.retrieval import _prefix, _scan, _threads, corpus
+
+METRICS = ("cosine", "ip", "l2")
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a few thousand rows take every path that millions take."""
+    monkeypatch.setattr(_prefix, "_SAMPLED_ROWS", 64)
+    monkeypatch.setattr(_prefix, "_SAMPLED_NUMBERS", 0)
+    monkeypatch.setattr(_scan, "_SCORES", 512)
+    monkeypatch.setattr(_scan, "_SERIAL_PRODUCT", 1 << 12)
+
+
+def expected(rows: np.ndarray, queries: np.ndarray, k: int, dim: int, metric: str) -> tuple[np.ndarray, np.ndarray]:
+    return retrieval_rank(queries, rows, [list(range(len(rows)))] * len(queries), k, dim, metric)
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("n_queries", [1, 3, 8])
+@pytest.mark.parametrize("n", [63, 64, 65, 1000])
+def test_many_blocks(rng: np.random.Generator, n: int, n_queries: int, metric: str) -> None:
+    rows, queries = rng.normal(size=(n, 11)), rng.normal(size=(n_queries, 11))
+    for dim in (4, 11):
+        scores, ids = Corpus(rows, metric=metric).search(queries, 9, funnel=Funnel((dim,), ()))
+        expected_scores, expected_ids = expected(rows, queries, 9, dim, metric)
+        np.testing.assert_array_equal(ids, expected_ids)
+        np.testing.assert_allclose(scores, expected_scores, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("order", ["rising", "falling", "periodic"])
+def test_the_order_of_rows_does_not_matter(rng: np.random.Generator, order: str) -> None:
+    quality = {"rising": np.arange(900), "falling": -np.arange(900), "periodic": np.arange(900) % 14}[order]
+    rows = np.column_stack([quality, rng.normal(size=900)]) + rng.normal(size=(900, 2)) * 1e-3
+    queries = np.array([[1.0, 0.0], [0.5, 1.0]])
+    _, ids = Corpus(rows, metric="ip").search(queries, 20)
+    np.testing.assert_array_equal(ids, expected(rows, queries, 20, 2, "ip")[1])
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_a_threshold_too_high_is_lowered(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_scan, "_rank", lambda k, size, n: 1)
+    passes: list[int] = []
+    run = _scan._Search.run
+    monkeypatch.setattr(_scan._Search, "run", lambda self: passes.append(self.floor.size) or run(self))
+    rows, queries = rng.normal(size=(900, 5)), rng.normal(size=(6, 5))
+    _, ids = Corpus(rows).search(queries, 120)
+    np.testing.assert_array_equal(ids, expected(rows, queries, 120, 5, "cosine")[1])
+    assert len(passes) > 2
+    assert passes[0] == 6
+    assert passes == sorted(passes, reverse=True)  # only the queries that need it are searched again
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("pending", [1, 200, 1 << 20])
+@pytest.mark.parametrize("spare", [0, 1 << 12])
+def test_floods_of_equal_rows(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, pending: int, spare: int
+) -> None:
+    monkeypatch.setattr(_scan, "_PENDING", pending)
+    monkeypatch.setattr(_scan, "_SPARE", spare)
+    rows = np.tile(rng.normal(size=(1, 6)), (1500, 1)).astype(np.float32)
+    rows[::7] = rng.normal(size=6)
+    rows[1200] *= 0.0
+    queries = np.concatenate([rows[[3, 7]], np.zeros((1, 6), np.float32)])
+    for metric in METRICS:
+        scores, ids = Corpus(rows, metric=metric).search(queries, 30)
+        equal = np.flatnonzero(np.arange(1500) % 7 != 0)
+        equal = equal[equal != 1200][:30]
+        best = expected(rows.astype(float), queries.astype(float), 1, 6, metric)[1][:, 0]
+        if best[0] == 1:
+            assert ids[0].tolist() == equal.tolist()
+            assert len(set(scores[0].tolist())) == 1
+        if metric == "cosine":
+            assert ids[2].tolist() == list(range(30))  # a zero query scores 0 everywhere
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("k", [500, 899, 900, 950])
+def test_lists_nearly_as_long_as_the_corpus(rng: np.random.Generator, k: int) -> None:
+    rows, queries = rng.normal(size=(900, 5)), rng.normal(size=(2, 5))
+    scores, ids = Corpus(rows, metric="l2").search(queries, k)
+    expected_scores, expected_ids = expected(rows, queries, k, 5, "l2")
+    np.testing.assert_array_equal(ids, expected_ids)
+    np.testing.assert_allclose(scores, expected_scores, atol=1e-12)
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_batches_do_not_show(rng: np.random.Generator) -> None:
+    rows, queries = (rng.normal(size=(n, 40)).astype(np.float32) for n in (700, 300))
+    rows[350:] = rows[:350]
+    for plan in (None, Funnel((8, 24, 40), (50, 20))):
+        searched = Corpus(rows)
+        scores, ids = searched.search(queries, 12, funnel=plan)
+        one_by_one = [searched.search(query[None], 12, funnel=plan) for query in queries]
+        np.testing.assert_array_equal(scores, np.concatenate([s for s, _ in one_by_one]))
+        np.testing.assert_array_equal(ids, np.concatenate([i for _, i in one_by_one]))
+
+
+def test_rows_that_are_not_contiguous(rng: np.random.Generator) -> None:
+    wide = rng.normal(size=(400, 64))
+    queries = rng.normal(size=(3, 32))
+    for rows in (wide[:, :32], wide[:, ::2], np.asfortranarray(wide[:, 32:]), wide[::-1, :32]):
+        plan = Funnel((8, 16, 32), (40, 15))
+        scores, ids = Corpus(rows).search(queries, 6, funnel=plan)
+        expected_scores, expected_ids = retrieval_funnel(queries, rows, 6, plan.dims, plan.keep, "cosine")
+        np.testing.assert_array_equal(ids, expected_ids)
+        np.testing.assert_allclose(scores, expected_scores, rtol=1e-12)
+
+
+@pytest.mark.parametrize("dim", [7, 12, 24, 64, 96])
+def test_columns_are_gathered_from_any_place(rng: np.random.Generator, dim: int) -> None:
+    from matryoshka._array import namespace
+    from matryoshka.retrieval._rows import HostRows
+
+    array = rng.normal(size=(50, dim))
+    rows, ids = HostRows(array, namespace(("a", array))), rng.integers(0, 50, (3, 4))
+    for start in range(0, dim, 3):
+        for stop in range(start + 1, dim + 1, 2):
+            np.testing.assert_array_equal(rows.take(ids, slice(start, stop)), array[ids, start:stop])
+
+
+@pytest.fixture
+def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Treat all arrays as if they lay on an accelerator."""
+    monkeypatch.setattr(corpus, "view", lambda array: None)
+
+
+@pytest.mark.usefixtures("elsewhere")
+@pytest.mark.parametrize("metric", METRICS)
+def test_the_engine_of_accelerators(library: Library, rng: np.random.Generator, metric: str) -> None:
+    rows, queries = rng.normal(size=(211, 16)), rng.normal(size=(5, 16))
+    rows[[90, 3, 200]] = rows[50]
+    searched = Corpus(library.array(rows), metric=metric)
+    for plan in (Funnel((16,), ()), Funnel((5, 9, 16), (70, 21))):
+        scores, ids = searched.search(library.array(queries), 12, funnel=plan)
+        expected_scores, expected_ids = retrieval_funnel(queries, rows, 12, plan.dims, plan.keep, metric)
+        library.assert_close(scores, expected_scores, atol=library.rtol * 100)
+        np.testing.assert_array_equal(library.to_numpy(ids), expected_ids)
+    given = np.stack([rng.permutation(211)[:20] for _ in queries])
+    given[1, :6] = -1
+    scores, ids = searched.rerank(library.array(queries), library.array(given), 18, dim=11)
+    expected_scores, expected_ids = retrieval_rank(queries, rows, given.tolist(), 18, 11, metric)
+    library.assert_close(scores, expected_scores, atol=library.rtol * 100)
+    np.testing.assert_array_equal(library.to_numpy(ids), expected_ids)
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_the_engine_of_accelerators_in_blocks(monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator) -> None:
+    from matryoshka.retrieval import _device
+
+    torch = load("torch")
+    monkeypatch.setattr(_device, "_NUMBERS", 16 * 64)
+    rows, queries = rng.normal(size=(1000, 16)), rng.normal(size=(5, 16))
+    _, ids = Corpus(torch.tensor(rows)).search(torch.tensor(queries), 40)
+    np.testing.assert_array_equal(ids.numpy(), expected(rows, queries, 40, 16, "cosine")[1])
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_half_precision_on_the_engine_of_accelerators(rng: np.random.Generator) -> None:
+    torch = load("torch")
+    rows = torch.tensor(rng.normal(size=(90, 16)), dtype=torch.bfloat16)
+    queries = torch.tensor(rng.normal(size=(4, 16)), dtype=torch.float32)
+    scores, ids = Corpus(rows).search(queries, 6, funnel=Funnel((4, 16), (30,)))
+    plan = Funnel((4, 16), (30,))
+    expected_scores, expected_ids = retrieval_funnel(
+        queries.double().numpy(), rows.double().numpy(), 6, plan.dims, plan.keep, "cosine"
+    )
+    assert scores.dtype == torch.float32
+    np.testing.assert_array_equal(ids.numpy(), expected_ids)
+    np.testing.assert_allclose(scores.numpy(), expected_scores, rtol=1e-5)
+
+
+class TestThreads:
+    @pytest.fixture(autouse=True)
+    def four_threads(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+        monkeypatch.setattr(_threads, "n_threads", lambda: 4)
+        _threads._pool.cache_clear()
+        yield
+        _threads._pool().shutdown()
+        _threads._pool.cache_clear()
+
+    def test_results_come_in_order(self) -> None:
+        assert _threads.each(lambda i: i * i, range(100)) == [i * i for i in range(100)]
+        assert _threads.each(lambda i: i, []) == []
+
+    def test_errors_come_through_and_stop_the_rest(self) -> None:
+        done: list[int] = []
+
+        def work(i: int) -> None:
+            if i == 3:
+                msg = "broken"
+                raise IndexError(msg)
+            done.append(i)
+
+        with pytest.raises(IndexError, match="broken"):
+            _threads.each(work, range(100_000))
+        assert len(done) < 100_000
+
+    def test_loops_within_loops(self) -> None:
+        assert _threads.each(lambda i: sum(_threads.each(lambda j: i * j, range(5))), range(9)) == [
+            10 * i for i in range(9)
+        ]
+
+    @pytest.mark.usefixtures("small_blocks")
+    def test_threads_do_not_show(self, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+        rows, queries = (rng.normal(size=(n, 40)).astype(np.float32) for n in (3000, 70))
+        plan = Funnel((8, 24, 40), (50, 20))
+        together = Corpus(rows).search(queries, 12, funnel=plan)
+        monkeypatch.setattr(_threads, "n_threads", lambda: 1)
+        alone = Corpus(rows).search(queries, 12, funnel=plan)
+        for left, right in zip(together, alone, strict=True):
+            np.testing.assert_array_equal(left, right)
+
+
+def test_as_many_threads_as_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    count: Any = _threads.n_threads.__wrapped__
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert count() == 3
+    monkeypatch.setenv("OMP_NUM_THREADS", "5,2")
+    assert count() == 5
+    for nothing in ("", "0", "many"):
+        monkeypatch.setenv("OMP_NUM_THREADS", nothing)
+        assert count() >= 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+def test_a_forked_process_searches_too() -> None:
+    program = """
+import os, numpy as np
+from matryoshka import Corpus
+rows = np.random.default_rng(0).normal(size=(300_000, 4))
+corpus = Corpus(rows)
+before = corpus.search(rows[:40], 3)[1]
+child = os.fork()
+if not child:
+    os._exit(0 if (corpus.search(rows[:40], 3)[1] == before).all() else 1)
+assert os.waitpid(child, 0)[1] == 0
+"""
+    environment = {"OMP_NUM_THREADS": "2", "PATH": ""}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, timeout=60, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr.decode()
