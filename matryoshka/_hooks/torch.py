@@ -128,7 +128,9 @@ class _WeightedTotal(torch.autograd.Function):
         ctx.save_for_backward(losses if ctx.needs_input_grad[3] else None, *saved, weights, *arrays)
 
     @staticmethod
-    def backward(ctx: Any, d_total: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, d_total: torch.Tensor | None, *_: Any) -> tuple[torch.Tensor | None, ...]:
+        if d_total is None:  # nothing downstream depends on the total
+            return (None,) * len(ctx.needs_input_grad)
         losses, *tensors = ctx.saved_tensors
         saved, inputs = tensors[: ctx.n_arrays], tensors[ctx.n_arrays :]
         with torch.no_grad():
