@@ -6,6 +6,7 @@ stands for a bias that is not there. They use `setup_context`, so that `torch.fu
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -120,26 +121,34 @@ class _WeightedTotal(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor | None, ...]) -> None:
-        formula, _, _, weights, *arrays = inputs
-        _, losses, *saved = output
-        ctx.mark_non_differentiable(losses, *(gradient for gradient in saved if gradient is not None))
+        ctx.formula, ctx.setting, labels, weights, *arrays = inputs
+        _, losses, *formed = output
+        ctx.mark_non_differentiable(losses, *(gradient for gradient in formed if gradient is not None))
         ctx.set_materialize_grads(False)
-        ctx.nesting, ctx.n_arrays = formula.nesting, len(arrays)
-        ctx.save_for_backward(losses if ctx.needs_input_grad[3] else None, *saved, weights, *arrays)
+        ctx.spent = False
+        ctx.save_for_backward(losses if ctx.needs_input_grad[3] else None, labels, *formed, weights, *arrays)
 
     @staticmethod
     def backward(ctx: Any, d_total: torch.Tensor | None, *_: Any) -> tuple[torch.Tensor | None, ...]:
         if d_total is None:  # nothing downstream depends on the total
             return (None,) * len(ctx.needs_input_grad)
-        losses, *tensors = ctx.saved_tensors
-        saved, inputs = tensors[: ctx.n_arrays], tensors[ctx.n_arrays :]
+        n = len(ctx.setting.wanted)
+        losses, labels, *tensors = ctx.saved_tensors
+        formed, weights, arrays = tensors[:n], tensors[n], tensors[n + 1 :]
+        # A plain backward pass scales the gradients where they lie and gives them away. Whoever runs it again over a
+        # retained graph has them formed anew.
+        in_place = not (torch.is_grad_enabled() or torch.compiler.is_compiling())
         with torch.no_grad():
-            d_weights = None if losses is None else loop.weigh_prefixes(losses, ctx.nesting)
+            if ctx.spent:
+                formed = _form_gradients(ctx, labels, weights, arrays)
+            if in_place:
+                ctx.spent = True
+            d_weights = None if losses is None else loop.weigh_prefixes(losses, ctx.formula.nesting)
             scaled = [
-                None if gradient is None else (gradient * d_total).to(array.dtype)
-                for gradient, array in zip((d_weights, *saved), inputs, strict=True)
+                _scale(gradient, d_total, array, in_place=in_place)
+                for gradient, array in zip((d_weights, *formed), (weights, *arrays), strict=True)
             ]
-        return None, None, None, *_first_order_only(scaled, (d_total, *inputs))
+        return None, None, None, *_first_order_only(scaled, (d_total, weights, *arrays))
 
 
 class _RowTotals(torch.autograd.Function):
@@ -156,27 +165,50 @@ class _RowTotals(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
         ctx.formula, ctx.setting, *tensors = inputs
         ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors)
 
     @staticmethod
-    def backward(ctx: Any, d_totals: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, d_totals: torch.Tensor | None, *_: Any) -> tuple[torch.Tensor | None, ...]:
+        if d_totals is None:
+            return (None,) * (len(ctx.setting.wanted) + 3)
         labels, *arrays = ctx.saved_tensors
-        rows, parameters = ctx.setting.split(arrays)
-        d_rows, d_parameters = gradients(
-            ctx.formula,
-            rows,
-            labels,
-            d_totals,
-            parameters,
-            wanted=ctx.setting.wanted,
-            row_block=ctx.setting.row_block,
-            xp=ctx.setting.xp,
-        )[1:]
+        formed = _form_gradients(ctx, labels, d_totals, arrays)
         cast = [
             None if gradient is None else gradient.to(array.dtype)
-            for gradient, array in zip((*d_rows, *d_parameters), arrays, strict=True)
+            for gradient, array in zip(formed, arrays, strict=True)
         ]
         return None, None, None, *_first_order_only(cast, (d_totals, *arrays))
+
+
+def _form_gradients(
+    ctx: Any, labels: torch.Tensor, weights: torch.Tensor | None, arrays: Sequence[torch.Tensor | None]
+) -> list[torch.Tensor | None]:
+    """Work the rows off a second time, for their gradients alone."""
+    setting = ctx.setting
+    rows, parameters = setting.split(tuple(arrays))
+    _, d_rows, d_parameters = gradients(
+        ctx.formula,
+        rows,
+        labels,
+        weights,
+        parameters,
+        wanted=setting.wanted,
+        row_block=setting.row_block,
+        xp=setting.xp,
+    )
+    return [*d_rows, *d_parameters]
+
+
+def _scale(
+    gradient: torch.Tensor | None, factor: torch.Tensor, like: torch.Tensor | None, *, in_place: bool
+) -> torch.Tensor | None:
+    """Return gradient * factor in the dtype of the tensor that it belongs to."""
+    if gradient is None or like is None:
+        return None
+    if in_place and gradient.dtype == like.dtype:
+        return gradient.data.mul_(factor)
+    return (gradient * factor).to(like.dtype)
 
 
 class _FirstOrderOnly(torch.autograd.Function):

@@ -1,0 +1,109 @@
+"""From a run of a benchmark suite to a table: `python -m benchmarks.table losses` after `nox -s bench -- losses`.
+
+Reads report/bench-SUITE.json as pytest-benchmark wrote it, and writes report/SUITE.md: a table per group, a row per
+benchmark, medians, and the ratio to the row of the group that is marked as the reference. With `--store`, the run goes
+to benchmarks/results/SUITE.json, without single timings, and its table to docs/results/SUITE.md.
+
+A benchmark describes its row in `extra_info`: `row` (its label), `reference` (True for the row that others are compared
+with), `multiply_adds`, `bytes` and `peak_bytes` if they apply, and any further column by its title.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+FORMATS = {
+    "multiply_adds": ("multiply-adds", lambda value: f"{value:.3g}"),
+    "bytes": ("bytes", lambda value: f"{value:.3g}"),
+    "peak_bytes": ("peak memory", lambda value: f"{value / 2**20:,.0f} MiB"),
+}
+HIDDEN = ("row", "reference")
+
+
+def summary(run: dict[str, Any]) -> dict[str, Any]:
+    """Return what is worth keeping of a run: machine, versions, and a row per benchmark."""
+    machine = run["machine_info"]
+    rows = [
+        {
+            "group": b["group"],
+            "median_s": b["stats"]["median"],
+            "iqr_s": b["stats"]["iqr"],
+            "rounds": b["stats"]["rounds"],
+        }
+        | b["extra_info"]
+        for b in run["benchmarks"]
+    ]
+    return {
+        "date": run["datetime"][:10],
+        "machine": f"{machine['cpu'].get('brand_raw', machine['processor'])}, {machine['cpu'].get('count')} cores",
+        "python": machine["python_version"],
+        "setting": run["machine_info"].get("setting", {}),
+        "rows": rows,
+    }
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """Return the tables of a run as Markdown."""
+    setting = "".join(f", {name} {value}" for name, value in result["setting"].items())
+    lines = [f"Measured on {result['date']}: {result['machine']}, Python {result['python']}{setting}. Medians.", ""]
+    for group in dict.fromkeys(row["group"] for row in result["rows"]):
+        lines += [f"### {group}", "", *_table([row for row in result["rows"] if row["group"] == group]), ""]
+    return "\n".join(lines)
+
+
+def _table(rows: list[dict[str, Any]]) -> list[str]:
+    reference = next((row["median_s"] for row in rows if row.get("reference")), None)
+    known = ("group", "median_s", "iqr_s", "rounds", *HIDDEN)
+    columns = list(dict.fromkeys(key for row in rows for key in row if key not in known))
+    titles = [
+        "",
+        *(FORMATS.get(column, (column,))[0] for column in columns),
+        "time",
+        *(["× reference"] if reference else []),
+    ]
+    table = [titles, ["---", *["---:"] * (len(titles) - 1)]]
+    for row in rows:
+        cells = [_cell(column, row.get(column)) for column in columns]
+        ratio = [f"{row['median_s'] / reference:.2f}"] if reference else []
+        table.append([row["row"], *cells, _seconds(row["median_s"]), *ratio])
+    return [f"| {' | '.join(cells)} |" for cells in table]
+
+
+def _cell(column: str, value: Any) -> str:
+    if value is None:
+        return ""
+    return (
+        FORMATS[column][1](value) if column in FORMATS else f"{value:.4g}" if isinstance(value, float) else str(value)
+    )
+
+
+def _seconds(value: float) -> str:
+    for unit, scale in (("s", 1.0), ("ms", 1e3)):
+        if value * scale >= 1.0:
+            return f"{value * scale:.3g} {unit}"
+    return f"{value * 1e6:.3g} µs"
+
+
+def main() -> None:
+    """Write the tables of the suites that are named."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("suites", nargs="+", metavar="SUITE")
+    parser.add_argument("--store", action="store_true", help="keep the run in benchmarks/results and docs/results")
+    arguments = parser.parse_args()
+    for suite in arguments.suites:
+        result = summary(json.loads(Path(f"report/bench-{suite}.json").read_text(encoding="utf-8")))
+        table = markdown(result)
+        Path(f"report/{suite}.md").write_text(table, encoding="utf-8")
+        print(table)
+        if arguments.store:
+            stored, page = Path(f"benchmarks/results/{suite}.json"), Path(f"docs/results/{suite}.md")
+            for path, text in ((stored, json.dumps(result, indent=1) + "\n"), (page, table)):
+                path.parent.mkdir(exist_ok=True)
+                path.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
