@@ -104,7 +104,7 @@ def audit(
 
     **The funnel.** Each list is as long as it takes to lose at most 1 % of the neighbours over all stages among
     the audited rows, scaled to all rows; the cheapest of the plans tried wins, by multiply-adds as executed. It is a
-    starting point, to be checked with queries of your own.
+    starting point; `Funnel.calibrate` tests one with queries of your own.
 
     Cost: (`orders` + 1) · `max_queries` · `max_rows` · dim multiply-adds and a partial selection per width and order.
 

@@ -227,7 +227,7 @@ def _advice(audit: Audit) -> list[str]:
     lists = ", ".join(map(str, audit.funnel.keep))
     plan = (
         f"Funnel: {stages}, keep {lists}: {audit.funnel.speedup(audit.n_rows, executed=True):.1f} × fewer "
-        f"multiply-adds over {audit.n_rows:,} rows, to be checked with your queries."
+        f"multiply-adds over {audit.n_rows:,} rows; check it with Funnel.calibrate."
     )
     return [*lines, plan]
 
