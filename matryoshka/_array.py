@@ -159,7 +159,7 @@ def arange(n: Any, *, like: Array, xp: Namespace, dtype: object = None) -> Array
 
 def from_numpy(array: np.ndarray, *, like: Array, xp: Namespace) -> Array:
     """Return a NumPy array as an array of the library and on the device of `like`."""
-    return xp.asarray(array, device=_creation_device(like))
+    return xp.asarray(array, device=_creation_device(like, xp))
 
 
 def empty(shape: tuple[int, ...], *, like: Array, dtype: object, xp: Namespace) -> Array:
