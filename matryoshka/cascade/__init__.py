@@ -1,6 +1,17 @@
 """Decide when a short prefix is sure enough to answer alone."""
 
+from matryoshka.cascade._certify import Certificate
 from matryoshka.cascade._evaluation import CascadeEvaluation
+from matryoshka.cascade._oracle import ClassTrends, OracleRouting, class_trends, oracle_routing, smallest_correct_dim
 from matryoshka.cascade._policy import Cascade
 
-__all__ = ["Cascade", "CascadeEvaluation"]
+__all__ = [
+    "Cascade",
+    "CascadeEvaluation",
+    "Certificate",
+    "ClassTrends",
+    "OracleRouting",
+    "class_trends",
+    "oracle_routing",
+    "smallest_correct_dim",
+]

@@ -8,7 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from matryoshka import _checks
 from matryoshka.cascade._stages import Scored
+
+COSTS = ("expected_dim", "cumulative_dim")
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,11 @@ class CascadeEvaluation:
         """Multiply-adds per row of separate heads: cumulative_dim * n_classes."""
         return self.cumulative_dim * self.n_classes
 
+    @property
+    def full_multiply_adds(self) -> int:
+        """Multiply-adds per row of the head at the last width, which answers every row at once."""
+        return self.dims[-1] * self.n_classes
+
 
 def exits(confidences: np.ndarray, thresholds: Sequence[float]) -> np.ndarray:
     """Return the stage (n,) at which each row exits: the first whose confidence exceeds its threshold, or the last."""
@@ -88,3 +96,10 @@ def evaluate(scored: Scored, dims: Sequence[int], thresholds: Sequence[float]) -
         exit_accuracy=tuple(int(hit) / int(count) if count else None for hit, count in zip(hits, counts, strict=True)),
         prefix_accuracy=tuple(int(row.sum()) / n for row in scored.correct[: len(dims)]),
     )
+
+
+def cost_shares(dims: tuple[int, ...], cost: str) -> list[float]:
+    """Return what an exit at each width costs, as a share of an exit at the last."""
+    _checks.choice(cost, "cost", COSTS)
+    costs = list(dims) if cost == "expected_dim" else list(itertools.accumulate(dims))
+    return [value / costs[-1] for value in costs]

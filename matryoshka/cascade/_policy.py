@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
-from matryoshka import _checks, _files
-from matryoshka._typing import Array, NestingLike
-from matryoshka.cascade import _evaluation, _published, _stages
+from matryoshka import _checks
+from matryoshka._typing import Array, Head, NestingLike
+from matryoshka.cascade import _certify, _evaluation, _frontier, _published, _staged
+from matryoshka.cascade._confidence import MEASURES
 from matryoshka.cascade._evaluation import CascadeEvaluation
+from matryoshka.cascade._stages import Prefixes, Reader
+from matryoshka.cascade._value import CascadeValue
 from matryoshka.nesting import as_nesting
 
 __all__ = ["Cascade"]
 
 
-@dataclass(frozen=True, init=False)
-class Cascade:
+class Cascade(CascadeValue):
     """A rule when a short prefix of an embedding may answer alone.
 
     A row starts at the narrowest prefix and exits at the first one whose confidence exceeds its threshold; the last
@@ -37,6 +35,8 @@ class Cascade:
     temperatures : sequence of float, optional
         One per prefix, above 0: confidence is taken of softmax(logits / temperature). None leaves probabilities as
         they are. Answers do not depend on it.
+    certificate : Certificate, optional
+        What `certify` promises of these thresholds.
 
     Raises
     ------
@@ -44,7 +44,7 @@ class Cascade:
         A width is no integer, or a threshold or temperature no number.
     ValueError
         The widths are no ladder; there is not one threshold for every prefix but the last, or not one temperature per
-        prefix; a number is not finite; the confidence is unknown.
+        prefix; a number is not finite; the confidence is unknown; the certificate is about other thresholds.
 
     Notes
     -----
@@ -62,34 +62,10 @@ class Cascade:
     (array([0, 1]), array([ 8, 16]))
     """
 
-    dims: tuple[int, ...]
-    thresholds: tuple[float, ...]
-    confidence: str
-    temperatures: tuple[float, ...] | None
-
-    def __init__(
-        self,
-        dims: Iterable[int],
-        thresholds: Iterable[float],
-        *,
-        confidence: str = "max_probability",
-        temperatures: Iterable[float] | None = None,
-    ) -> None:
-        widths = _checks.dims(dims)
-        limits = _checks.reals(thresholds, "thresholds", len(widths) - 1, each="every prefix but the last")
-        if temperatures is not None:
-            temperatures = _checks.reals(
-                temperatures, "temperatures", len(widths), each="every prefix", minimum=0.0, open_minimum=True
-            )
-        object.__setattr__(self, "dims", widths)
-        object.__setattr__(self, "thresholds", limits)
-        object.__setattr__(self, "confidence", _checks.choice(confidence, "confidence", _stages.MEASURES))
-        object.__setattr__(self, "temperatures", temperatures)
-
     @classmethod
     def calibrate(
         cls,
-        probabilities: Array | Sequence[Array],
+        probabilities: Prefixes,
         labels: Array,
         /,
         *,
@@ -97,6 +73,8 @@ class Cascade:
         grid: Iterable[float] | None = None,
         variant: str = "code",
         confidence: str = "max_probability",
+        temperature: bool = False,
+        from_logits: bool = False,
     ) -> Cascade:
         """Choose thresholds by the published rule, which is greedy and promises nothing about new rows.
 
@@ -120,6 +98,11 @@ class Cascade:
             lists a threshold for the widest prefix, which has no effect and is left out.
         confidence : str, default "max_probability"
             As for `Cascade`; the paper uses the largest probability.
+        temperature : bool, default False
+            Scale the probabilities of each prefix by a temperature first, fitted on the same rows by the likelihood
+            of the labels. The paper does not.
+        from_logits : bool, default False
+            `probabilities` are logits.
 
         Returns
         -------
@@ -138,7 +121,8 @@ class Cascade:
 
         Notes
         -----
-        Cost: one pass over the probabilities, then n log(grid) per prefix. Ties go to the smallest threshold.
+        Cost: one pass over the probabilities, then n log(grid) per prefix; a temperature takes some ten passes more.
+        Ties go to the smallest threshold.
 
         Examples
         --------
@@ -148,21 +132,205 @@ class Cascade:
         >>> Cascade.calibrate([short, full], np.array([0, 1, 1]), nesting=(8, 16), grid=(0.5, 0.7, 0.9))
         Cascade((8, 16), (0.7,))
         """
-        dims = as_nesting(nesting).dims
         _checks.choice(variant, "variant", _published.VARIANTS)
-        _checks.choice(confidence, "confidence", _stages.MEASURES)
         candidates = _published.candidates(grid, variant)
-        scored = _stages.score(probabilities, labels, dims, confidence, None)
-        _stages.check_calibration_rows(scored)
-        return cls(dims, _published.thresholds(scored, candidates, variant), confidence=confidence)
+        reader = _reader(nesting, confidence, from_logits=from_logits)
+        scored = reader.score(probabilities, labels)
+        scored.check_calibration()
+        if temperature:
+            reader = reader.fit_temperatures(probabilities, labels)
+            scored = reader.score(probabilities, labels)
+        thresholds = _published.thresholds(scored, candidates, variant)
+        return cls(reader.dims, thresholds, confidence=confidence, temperatures=reader.temperatures)
 
-    def predict(self, probabilities: Array | Sequence[Array], /) -> tuple[Array, Array]:
+    @classmethod
+    def certify(
+        cls,
+        probabilities: Prefixes,
+        labels: Array,
+        /,
+        *,
+        nesting: NestingLike,
+        max_gap: float | None = None,
+        delta: float = 0.1,
+        max_error: float | None = None,
+        path: str = "auto",
+        cost: str = "expected_dim",
+        confidence: str = "max_probability",
+        temperature: bool = False,
+        seed: int = 0,
+        from_logits: bool = False,
+    ) -> Cascade:
+        """Choose the cheapest thresholds whose promise about new rows survives an exact test.
+
+        The promise, kept with probability at least 1 - delta over the calibration rows: a new row is answered wrongly
+        although the full width is right with probability at most `max_gap`; and wrongly at all with probability at
+        most `max_error`, if that is given.
+
+        Parameters
+        ----------
+        probabilities, labels, nesting, confidence, from_logits
+            As for `calibrate`.
+        max_gap : float, optional
+            Bound on P(cascade wrong and full width right), within (0, 1). Without any bound, 0.01.
+        delta : float, default 0.1
+            Probability, within (0, 1), that the calibration rows mislead and the promise does not hold.
+        max_error : float, optional
+            Bound on P(cascade wrong), within (0, 1). Given alone it replaces the gap; with `max_gap` both are kept.
+        path : {"auto", "shared", "fitted"}, default "auto"
+            The policies tested. "shared": one threshold for all prefixes, tested on all rows. "fitted": thresholds
+            (and temperatures) that a random half of the rows chose, tested on the other half. "auto" takes the fitted
+            path from 2,000 rows and ten times the rows needed on (2,300 at 0.01 and 0.1), or if `temperature` asks.
+        cost : {"expected_dim", "cumulative_dim"}, default "expected_dim"
+            What to keep low: the cost of a tied head (MRL-E), or of separate heads (MRL).
+        temperature : bool, default False
+            Fit temperatures, on the rows that fit the path.
+        seed : int, default 0
+            Draws the halves of the fitted path.
+
+        Returns
+        -------
+        Cascade
+            With a `certificate`. If nothing passed the test, every threshold is 1, which sends all rows to the full
+            width, and the certificate says how many rows are needed at least.
+
+        Raises
+        ------
+        TypeError, ValueError
+            The arguments are not as described, as for `calibrate`; or not even the full width keeps `max_error`.
+
+        Warns
+        -----
+        UserWarning
+            There are fewer rows than classes.
+
+        Notes
+        -----
+        The assumption is that calibration rows and new rows are exchangeable, and that neither trained the network or
+        chose anything else here: hold them out. The promise is about the average row, not about each class.
+
+        Learn then Test (Angelopoulos et al., 2021): the policies lie on a path that does not depend on the rows tested;
+        from the safest down, "the promise is broken" is tested with the exact binomial p-value of the failures seen,
+        at level delta, up to the first policy that fails. Along the path no row exits later, so the last policy that
+        passed is the cheapest one, in multiply-adds too.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> labels = np.arange(1000) % 2
+        >>> rows = np.where(labels[:, None] == np.arange(2), 0.9, 0.1)
+        >>> cascade = Cascade.certify([rows, rows], labels, nesting=(8, 16))
+        >>> cascade.evaluate([rows, rows], labels).expected_dim
+        8.0
+        >>> print(cascade.certificate.path, cascade.certificate.rows_needed)
+        shared 230
+        """
+        promise = _certify.Promise.of(max_gap, max_error, delta)
+        reader = _reader(nesting, confidence, from_logits=from_logits)
+        costs = _evaluation.cost_shares(reader.dims, cost)
+        n_rows = int(reader.prefixes(probabilities)[0][0].shape[0])
+        path = promise.choose_path(path, n_rows, temperature=temperature)
+        seed = _checks.integer(seed, "seed", minimum=0)
+        scored = reader.score(probabilities, labels)
+        scored.check_calibration()
+        if temperature:
+            reader = reader.fit_temperatures(probabilities, labels, _certify.split(n_rows, path, seed)[0])
+            scored = reader.score(probabilities, labels)
+        certificate = _certify.certify(scored, costs, promise, path, seed)
+        options = {"confidence": confidence, "temperatures": reader.temperatures, "certificate": certificate}
+        return cls(reader.dims, certificate.thresholds, **options)  # type: ignore[arg-type]
+
+    @classmethod
+    def frontier(
+        cls,
+        probabilities: Prefixes,
+        labels: Array,
+        /,
+        *,
+        nesting: NestingLike,
+        path: str = "fitted",
+        cost: str = "expected_dim",
+        confidence: str = "max_probability",
+        from_logits: bool = False,
+    ) -> list[tuple[Cascade, CascadeEvaluation]]:
+        """List the cascades that no cheaper one of the family beats on these rows, the Pareto frontier.
+
+        Parameters
+        ----------
+        probabilities, labels, nesting, confidence, from_logits
+            As for `calibrate`.
+        path : {"fitted", "shared"}, default "fitted"
+            The family: thresholds fitted to these rows at rising prices of the cost, or one threshold for all prefixes.
+        cost : {"expected_dim", "cumulative_dim"}, default "expected_dim"
+            The cost, as for `certify`.
+
+        Returns
+        -------
+        list of (Cascade, CascadeEvaluation)
+            Cheapest first, each more accurate than those before it. The evaluations flatter: they are of the rows
+            that chose the thresholds.
+        """
+        _checks.choice(path, "path", _frontier.PATHS)
+        reader = _reader(nesting, confidence, from_logits=from_logits)
+        costs = _evaluation.cost_shares(reader.dims, cost)
+        scored = reader.score(probabilities, labels)
+        scored.check_calibration()
+        return [
+            (cls(reader.dims, thresholds, confidence=confidence), evaluation)
+            for thresholds, evaluation in _frontier.frontier(scored, reader.dims, costs, path, cost)
+        ]
+
+    @classmethod
+    def within_budget(
+        cls,
+        probabilities: Prefixes,
+        labels: Array,
+        /,
+        *,
+        nesting: NestingLike,
+        budget: float,
+        path: str = "fitted",
+        cost: str = "expected_dim",
+        confidence: str = "max_probability",
+        from_logits: bool = False,
+    ) -> Cascade:
+        """Choose the most accurate cascade whose cost on these rows is within a budget.
+
+        Parameters
+        ----------
+        probabilities, labels, nesting, path, cost, confidence, from_logits
+            As for `frontier`.
+        budget : float
+            Largest mean cost, in dimensions.
+
+        Returns
+        -------
+        Cascade
+            A cascade of the `frontier`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            The arguments are not as described, or even the cheapest cascade costs more.
+        """
+        budget = _checks.real(budget, "budget", minimum=0.0)
+        options = {"path": path, "cost": cost, "confidence": confidence, "from_logits": from_logits}
+        points = cls.frontier(probabilities, labels, nesting=nesting, **options)  # type: ignore[arg-type]
+        cheapest = getattr(points[0][1], cost)
+        if budget < cheapest:
+            msg = f"`budget` must be at least {cheapest:g}, the cheapest `{cost}`, got {budget:g}; allow more."
+            raise ValueError(msg)
+        return [cascade for cascade, evaluation in points if getattr(evaluation, cost) <= budget][-1]
+
+    def predict(self, probabilities: Prefixes, /, *, from_logits: bool = False) -> tuple[Array, Array]:
         """Answer each row from the shortest prefix that is sure enough.
 
         Parameters
         ----------
         probabilities : array (G, n, c), or a sequence of G arrays (n, c), floating
             Probabilities of c classes from each prefix, narrowest first.
+        from_logits : bool, default False
+            `probabilities` are logits.
 
         Returns
         -------
@@ -177,38 +345,66 @@ class Cascade:
             The probabilities are of another kind or shape, or rows are negative or do not sum to one: the message
             names the prefix and counts the rows.
         """
-        stages = _stages.read(probabilities, self.dims, self.confidence, self.temperatures)
-        return _stages.route(stages, self.dims, self.thresholds)
+        return self._reader(from_logits=from_logits).read(probabilities).route(self.dims, self.thresholds)
 
-    def evaluate(self, probabilities: Array | Sequence[Array], labels: Array, /) -> CascadeEvaluation:
+    def classify(self, embeddings: Array, heads: Sequence[Head] | Head, /) -> tuple[Array, Array]:
+        """Answer each row from its embedding, computing the logits of a wider prefix only where they are needed.
+
+        Parameters
+        ----------
+        embeddings : array (n, dim), floating
+            Embeddings as wide as the widest prefix; NumPy or PyTorch.
+        heads : sequence of G (weight, bias), or one (weight, bias)
+            Separate heads (MRL): weight (c, m) and bias (c,) or None for each width m. One pair is a tied head
+            (MRL-E): weight (c, dim), whose first m columns serve width m, with one bias; its logits accumulate.
+            Same library, device and dtype as `embeddings`.
+
+        Returns
+        -------
+        labels : array (n,), integer
+            The answers, those of `predict` on the softmax of all logits.
+        exit_dims : array (n,), integer
+            The width at which each row exits.
+
+        Raises
+        ------
+        TypeError
+            The arguments are of another kind, or neither NumPy nor PyTorch arrays.
+        ValueError
+            Shapes or devices do not match.
+
+        Notes
+        -----
+        Multiply-adds per row: `expected_dim` * c for a tied head and `cumulative_dim` * c for separate heads, beside a
+        pass over the c logits at each width visited. Logits are as rounded as matrix products are, so a confidence
+        within rounding of its threshold may fall on the other side than in `predict`. A device is waited for once per
+        width, to learn which rows are left. No gradient is recorded. A row with NaN goes to the full width.
+        """
+        return _staged.classify(embeddings, heads, self._reader(from_logits=True), self.thresholds)
+
+    def evaluate(self, probabilities: Prefixes, labels: Array, /, *, from_logits: bool = False) -> CascadeEvaluation:
         """Measure accuracy and cost on labelled rows.
 
         Parameters
         ----------
-        probabilities : array (G, n, c), or a sequence of G arrays (n, c), floating
-            Probabilities of c classes from each prefix, narrowest first.
-        labels : array (n,), integer
-            The true classes, of the same library and device.
+        probabilities, labels, from_logits
+            As for `calibrate`.
 
         Returns
         -------
         CascadeEvaluation
             Python numbers. They hold for these rows: measure on rows that chose no threshold.
-
-        Raises
-        ------
-        TypeError, ValueError
-            The arguments are not as described.
         """
-        return _evaluation.evaluate(self._score(probabilities, labels), self.dims, self.thresholds)
+        scored = self._reader(from_logits=from_logits).score(probabilities, labels)
+        return _evaluation.evaluate(scored, self.dims, self.thresholds)
 
-    def curve(self, probabilities: Array | Sequence[Array], labels: Array, /) -> list[CascadeEvaluation]:
+    def curve(self, probabilities: Prefixes, labels: Array, /, *, from_logits: bool = False) -> list[CascadeEvaluation]:
         """Measure the cascade capped at each width from the second on: the curve of the paper's figure 6.
 
         Parameters
         ----------
-        probabilities, labels
-            As for `evaluate`.
+        probabilities, labels, from_logits
+            As for `calibrate`.
 
         Returns
         -------
@@ -216,88 +412,15 @@ class Cascade:
             One per cap, narrowest first; the last one is `evaluate`. A single prefix has no cap and gives none.
             The gap is against the full width at every cap.
         """
-        scored = self._score(probabilities, labels)
+        scored = self._reader(from_logits=from_logits).score(probabilities, labels)
         return [
             _evaluation.evaluate(scored, self.dims[:count], self.thresholds[: count - 1])
             for count in range(2, len(self.dims) + 1)
         ]
 
-    def to_json(self) -> str:
-        """Return the cascade as JSON text.
+    def _reader(self, *, from_logits: bool) -> Reader:
+        return Reader(self.dims, self.confidence, self.temperatures, from_logits)
 
-        Examples
-        --------
-        >>> cascade = Cascade((8, 16), (0.7,))
-        >>> Cascade.from_json(cascade.to_json()) == cascade
-        True
-        """
-        return json.dumps(
-            {
-                "kind": "cascade",
-                "version": 1,
-                "dims": self.dims,
-                "thresholds": self.thresholds,
-                "confidence": self.confidence,
-                "temperatures": self.temperatures,
-            }
-        )
 
-    @classmethod
-    def from_json(cls, text: str) -> Cascade:
-        """Read what `to_json` wrote.
-
-        Raises
-        ------
-        ValueError
-            `text` is not the JSON of a cascade.
-        """
-        keys = ("dims", "thresholds", "confidence", "temperatures")
-        record = _checks.record(text, kind="cascade", keys=keys)
-        return cls(
-            record["dims"],
-            record["thresholds"],
-            confidence=record["confidence"],
-            temperatures=record["temperatures"],
-        )
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the cascade to a JSON file: whole, or not at all."""
-        _files.write_text(path, self.to_json() + "\n")
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str], *, nesting: NestingLike | None = None) -> Cascade:
-        """Read a cascade from the file that `save` wrote.
-
-        Parameters
-        ----------
-        path : path
-            The JSON file.
-        nesting : Nesting or sequence of int, optional
-            The ladder the cascade is to be used with; another one in the file is an error.
-
-        Raises
-        ------
-        FileNotFoundError
-            There is no such file.
-        ValueError
-            The file holds no cascade, or one of another ladder.
-        """
-        cascade = cls.from_json(Path(path).read_text(encoding="utf-8"))
-        if nesting is not None and cascade.dims != (dims := as_nesting(nesting).dims):
-            msg = (
-                f"`{os.fspath(path)}` must hold a cascade for {dims}, got one for {cascade.dims}; "
-                "calibrate one on this ladder."
-            )
-            raise ValueError(msg)
-        return cascade
-
-    def __repr__(self) -> str:
-        options = [f"{self.dims}", f"{self.thresholds}"]
-        if self.confidence != "max_probability":
-            options.append(f"confidence={self.confidence!r}")
-        if self.temperatures is not None:
-            options.append(f"temperatures={self.temperatures}")
-        return f"Cascade({', '.join(options)})"
-
-    def _score(self, probabilities: Array | Sequence[Array], labels: Array) -> _stages.Scored:
-        return _stages.score(probabilities, labels, self.dims, self.confidence, self.temperatures)
+def _reader(nesting: NestingLike, confidence: str, *, from_logits: bool) -> Reader:
+    return Reader(as_nesting(nesting).dims, _checks.choice(confidence, "confidence", MEASURES), None, from_logits)

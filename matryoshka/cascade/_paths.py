@@ -1,0 +1,100 @@
+"""Paths through the policies of a ladder, from "always the full width" down: along a path no threshold rises.
+
+So along a path no row exits later, and cost only falls. A path that is to be tested must not depend on the rows it is
+tested on: the shared path depends on none, the fitted one on the rows it was fitted on.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+
+from matryoshka.cascade._evaluation import exits
+
+Policy = tuple[float, ...]
+"""The thresholds of one cascade."""
+
+FULL_WIDTH = 1.0
+"""The threshold that no confidence exceeds."""
+
+EVERY_ROW = -1.0
+"""A threshold that every confidence exceeds."""
+
+_N_PRICES = 40
+_APPROACH = np.geomspace(1e-3, 1.0, 24)
+_BETWEEN = 4
+_SWEEPS = 4
+
+
+def shared(n_thresholds: int) -> list[Policy]:
+    """Return the policies of one threshold for all prefixes, from just below 1 down to 0, close together near 1."""
+    distances = np.unique(np.concatenate([np.geomspace(1e-6, 1e-2, 81), np.linspace(0.01, 1.0, 100)]))
+    return [(float(1.0 - distance),) * n_thresholds for distance in distances] if n_thresholds else []
+
+
+def fitted(confidences: np.ndarray, failures: np.ndarray, costs: Sequence[float]) -> list[Policy]:
+    """Fit a path to rows: the policies that trade failures for cost at rising prices of the cost.
+
+    Parameters
+    ----------
+    confidences : array (G, n)
+        How sure each prefix is.
+    failures : array (G, n), bool
+        Where an exit at each prefix counts as a failure.
+    costs : sequence of G floats
+        What an exit at each prefix costs, as a share of the full width's.
+
+    Notes
+    -----
+    For each price, from "one failure outweighs all savings" to "the first step outweighs a failure", thresholds
+    minimise failures + price * cost, one threshold at a time with the others held (at most four sweeps, starting from
+    the previous price); each step is exact. Then the path is made to fall, begun close to the full width, and filled
+    in between by interpolation, so that a test that walks down it can stop anywhere.
+    """
+    n_thresholds = len(costs) - 1
+    if not n_thresholds:
+        return []
+    price_of = np.asarray(costs)
+    corner = (FULL_WIDTH,) * n_thresholds
+    corners = []
+    for price in np.geomspace(1e-4, 1.0 / (price_of[1] - price_of[0]), _N_PRICES):
+        losses = failures + price * price_of[:, None]
+        corner = tuple(map(min, corner, _descend(confidences, losses, corner)))
+        corners.append(corner)
+    path = [tuple(1.0 - (1.0 - t) * float(step) for t in corners[0]) for step in _APPROACH]
+    for before, after in itertools.pairwise(corners):
+        steps = [step / _BETWEEN for step in range(1, _BETWEEN + 1)]
+        path += [tuple(a + (b - a) * step for a, b in zip(before, after, strict=True)) for step in steps]
+    full_width = (FULL_WIDTH,) * n_thresholds
+    return [policy for policy, _ in itertools.groupby(path) if policy != full_width]
+
+
+def _descend(confidences: np.ndarray, losses: np.ndarray, start: Policy) -> Policy:
+    """Lower the summed loss of the exits, one threshold at a time, until a sweep changes nothing."""
+    thresholds = list(start)
+    rows = np.arange(confidences.shape[1])
+    for _ in range(_SWEEPS):
+        before = tuple(thresholds)
+        for i in reversed(range(len(thresholds))):
+            reached = exits(confidences[:i], thresholds[:i]) == i
+            later = i + 1 + exits(confidences[i + 1 :], thresholds[i + 1 :])
+            change = losses[i] - losses[later, rows]
+            thresholds[i] = _best_cut(confidences[i][reached], change[reached])
+        if tuple(thresholds) == before:
+            break
+    return tuple(thresholds)
+
+
+def _best_cut(confidences: np.ndarray, change: np.ndarray) -> float:
+    """Return the threshold above which the changes sum to the least; of equally good ones the highest."""
+    order = np.argsort(-confidences, kind="stable")
+    sorted_confidences = confidences[order]
+    sums = np.concatenate([[0.0], np.cumsum(change[order])])
+    # After how many rows a cut can fall: before the first, between unequal neighbours, or after the last.
+    possible = np.concatenate([[True], sorted_confidences[1:] < sorted_confidences[:-1], [True]])[: len(sums)]
+    best = int(np.argmin(np.where(possible, sums, np.inf)))
+    if best == 0:
+        return FULL_WIDTH
+    return float(sorted_confidences[best]) if best < len(order) else 0.0

@@ -1,0 +1,404 @@
+"""Certified cascades: exact statistics, the tested paths, what a certificate says, and that promises are kept."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Callable
+from fractions import Fraction
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import Library
+from hypothesis import given
+from hypothesis import strategies as st
+
+from matryoshka import Cascade
+from matryoshka.cascade import Certificate, _binomial, _certify, _paths
+
+DIMS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048)
+
+
+@cache
+def population(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of 20 classes whose prefixes lose noise as they widen: accuracies 0.54, 0.63, 0.69, 0.71, 0.72, 0.73, ..."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(20, size=n)
+    clean = 2.6 * rng.gamma(1.6, 1.0, size=(n, 1)) * np.eye(20)[labels] + rng.normal(size=(n, 20))
+    noise = 1.3 * 0.62 ** np.arange(9)[:, None, None] * rng.normal(size=(9, n, 20))
+    powers = np.exp(clean + 0.9 * np.cumsum(noise[::-1], axis=0)[::-1])
+    return (powers / powers.sum(-1, keepdims=True)).astype(np.float32), labels
+
+
+class Truth:
+    """Gap and mean exit dimension over a whole population, computed apart from the library."""
+
+    def __init__(self, probabilities: np.ndarray, labels: np.ndarray) -> None:
+        self.confidence = probabilities.max(-1)
+        self.right = probabilities.argmax(-1) == labels
+
+    def of(self, thresholds: tuple[float, ...], rows: Any = slice(None)) -> tuple[float, float]:
+        confidence, right = self.confidence[:, rows], self.right[:, rows]
+        waiting = np.ones(right.shape[1], bool)
+        broken = total = 0
+        for i, dim in enumerate(DIMS):
+            out = waiting & (confidence[i] > thresholds[i]) if i < 8 else waiting
+            broken += int((out & right[-1] & ~right[i]).sum())
+            total += dim * int(out.sum())
+            waiting = waiting & ~out
+        return broken / right.shape[1], total / right.shape[1]
+
+
+def test_promises_are_kept_where_tuning_breaks_them() -> None:
+    """300 draws of 500 rows: a promise may break with probability 0.1, so in at most 30 + 3 sd = 45 draws."""
+    probabilities, labels = population(20_000, 1)
+    truth, rng = Truth(probabilities, labels), np.random.default_rng(5)
+    broken = {"certified": 0, "published": 0, "tuned": 0}
+    for _ in range(300):
+        rows = rng.integers(len(labels), size=500)
+        drawn = probabilities[:, rows], labels[rows]
+        certified = Cascade.certify(*drawn, nesting=DIMS, max_gap=0.01, delta=0.1)
+        broken["certified"] += truth.of(certified.thresholds)[0] > 0.01
+        broken["published"] += truth.of(Cascade.calibrate(*drawn, nesting=DIMS).thresholds)[0] > 0.01
+        shared = [(t / 25,) * 8 for t in range(25, -1, -1)]
+        tuned = [thresholds for thresholds in shared if truth.of(thresholds, rows)[0] <= 0.01][-1]
+        broken["tuned"] += truth.of(tuned)[0] > 0.01
+    assert broken["certified"] <= 45
+    assert broken["published"] > 240
+    assert broken["tuned"] > 120
+
+
+def test_with_many_rows_the_certified_cascade_is_cheaper_than_the_published_one() -> None:
+    probabilities, labels = population(40_000, 2)
+    truth, rng = Truth(probabilities, labels), np.random.default_rng(3)
+    certified, published = [], []
+    for _ in range(5):
+        rows = rng.permutation(len(labels))[:10_000]
+        drawn = probabilities[:, rows], labels[rows]
+        cascade = Cascade.certify(*drawn, nesting=DIMS)
+        assert cascade.certificate is not None
+        assert cascade.certificate.path == "fitted"
+        assert (cascade.certificate.n_rows, cascade.certificate.n_fit_rows) == (5000, 5000)
+        certified.append(truth.of(cascade.thresholds)[1])
+        published.append(truth.of(Cascade.calibrate(*drawn, nesting=DIMS).thresholds)[1])
+    assert np.mean(certified) < np.mean(published)
+
+
+def test_the_fitted_path_keeps_its_promise_too() -> None:
+    """50 draws of 900 rows, half of them tested: at most 5 + 3 sd = 11 draws may break the promise."""
+    probabilities, labels = population(20_000, 1)
+    truth, rng = Truth(probabilities, labels), np.random.default_rng(6)
+    broken = 0
+    for _ in range(50):
+        rows = rng.integers(len(labels), size=900)
+        cascade = Cascade.certify(probabilities[:, rows], labels[rows], nesting=DIMS, max_gap=0.02, path="fitted")
+        broken += truth.of(cascade.thresholds)[0] > 0.02
+    assert broken <= 11
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 7])
+def test_no_row_both_fits_and_tests(n: int) -> None:
+    fit, test = _certify.split(n, "fitted", 3)
+    assert sorted([*fit, *test]) == list(range(n))
+    assert len(fit) == n // 2
+    fit, test = _certify.split(n, "shared", 3)
+    assert (fit.tolist(), test.tolist()) == ([], list(range(n)))
+
+
+def naive_tail(count: int, n: int, rate: Fraction) -> Fraction:
+    return sum((math.comb(n, i) * rate**i * (1 - rate) ** (n - i) for i in range(count + 1)), Fraction(0))
+
+
+@given(st.integers(1, 400), st.fractions(Fraction(1, 1000), Fraction(999, 1000), max_denominator=1000), st.data())
+def test_the_binomial_tail_is_exact(n: int, rate: Fraction, data: st.DataObject) -> None:
+    count = data.draw(st.integers(0, n))
+    expected = naive_tail(count, n, rate)
+    assert _binomial.lower_tail(count, n, float(rate)) == pytest.approx(float(expected), rel=1e-10, abs=1e-300)
+
+
+def test_the_binomial_tail_holds_far_out() -> None:
+    assert _binomial.lower_tail(0, 100_000, 0.01) == pytest.approx(0.99**100_000, rel=1e-8)
+    assert _binomial.lower_tail(0, 10_000_000, 0.5) == 0.0
+    assert _binomial.lower_tail(7, 7, 0.3) == 1.0
+    # Symmetry at one half: P(X <= n/2 - 1) + P(X <= n/2) = 1.
+    total = _binomial.lower_tail(499_999, 1_000_000, 0.5) + _binomial.lower_tail(500_000, 1_000_000, 0.5)
+    assert total == pytest.approx(1.0, rel=1e-7)
+
+
+@pytest.mark.parametrize(("rate", "delta", "rows"), [(0.01, 0.1, 230), (0.5, 0.5, 1), (0.9, 0.9, 1), (0.02, 0.05, 149)])
+def test_rows_needed(rate: float, delta: float, rows: int) -> None:
+    assert _binomial.rows_needed(rate, delta) == rows
+    assert (1 - rate) ** rows <= delta < (1 - rate) ** (rows - 1)
+
+
+def test_intervals_hold_the_share_and_stay_within_bounds() -> None:
+    low, high = _binomial.interval(40, 50)  # Wilson's interval of 0.8 at n = 50
+    assert (low, high) == (pytest.approx(0.6696, abs=1e-4), pytest.approx(0.8876, abs=1e-4))
+    assert _binomial.interval(0, 10)[0] == 0.0
+    assert _binomial.interval(10, 10)[1] == 1.0
+
+
+def falling(path: list[tuple[float, ...]]) -> bool:
+    return all(all(b <= a for a, b in zip(p, q, strict=True)) for p, q in itertools.pairwise(path))
+
+
+def test_no_threshold_rises_along_a_path() -> None:
+    probabilities, labels = population(2000, 4)
+    scored = probabilities.max(-1), probabilities.argmax(-1) != labels
+    for path in (_paths.shared(8), _paths.fitted(*scored, [dim / 2048 for dim in DIMS])):
+        assert len(path) > 50
+        assert falling(path)
+        assert all(len(policy) == 8 and policy != (1.0,) * 8 for policy in path)
+    assert _paths.shared(0) == _paths.fitted(scored[0][:1], scored[1][:1], [1.0]) == []
+
+
+@given(st.integers(0, 10_000), st.integers(1, 12))
+def test_a_cut_is_the_best_of_all_thresholds(seed: int, n: int) -> None:
+    rng = np.random.default_rng(seed)
+    confidences = rng.integers(1, 5, size=n) / 8
+    change = rng.integers(-3, 4, size=n).astype(float)
+    threshold = _paths._best_cut(confidences, change)
+    best = min(sum(c for v, c in zip(confidences, change, strict=True) if v > t / 8) for t in range(9))
+    assert sum(c for v, c in zip(confidences, change, strict=True) if v > threshold) == best
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_single_threshold_can_be_improved(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    confidences = rng.permutation(120).reshape(3, 40) / 120
+    losses = (rng.random((3, 40)) < [[0.3], [0.2], [0.0]]) + 0.4 * np.array([[0.1], [0.4], [1.0]])
+
+    def loss(thresholds: tuple[float, ...]) -> float:
+        total = 0.0
+        for row in range(40):
+            stage = next((i for i in range(2) if confidences[i, row] > thresholds[i]), 2)
+            total += losses[stage, row]
+        return total
+
+    found = _paths._descend(confidences, losses, (1.0, 1.0))
+    for candidate in np.arange(121) / 120:
+        assert loss(found) <= loss((float(candidate), found[1])) + 1e-9
+        assert loss(found) <= loss((found[0], float(candidate))) + 1e-9
+
+
+@pytest.mark.parametrize("path", ["shared", "fitted"])
+def test_a_certificate_says_what_was_tested(library: Library, path: str) -> None:
+    probabilities, labels = population(3000, 6)
+    given_as = library.array(probabilities), library.array(labels)
+    cascade = Cascade.certify(*given_as, nesting=DIMS, max_gap=0.02, delta=0.2, path=path, seed=1)
+    certificate = cascade.certificate
+    assert certificate is not None
+    assert (certificate.max_gap, certificate.max_error, certificate.delta) == (0.02, None, 0.2)
+    assert (certificate.n_rows, certificate.n_fit_rows) == ((3000, 0) if path == "shared" else (1500, 1500))
+    assert certificate.thresholds == cascade.thresholds
+    assert certificate.chosen is not None
+    assert all(p <= 0.2 for p in certificate.p_values[: certificate.chosen + 1])
+    assert len(certificate.p_values) == certificate.chosen + 2
+    assert certificate.p_values[-1] > 0.2
+    if path == "shared":  # every row was tested: the p-value follows from the evaluation
+        evaluation = cascade.evaluate(*given_as)
+        assert len(set(cascade.thresholds)) == 1
+        count = round(evaluation.gap * 3000)
+        expected = float(naive_tail(count, 3000, Fraction(2, 100)))
+        assert certificate.p_values[certificate.chosen] == pytest.approx(expected, rel=1e-6)
+    assert "P(wrong, full width right) <= 0.02 with probability >= 0.8 over" in str(certificate)
+    assert Cascade.from_json(cascade.to_json()) == cascade
+    assert len({cascade, Cascade.from_json(cascade.to_json())}) == 1
+    assert repr(cascade).endswith(f"certificate=<Certificate: {certificate}>)")
+
+
+def test_too_few_rows_certify_the_full_width_only() -> None:
+    labels = np.arange(229) % 5
+    rows = np.where(labels[:, None] == np.arange(5), 0.96, 0.01)
+    cascade = Cascade.certify([rows, rows], labels, nesting=(8, 16))
+    assert cascade.certificate is not None
+    assert (cascade.thresholds, cascade.certificate.chosen, cascade.certificate.rows_needed) == ((1.0,), None, 230)
+    assert cascade.predict([rows, rows])[1].tolist() == [16] * 229
+    assert "nothing but the full width could be certified (at least 230 rows are needed)" in str(cascade.certificate)
+    rows, labels = np.concatenate([rows, rows[:1]]), np.concatenate([labels, labels[:1]])
+    assert Cascade.certify([rows, rows], labels, nesting=(8, 16)).thresholds == (0.0,)
+
+
+def test_the_path_follows_from_the_number_of_rows() -> None:
+    probabilities, labels = population(3000, 6)
+    for n, options, path in (
+        (2299, {}, "shared"),
+        (2300, {}, "fitted"),
+        (1999, {"max_gap": 0.05}, "shared"),
+        (2000, {"max_gap": 0.05}, "fitted"),
+        (600, {"temperature": True, "max_gap": 0.05}, "fitted"),
+    ):
+        cascade = Cascade.certify(probabilities[:, :n], labels[:n], nesting=DIMS, **options)  # type: ignore[arg-type]
+        assert cascade.certificate is not None
+        assert cascade.certificate.path == path
+        assert (cascade.temperatures is not None) == bool(options.get("temperature"))
+
+
+def test_an_absolute_error_is_promised_instead_or_besides() -> None:
+    probabilities, labels = population(4000, 7)
+    error = float(np.mean(probabilities[-1].argmax(-1) != labels))
+    for n in (1000, 4000):  # both paths
+        drawn = probabilities[:, :n], labels[:n]
+        alone = Cascade.certify(*drawn, nesting=DIMS, max_error=error + 0.1).certificate
+        both = Cascade.certify(*drawn, nesting=DIMS, max_error=error + 0.1, max_gap=0.01).certificate
+        gap = Cascade.certify(*drawn, nesting=DIMS, max_gap=0.01).certificate
+        assert alone is not None
+        assert both is not None
+        assert gap is not None
+        assert (alone.max_gap, alone.max_error) == (None, pytest.approx(error + 0.1))
+        assert alone.thresholds < both.thresholds  # a weaker promise is cheaper
+        if n == 1000:
+            assert both.thresholds == gap.thresholds  # the shared path is the same, and the gap is what binds
+        assert "P(wrong) <= " in str(both)
+        assert "full width right) <= 0.01 and P(wrong)" in str(both)
+        evaluation = Cascade(DIMS, alone.thresholds).evaluate(probabilities, labels)
+        assert evaluation.accuracy > 1 - error - 0.1
+    with pytest.raises(ValueError, match="`max_error` must be certifiable for the full width at least, got 0.05 where"):
+        Cascade.certify(probabilities, labels, nesting=DIMS, max_error=0.05)
+
+
+def test_the_full_width_alone_may_be_all_that_keeps_an_error() -> None:
+    labels = np.arange(400) % 2
+    full = np.where(labels[:, None] == np.arange(2), 0.9, 0.1)
+    cascade = Cascade.certify([full[:, ::-1], full], labels, nesting=(8, 16), max_error=0.02)
+    assert cascade.predict([full[:, ::-1], full])[1].tolist() == [16] * 400
+    assert cascade.certificate is not None
+    assert len(cascade.certificate.p_values) > 1
+
+
+def test_a_ladder_of_one_width_has_nothing_to_certify() -> None:
+    rows = np.full((1, 300, 2), 0.5)
+    cascade = Cascade.certify(rows, np.zeros(300, int), nesting=(4,))
+    assert cascade.certificate is not None
+    assert (cascade.thresholds, cascade.certificate.p_values) == ((), ())
+
+
+def test_the_cost_shapes_the_fitted_path_and_the_seed_the_halves() -> None:
+    probabilities, labels = population(6000, 8)
+    given_as: dict[str, Any] = {"nesting": range(100, 109), "max_gap": 0.03}  # on a halving ladder both costs agree
+    tied = Cascade.certify(probabilities, labels, **given_as)
+    assert tied == Cascade.certify(probabilities, labels, **given_as)
+    assert tied != Cascade.certify(probabilities, labels, cost="cumulative_dim", **given_as)
+    assert tied != Cascade.certify(probabilities, labels, seed=1, **given_as)
+
+
+def test_sorted_rows_are_halved_at_random() -> None:
+    probabilities, labels = population(4000, 9)
+    order = np.argsort(labels, kind="stable")
+    cascade = Cascade.certify(probabilities[:, order], labels[order], nesting=DIMS, max_gap=0.02)
+    assert cascade.evaluate(probabilities, labels).gap < 0.03
+
+
+def test_temperatures_are_fitted_on_the_rows_that_fit_the_path() -> None:
+    probabilities, labels = population(3000, 10)
+    rows = np.random.default_rng(0).permutation(3000)
+    cascade = Cascade.certify(probabilities, labels, nesting=DIMS, temperature=True)
+    changed = labels.copy()
+    changed[rows[1500:]] = (changed[rows[1500:]] + 1) % 20  # the tested rows must not matter
+    assert Cascade.certify(probabilities, changed, nesting=DIMS, temperature=True).temperatures == cascade.temperatures
+    changed = labels.copy()
+    changed[rows[:1500]] = (changed[rows[:1500]] + 1) % 20
+    assert Cascade.certify(probabilities, changed, nesting=DIMS, temperature=True).temperatures != cascade.temperatures
+
+
+def test_a_certificate_holds_for_its_own_cascade_only() -> None:
+    probabilities, labels = population(500, 11)
+    cascade = Cascade.certify(probabilities, labels, nesting=DIMS)
+    with pytest.raises(ValueError, match="`certificate` must be about these thresholds, .* certified anew"):
+        Cascade(DIMS, (0.5,) * 8, certificate=cascade.certificate)
+    with pytest.raises(TypeError, match="`certificate` must be what `Cascade.certify` made, got dict"):
+        Cascade(DIMS, (0.5,) * 8, certificate={})  # type: ignore[arg-type]
+    record = json.loads(cascade.to_json())
+    for damaged in ({**record["certificate"], "extra": 1}, {"thresholds": [0.5]}, 3):
+        with pytest.raises(ValueError, match="`certificate` must hold exactly the fields of a certificate"):
+            Cascade.from_json(json.dumps(record | {"certificate": damaged}))
+    record["thresholds"][0] = 0.5
+    with pytest.raises(ValueError, match="`certificate` must be about these thresholds"):
+        Cascade.from_json(json.dumps(record))
+    assert isinstance(cascade.certificate, Certificate)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"max_gap": 0.0}, ValueError, r"`max_gap` must be finite and in \(0, 1\), got 0.0"),
+        ({"max_gap": "a"}, TypeError, "`max_gap` must be a number"),
+        ({"delta": 1.0}, ValueError, r"`delta` must be finite and in \(0, 1\)"),
+        ({"max_error": -1}, ValueError, "`max_error` must be finite"),
+        ({"path": "x"}, ValueError, "`path` must be one of 'auto', 'shared', 'fitted'"),
+        ({"cost": "x"}, ValueError, "`cost` must be one of 'expected_dim', 'cumulative_dim'"),
+        ({"confidence": "x"}, ValueError, "`confidence` must be one of"),
+        ({"seed": -1}, ValueError, "`seed` must be an integer >= 0"),
+        ({"path": "shared", "temperature": True}, ValueError, "`temperature` must be False with path='shared'"),
+        ({"nesting": (8, 16)}, ValueError, r"`probabilities` must hold one \(rows, classes\) array per prefix, 2"),
+    ],
+)
+def test_bad_requests_are_refused(options: dict[str, Any], error: type[Exception], message: str) -> None:
+    probabilities, labels = population(500, 11)
+    with pytest.raises(error, match=message):
+        Cascade.certify(probabilities, labels, **{"nesting": DIMS, **options})
+
+
+def test_rows_that_certify_nothing_are_refused() -> None:
+    probabilities, labels = population(500, 11)
+    with pytest.warns(UserWarning, match="Calibrating on 15 rows for 20 classes") as caught:
+        Cascade.certify(probabilities[:, :15], labels[:15], nesting=DIMS)
+    assert caught[0].filename == __file__
+    never = (probabilities.argmax(-1)[0] + 2) % 20
+    keep = (probabilities.argmax(-1) != never).all(0)
+    with pytest.raises(ValueError, match="`labels` must agree with some prediction"):
+        Cascade.certify(probabilities[:, keep], never[keep], nesting=DIMS)
+
+
+def frontier_options() -> list[dict[str, str]]:
+    return [
+        {"path": path, "cost": cost} for path in ("fitted", "shared") for cost in ("expected_dim", "cumulative_dim")
+    ]
+
+
+@pytest.mark.parametrize("options", frontier_options(), ids=lambda options: "-".join(options.values()))
+def test_the_frontier_trades_cost_for_accuracy(options: dict[str, str]) -> None:
+    probabilities, labels = population(2000, 12)
+    points = Cascade.frontier(probabilities, labels, nesting=DIMS, **options)  # type: ignore[arg-type]
+    costs = [getattr(evaluation, options["cost"]) for _, evaluation in points]
+    accuracies = [evaluation.accuracy for _, evaluation in points]
+    assert costs == sorted(set(costs))
+    assert accuracies == sorted(set(accuracies))
+    assert costs[0] == 8.0
+    assert accuracies[-1] >= np.mean(probabilities[-1].argmax(-1) == labels)
+    for cascade, evaluation in points[:: len(points) // 4]:
+        assert cascade.evaluate(probabilities, labels) == evaluation
+    for budget in (8.0, 20.0, 100.0, 1e6):
+        best = Cascade.within_budget(probabilities, labels, nesting=DIMS, budget=budget, **options)  # type: ignore[arg-type]
+        evaluation = best.evaluate(probabilities, labels)
+        assert getattr(evaluation, options["cost"]) <= budget
+        affordable = [a for c, a in zip(costs, accuracies, strict=True) if c <= budget]
+        assert evaluation.accuracy == max(affordable)
+
+
+def test_the_fitted_frontier_is_ahead_of_one_threshold() -> None:
+    probabilities, labels = population(5000, 13)
+    best = {
+        path: Cascade.within_budget(probabilities, labels, nesting=DIMS, budget=60, path=path)
+        .evaluate(probabilities, labels)
+        .accuracy
+        for path in ("fitted", "shared")
+    }
+    assert best["fitted"] > best["shared"]
+
+
+def test_budgets_below_the_cheapest_are_refused() -> None:
+    probabilities, labels = population(500, 12)
+    with pytest.raises(ValueError, match="`budget` must be at least 8, the cheapest `expected_dim`, got 7.5"):
+        Cascade.within_budget(probabilities, labels, nesting=DIMS, budget=7.5)
+    refused: list[tuple[Callable[[], object], str]] = [
+        (lambda: Cascade.within_budget(probabilities, labels, nesting=DIMS, budget=-1), "`budget` must be finite"),
+        (lambda: Cascade.frontier(probabilities, labels, nesting=DIMS, path="auto"), "`path` must be one of"),
+        (lambda: Cascade.frontier(probabilities, labels, nesting=DIMS, cost="x"), "`cost` must be one of"),
+    ]
+    for call, message in refused:
+        with pytest.raises(ValueError, match=message):
+            call()
