@@ -14,7 +14,8 @@ from conftest import Library, load
 from oracles import retrieval_funnel, retrieval_rank
 
 from matryoshka import Corpus, Funnel
-from matryoshka.retrieval import _prefix, _scan, _threads, corpus
+from matryoshka.retrieval import _device, _prefix, _scan, _threads, corpus
+from matryoshka.retrieval._rows import HostRows
 
 METRICS = ("cosine", "ip", "l2")
 
@@ -128,11 +129,8 @@ def test_rows_that_are_not_contiguous(rng: np.random.Generator) -> None:
 
 @pytest.mark.parametrize("dim", [7, 12, 24, 64, 96])
 def test_columns_are_gathered_from_any_place(rng: np.random.Generator, dim: int) -> None:
-    from matryoshka._array import namespace
-    from matryoshka.retrieval._rows import HostRows
-
     array = rng.normal(size=(50, dim))
-    rows, ids = HostRows(array, namespace(("a", array))), rng.integers(0, 50, (3, 4))
+    rows, ids = HostRows(array), rng.integers(0, 50, (3, 4))
     for start in range(0, dim, 3):
         for stop in range(start + 1, dim + 1, 2):
             np.testing.assert_array_equal(rows.take(ids, slice(start, stop)), array[ids, start:stop])
@@ -165,8 +163,6 @@ def test_the_engine_of_accelerators(library: Library, rng: np.random.Generator, 
 
 @pytest.mark.usefixtures("elsewhere")
 def test_the_engine_of_accelerators_in_blocks(monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator) -> None:
-    from matryoshka.retrieval import _device
-
     torch = load("torch")
     monkeypatch.setattr(_device, "_NUMBERS", 16 * 64)
     rows, queries = rng.normal(size=(1000, 16)), rng.normal(size=(5, 16))

@@ -214,7 +214,7 @@ def _candidates(
     wider = [dim for dim in search.dims if dim > start]
     scores = corpus._scores_at(queries, found, wider)
     ids = to_numpy(found)
-    relevant = np.stack([np.isin(row, best) for row, best in zip(ids, exact, strict=True)])
+    relevant = _members(ids, exact)
     ranks = {start: np.broadcast_to(np.arange(ids.shape[1]), ids.shape)}
     for dim, values in zip(wider, scores, strict=True):
         ranks[dim] = np.argsort(np.argsort(-values, axis=1, kind="stable"), axis=1)
@@ -265,5 +265,10 @@ def _pick(queries: Array, rows: np.ndarray) -> Array:
 
 def _recalls(ids: np.ndarray, exact: np.ndarray) -> np.ndarray:
     """Return recall@k of each query; ids are distinct and never padded here, since k is at most the corpus."""
-    shared = [np.isin(row, best).mean() for row, best in zip(ids, exact, strict=True)]
-    return np.asarray(shared)
+    return np.asarray(_members(ids, exact).mean(axis=1))
+
+
+def _members(ids: np.ndarray, exact: np.ndarray) -> np.ndarray:
+    """Tell for each id whether it is among the exact neighbours of the same query."""
+    rows = np.arange(ids.shape[0])[:, None] * (int(exact.max()) + 1)  # an id of another query is another number
+    return np.isin(np.where(ids <= exact.max(), rows + ids, -1), rows + exact)

@@ -10,10 +10,10 @@ import numpy as np
 
 from matryoshka import _checks
 from matryoshka._array import to_numpy
-from matryoshka._typing import Array, Namespace
+from matryoshka._typing import Array
 from matryoshka.embeddings import truncate
 from matryoshka.retrieval import _scores
-from matryoshka.retrieval._rows import HostRows, Rows
+from matryoshka.retrieval._rows import DeviceRows, HostRows, Rows
 from matryoshka.retrieval._threads import each
 
 _SAFE = 1e-30, 1e30
@@ -52,15 +52,16 @@ class Prefix:
     def __len__(self) -> int:
         return self.rows.shape[0]
 
-    def queries(self, queries: Array, xp: Namespace) -> Array:
+    def queries(self, queries: Array) -> Array:
         """Return queries (n_queries, at least dim) as they are multiplied with the rows."""
         prefix = queries[:, : self.dim]
         if self.metric == "cosine":
-            return truncate(prefix, self.dim, xp=xp)
+            return truncate(prefix, self.dim)
         return 2 * prefix if self.metric == "l2" else prefix
 
-    def rounding(self, queries: Array, xp: Namespace) -> Array:
+    def rounding(self, queries: Array) -> Array:
         """Bound, for each prepared query (n_queries,), how far a product may be from the score summed otherwise."""
+        xp = self.rows.xp
         lengths = _scores.lengths(queries, xp)
         if self.metric == "l2":
             lengths = lengths + self.longest
@@ -154,7 +155,7 @@ def _pass(rows: Rows, width: int, dims: Sequence[int], metric: str) -> _Seen:
             finite, zero = xp.all(xp.isfinite(read), axis=-1), xp.all(read == 0, axis=-1)
             bad = [block.start + i for i, good in enumerate(to_numpy(finite).tolist()) if not good]
             safe = bool(xp.all(zero | ((squares > least) & (squares < most))))
-        cut = [truncate(read, dim, normalize=metric == "cosine", xp=xp) for dim in dims]
+        cut = [truncate(read, dim, normalize=metric == "cosine") for dim in dims]
         if on_host:
             for dim, part in zip(dims, cut, strict=True):
                 prefixes[dim][block] = part
@@ -178,7 +179,7 @@ def _largest(rows: Rows) -> Array:
 def of_block(rows: Rows, dim: int, metric: str, block: Array | None) -> Prefix:
     """Lay out one width: `block` below full width, else the rows themselves."""
     xp = rows.xp
-    own: Rows = rows if block is None else type(rows)(block, xp)
+    own = rows if block is None else HostRows(block) if isinstance(rows, HostRows) else DeviceRows(block, xp)
     squares: Array = rows.squares if block is None else None if metric == "cosine" else _scores.squares(block, xp)
     if metric == "cosine":
         factor = None if squares is None else 1 / xp.sqrt(xp.where(squares > 0, squares, xp.ones_like(squares)))

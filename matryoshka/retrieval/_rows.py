@@ -25,9 +25,9 @@ class HostRows:
     ----------
     array : array (n, dim)
         float16, float32, float64, or the bits of bfloat16 as uint16.
-    xp : namespace
-        NumPy's.
     """
+
+    xp: Namespace = np
 
     scale: np.ndarray | None = None
     """Positive numbers (n,) that rows are divided by, where their squares would vanish or overflow."""
@@ -35,9 +35,8 @@ class HostRows:
     squares: Any = None
     """Squared lengths (n,) of the full rows after scaling, once they are known."""
 
-    def __init__(self, array: Any, xp: Namespace) -> None:
+    def __init__(self, array: Any) -> None:
         self.array = array
-        self.xp = xp
         self.shape: tuple[int, int] = (int(array.shape[0]), int(array.shape[1]))
         self.dtype = np.dtype(np.float64 if np.dtype(array.dtype).itemsize > 4 else np.float32)
         self._is_array = isinstance(array, np.ndarray)

@@ -82,7 +82,7 @@ def candidates(prefix: Prefix, queries: np.ndarray, k: int, score: Score) -> np.
     """
     if not queries.shape[0]:
         return np.empty((0, k), np.intp)
-    slack = 2 * prefix.rounding(queries, prefix.rows.xp)
+    slack = 2 * prefix.rounding(queries)
     sampled, size = prefix.sample.scores(queries), len(prefix.sample)
     rank = _rank(k, size, len(prefix))
     found: list[_Found] = []
@@ -141,24 +141,21 @@ class _Search:
             step = min(step, _READ // dim)
         self.step = max(64, step // 64 * 64, self.piece)
         self.memory = threading.local()
-        self.raise_thresholds(floor)
-        self.pending = 0
-
-    def raise_thresholds(self, thresholds: np.ndarray) -> None:
-        self.thresholds = thresholds
-        self.tiled = np.tile(thresholds, self.step // _GROUP)
 
     def run(self) -> tuple[_Found, np.ndarray]:
         """Return what was found, and for which queries (n_queries,) that is all that matters."""
         left = list(range(0, len(self.prefix), self.step))
         held: list[_Found] = []
+        bounds = self.floor
         while left:
+            self.pending, self.thresholds = 0, np.maximum(self.floor, bounds)
+            self.tiled = np.tile(self.thresholds, self.step // _GROUP)
             results = each(self.block, left) if self.piece else [self.block(start) for start in left]
             held += [found for found in results if found is not None]
             left = [start for start, found in zip(left, results, strict=True) if found is None]
-            best, complete = self.keep_best(_Found.join(held))
-            held, self.pending = [best], 0
-        return best, complete
+            best, bounds = self.keep_best(_Found.join(held))
+            held = [best]
+        return best, bounds >= self.floor
 
     def block(self, start: int) -> _Found | None:
         """Find what reaches the thresholds in one block of rows; None if enough is pending already."""
@@ -204,7 +201,7 @@ class _Search:
         return buffers
 
     def keep_best(self, found: _Found) -> tuple[_Found, np.ndarray]:
-        """Drop what cannot be among the best k of what was found, and raise the thresholds to that."""
+        """Drop what cannot be among the best k, and return the rest and the threshold that no better one undercuts."""
         found = found.pick(np.argsort(found.queries.astype(np.uint16), kind="stable"))
         ends = np.cumsum(np.bincount(found.queries, minlength=self.floor.size))
         kept, bounds = [], np.full_like(self.floor, -np.inf)
@@ -217,8 +214,7 @@ class _Search:
                 final = self.score(query, found.rows[chosen])
                 chosen = np.sort(chosen[np.lexsort((found.rows[chosen], -final))[: self.k]])
             kept.append(chosen)
-        self.raise_thresholds(np.maximum(self.thresholds, bounds))
-        return found.pick(np.concatenate(kept)), bounds >= self.floor
+        return found.pick(np.concatenate(kept)), bounds
 
 
 _SPARE = 1 << 12

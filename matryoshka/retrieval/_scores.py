@@ -16,7 +16,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from matryoshka._array import is_numpy_array
 from matryoshka._typing import Array, Namespace
 from matryoshka.retrieval._top_k import take_along
 
@@ -81,7 +80,7 @@ def lengths(rows: Array, xp: Namespace) -> Array:
 
 
 def _dot(left: Array, right: Array, xp: Namespace) -> Array:
-    if is_numpy_array(right):
+    if isinstance(right, np.ndarray):
         # not a matrix product: that rounds a row differently depending on where in the matrix it stands
         return np.einsum("...d,...d->...", left, right)
     return xp.sum(left * right, axis=-1)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from matryoshka._array import arange, is_jax_array, is_numpy_array, is_torch_array
+from matryoshka._array import arange, is_jax_array, is_torch_array
 from matryoshka._typing import Array, Namespace
 
 
@@ -31,13 +31,14 @@ def top_k(values: Array, k: int, xp: Namespace) -> Array:
     array (n_rows, k)
         Positions, by value and then by position.
     """
-    if is_jax_array(values):
-        return _jax_lax().top_k(values, k)[1]  # equal values come by position
-    if k < values.shape[1] and (is_numpy_array(values) or is_torch_array(values)):
+    on_host = isinstance(values, np.ndarray)
+    if k < values.shape[1] and (on_host or is_torch_array(values)):
         positions = keep_best(values, k, xp)
         return take_along(positions, top_k(take_along(values, positions, xp), k, xp), xp)
-    if is_numpy_array(values):
+    if on_host:
         return np.argsort(-values, axis=-1, kind="stable")
+    if is_jax_array(values):
+        return _jax_lax().top_k(values, k)[1]  # equal values come by position
     return xp.argsort(values, axis=-1, descending=True, stable=True)[:, :k]
 
 
@@ -46,7 +47,7 @@ def keep_best(values: Array, k: int, xp: Namespace) -> Array:
     if k == values.shape[1]:
         positions = arange(k, like=values, xp=xp)[None, :]
         return xp.broadcast_to(positions, (values.shape[0], k))
-    if is_numpy_array(values):
+    if isinstance(values, np.ndarray):
         return _numpy(values, k)
     if is_torch_array(values):
         return _torch(values, k, xp)
@@ -55,7 +56,7 @@ def keep_best(values: Array, k: int, xp: Namespace) -> Array:
 
 def take_along(array: Array, positions: Array, xp: Namespace) -> Array:
     """Pick array[i, positions[i, j]] for each i, j."""
-    if is_numpy_array(array):
+    if isinstance(array, np.ndarray):
         return array[np.arange(array.shape[0])[:, None], positions]
     if hasattr(xp, "take_along_axis"):
         return xp.take_along_axis(array, positions, axis=-1)

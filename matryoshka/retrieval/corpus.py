@@ -241,7 +241,7 @@ class Corpus:
             rows = xp.astype(from_numpy(widen(rows), like=like, xp=xp), dtype, copy=False)
             corpus._rows, arrays = DeviceRows(rows, xp), moved
         else:
-            corpus._rows = HostRows(arrays["embeddings"], namespace(("rows", arrays["embeddings"])))
+            corpus._rows = HostRows(arrays["embeddings"])
         corpus._prefixes = _store.restore(record, arrays, corpus._rows)
         return corpus
 
@@ -256,7 +256,7 @@ class Corpus:
 
     def _first_stage(self, prefix: Prefix, queries: Array, k: int) -> Array:
         """Return candidates that hold the best `k` of each query."""
-        prepared = prefix.queries(queries, self._rows.xp)
+        prepared = prefix.queries(queries)
         if isinstance(self._rows, DeviceRows):
             return _device.candidates(prefix, prepared, k, self._rows.xp)
         rows, metric = self._rows, self.metric
@@ -292,8 +292,8 @@ class Corpus:
         _checks.shape(queries, "queries", (queries.shape[0], self.dim), "(n_queries, dim)")
         rows = self._own(queries)
         if not is_remote(rows):
-            _checks.finite_rows(rows, "queries", self._rows.xp)
-        return truncate(rows, self.dim, normalize=self.metric == "cosine", xp=self._rows.xp)
+            _checks.finite_rows(rows, "queries", namespace(("queries", rows)))
+        return truncate(rows, self.dim, normalize=self.metric == "cosine")
 
     def _own(self, array: Array) -> Array:
         """Bring an argument to where the rows are computed with."""
@@ -310,7 +310,8 @@ class Corpus:
             raise TypeError(msg)
         _checks.ndim(ids, "ids", 2, "(n_queries, m)")
         _checks.shape(ids, "ids", (n_queries, ids.shape[1]), "(n_queries, m)")
-        ids, xp = self._own(ids), self._rows.xp
+        ids = self._own(ids)
+        xp = namespace(("ids", ids))
         if 0 not in ids.shape and not is_remote(ids):
             least, most = int(xp.min(ids)), int(xp.max(ids))
             if least < -1 or most >= len(self):
@@ -337,7 +338,7 @@ class Corpus:
 
 def _rows_of(embeddings: Array | Sliceable, xp: Namespace) -> Rows:
     host = embeddings if is_sliceable(embeddings) else view(embeddings)
-    return DeviceRows(embeddings, xp) if host is None else HostRows(host, namespace(("rows", np.empty(0))))
+    return DeviceRows(embeddings, xp) if host is None else HostRows(host)
 
 
 def _search_dims(values: Iterable[int], dim: int) -> tuple[int, ...]:
