@@ -218,7 +218,9 @@ def can_write(xp: Namespace) -> bool:
 
 
 def log_softmax(logits: Array, xp: Namespace) -> Array:
-    """Return the logarithm of the softmax over the last axis, as a new array."""
+    """Return the logarithm of the softmax over the last axis, as a new array; of no columns it is empty."""
+    if logits.shape[-1] == 0:
+        return xp.zeros_like(logits)
     if hasattr(xp, "log_softmax"):
         return xp.log_softmax(logits, -1)
     shifted = logits - xp.max(logits, axis=-1, keepdims=True)

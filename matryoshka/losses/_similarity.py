@@ -14,7 +14,7 @@ from matryoshka._array import accumulator_dtype, log_softmax
 from matryoshka._typing import Array, Namespace
 from matryoshka.losses._formula import Arrays, Formula, Totals
 from matryoshka.losses._products import add_row_sum, block_gradients, join_columns, running_products, scale_rows
-from matryoshka.losses._softmax import logit_gradients, row_losses
+from matryoshka.losses._softmax import at_labels, logit_gradients, row_losses
 
 
 class Similarity(Formula):
@@ -48,7 +48,7 @@ class Similarity(Formula):
         log_ps, log_sums = [], []
         for s in self._similarities(q, inverse_q, prepared, xp):
             log_ps.append(log_softmax(s, xp))
-            log_sums.append(s[:, 0] - log_ps[-1][:, 0])
+            log_sums.append(at_labels(s, labels, xp) - at_labels(log_ps[-1], labels, xp))
         losses = xp.stack([row_losses(log_p, labels, self.smoothing, xp) for log_p in log_ps])
         d_k, k_sums = totals or (None, [None] * len(log_ps))
         q_sums, k_sums = [None] * len(log_ps), list(k_sums)

@@ -6,9 +6,14 @@ from matryoshka._array import length, subtract_at
 from matryoshka._typing import Array, Namespace
 
 
+def at_labels(matrix: Array, labels: Array, xp: Namespace) -> Array:
+    """Return the number at the label of each row, (r,)."""
+    return xp.take_along_axis(matrix, labels[:, None], axis=-1)[:, 0]
+
+
 def row_losses(log_p: Array, labels: Array, smoothing: float, xp: Namespace) -> Array:
     """Return -(1 - s) log p[label] - s mean(log p) for each row of log-probabilities (r, c)."""
-    losses = -xp.take_along_axis(log_p, labels[:, None], axis=-1)[:, 0]
+    losses = -at_labels(log_p, labels, xp)
     return losses if smoothing == 0.0 else (1.0 - smoothing) * losses - smoothing * xp.mean(log_p, axis=-1)
 
 

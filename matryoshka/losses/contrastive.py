@@ -193,7 +193,8 @@ def _directions(
         temperature = full_scalar(temperature, like=queries, dtype=accumulator_dtype(queries, xp), xp=xp)
     n = length(queries, 0, xp)
     labels = arange(n, like=queries, xp=xp)
-    formula = Similarity(nesting, options.label_smoothing, product_dtype)
+    smoothing = 0.0 if queries.shape[0] == 0 else options.label_smoothing  # there may be no key to spread it over
+    formula = Similarity(nesting, smoothing, product_dtype)
 
     def problem(rows: Array, others: Array) -> Problem:
         return Problem(formula, (rows,), labels, None, (others, temperature), (queries.shape[0],), xp)
