@@ -4,6 +4,9 @@ The similarity in prefix m is s = (q[:m] . k[:m]) / (|q[:m]| |k[:m]| t): dot pro
 tied head, and so do squared norms. With the gradient A in s, the gradient in the dot products is A / (|q| |k| t);
 through the norms q[:m] gets -q[:m] sum_j(A_ij s_ij) / |q[:m]|^2, and keys likewise; the temperature gets -sum(A s) / t.
 A row whose prefix is zero has similarity 0 to everything, and no gradient.
+
+Lengths do not matter, so rows whose products are formed in half precision enter them divided by their largest number:
+their dot products stay within the range of float16, whatever their length. Gradients are divided by it in the end.
 """
 
 from __future__ import annotations
@@ -27,10 +30,12 @@ class Similarity(Formula):
     def prepare(self, parameters: Arrays, xp: Namespace) -> Arrays:
         keys, temperature = parameters
         inverse_temperature = 1.0 / xp.astype(temperature, accumulator_dtype(keys, xp), copy=False)
-        return self.factor(keys, xp), self._inverse_norms(keys, xp), inverse_temperature
+        keys, scale = self._factors(keys, xp)
+        return keys, self._inverse_norms(keys, xp), scale, inverse_temperature
 
     def losses(self, rows: Arrays, labels: Array, prepared: Arrays, xp: Namespace) -> Array:
-        similarities = self._similarities(rows[0], self._inverse_norms(rows[0], xp), prepared, xp)
+        q, _ = self._factors(rows[0], xp)
+        similarities = self._similarities(q, self._inverse_norms(q, xp), prepared, xp)
         return xp.stack([row_losses(log_softmax(s, xp), labels, self.smoothing, xp) for s in similarities])
 
     def gradients(
@@ -43,7 +48,8 @@ class Similarity(Formula):
         wanted: tuple[bool, ...],
         xp: Namespace,
     ) -> tuple[Array, Arrays, Totals]:
-        (q,), (k, inverse_k, inverse_t) = rows, prepared
+        k, inverse_k, _, inverse_t = prepared
+        q, scale = self._factors(rows[0], xp)
         inverse_q = self._inverse_norms(q, xp)
         log_ps, log_sums = [], []
         for s in self._similarities(q, inverse_q, prepared, xp):
@@ -65,10 +71,9 @@ class Similarity(Formula):
             a *= (inverse_q[g] * inverse_t)[:, None]
             return a
 
-        weighted_q = self.factor(scale_rows(q, weights, xp), xp)
         _, d_q, d_k = block_gradients(
             dot_gradient,
-            weighted_q,
+            scale_rows(q, weights, xp),
             k,
             self.nesting.blocks,
             d_y=d_k,
@@ -77,27 +82,40 @@ class Similarity(Formula):
             xp=xp,
         )
         if wanted[0]:
-            d_q = scale_rows(d_q - self._norm_gradient(q, q_sums, inverse_q, xp), weights, xp)
+            d_q = scale_rows(d_q - self._norm_gradient(q, q_sums, inverse_q, xp), scale, xp)
+            d_q = scale_rows(d_q, weights, xp)
         return losses, (d_q,), (d_k, k_sums)
 
     def finish(self, parameters: Arrays, prepared: Arrays, totals: Totals, xp: Namespace) -> Arrays:
-        (keys, _), (_, inverse_k, inverse_t), (d_k, k_sums) = parameters, prepared, totals
+        (keys, inverse_k, scale, inverse_t), (d_k, k_sums) = prepared, totals
         d_keys = join_columns(d_k, xp)
         if d_keys is not None:
             d_keys -= self._norm_gradient(keys, k_sums, inverse_k, xp)
+            d_keys = scale_rows(d_keys, scale, xp)
         return d_keys, -inverse_t * xp.sum(xp.stack(k_sums))
 
     def row_bytes(self, parameters: Arrays) -> int:
         return 4 * int(parameters[0].shape[0]) * len(self.nesting)
 
     def _similarities(self, q: Array, inverse_q: Sequence[Array], prepared: Arrays, xp: Namespace) -> Iterator[Array]:
-        k, inverse_k, inverse_t = prepared
+        k, inverse_k, _, inverse_t = prepared
         dtype = accumulator_dtype(q, xp)
-        dots = running_products(self.factor(q, xp), k, self.nesting.blocks, start=None, dtype=dtype, xp=xp)
+        dots = running_products(q, k, self.nesting.blocks, start=None, dtype=dtype, xp=xp)
         for g, dot in enumerate(dots):
             s = dot * inverse_k[g]
             s *= (inverse_q[g] * inverse_t)[:, None]
             yield s
+
+    def _factors(self, x: Array, xp: Namespace) -> tuple[Array, Array | None]:
+        """Return rows as they enter products, and what they were multiplied by (n,); None stands for ones."""
+        factor = self.factor(x, xp)
+        dtype = accumulator_dtype(factor, xp)
+        if factor.dtype == dtype:
+            return factor, None
+        wide = xp.astype(x, dtype, copy=False)
+        largest = xp.max(xp.abs(wide), axis=1)
+        scale = 1.0 / xp.where(largest > 0, largest, xp.ones_like(largest))
+        return xp.astype(scale_rows(wide, scale, xp), factor.dtype), scale
 
     def _inverse_norms(self, x: Array, xp: Namespace) -> list[Array]:
         """Return 1 / |x[:, :m]| (n,) for each prefix, 0 where it is zero."""
