@@ -33,9 +33,12 @@ class _Setting:
 
 
 def product_dtype(array: torch.Tensor) -> torch.dtype | None:
-    """Return the dtype of automatic mixed precision where it is switched on for the device of `array`."""
+    """Return the dtype of automatic mixed precision where it is switched on for the device of `array`.
+
+    As everywhere in PyTorch, float64 is exempt from it.
+    """
     kind = array.device.type
-    if kind == "meta" or not torch.is_autocast_enabled(kind):
+    if kind == "meta" or array.dtype == torch.float64 or not torch.is_autocast_enabled(kind):
         return None
     return torch.get_autocast_dtype(kind)
 
