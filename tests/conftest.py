@@ -14,8 +14,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from matryoshka._array import namespace, to_numpy
+
+settings.register_profile("matryoshka", deadline=None)  # timings never decide a test
+settings.load_profile("matryoshka")
 
 REQUIRED = os.environ.get("MATRYOSHKA_REQUIRE", "").split()
 TOLERANCE = {"float64": 1e-12, "float32": 2e-5, "bfloat16": 3e-2, "float16": 4e-3}
@@ -110,6 +114,12 @@ LIBRARIES = [
     Library("jax", "float32"),
     *_cuda(),
 ]
+HALVES = [
+    Library("numpy", "float16"),
+    Library("torch", "bfloat16", "cpu"),
+    Library("torch", "float16", "cpu"),
+    Library("jax", "bfloat16"),
+]
 
 
 def _id(library: Library) -> str:
@@ -118,6 +128,13 @@ def _id(library: Library) -> str:
 
 @pytest.fixture(params=LIBRARIES, ids=_id)
 def library(request: pytest.FixtureRequest) -> Library:
+    load(request.param.name)
+    return request.param
+
+
+@pytest.fixture(params=HALVES, ids=_id)
+def half(request: pytest.FixtureRequest) -> Library:
+    """A library in half precision."""
     load(request.param.name)
     return request.param
 

@@ -1,0 +1,629 @@
+"""The losses under PyTorch's autograd, and the modules of matryoshka.torch."""
+
+from __future__ import annotations
+
+import copy
+import math
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import oracles
+import pytest
+from conftest import load
+
+from matryoshka import (
+    Nesting,
+    info_nce,
+    mrl_cross_entropy,
+    mrl_cross_entropy_with_grad,
+    mrl_e_cross_entropy,
+    mrl_e_cross_entropy_with_grad,
+    mrl_logits_cross_entropy,
+    nested_loss,
+)
+
+torch = load("torch")
+TorchDispatchMode = load("torch.utils._python_dispatch").TorchDispatchMode
+modules = load("matryoshka.torch")
+
+NESTING = Nesting((2, 3, 7), importance=(2.0, 0.0, 0.5))
+N_CLASSES, IGNORED = 4, -100
+LABELS = torch.tensor([3, 0, 1, IGNORED, 2, 3])
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+BOTH_HEADS = pytest.mark.parametrize("tied", [False, True], ids=["mrl", "mrl-e"])
+
+
+def draw(*shape: int, dtype: Any = None, seed: int = 0, device: str = "cpu") -> Any:
+    """Random numbers that want a gradient."""
+    generator = torch.Generator().manual_seed(seed + 7 * len(shape) + sum(shape))
+    numbers = torch.randn(shape, generator=generator, dtype=torch.float64)
+    return numbers.to(dtype=dtype or torch.float32, device=device).requires_grad_()
+
+
+def pairs_of(flat: tuple[Any, ...]) -> list[tuple[Any, Any]]:
+    return list(zip(flat[::2], flat[1::2], strict=True))
+
+
+def flat_heads(**options: Any) -> list[Any]:
+    return [draw(*shape, **options) for m in NESTING for shape in ((N_CLASSES, m), (N_CLASSES,))]
+
+
+# Each loss as (function of tensors, tensors): all of them want a gradient.
+
+
+def mrl(reduction: str, **options: Any) -> tuple[Callable[..., Any], list[Any]]:
+    def loss(x: Any, weights: Any, *heads: Any) -> Any:
+        return mrl_cross_entropy(
+            x,
+            pairs_of(heads),
+            LABELS.to(x.device),
+            nesting=NESTING,
+            ignore_index=IGNORED,
+            sample_weight=weights,
+            label_smoothing=0.1,
+            reduction=reduction,
+            row_block=4,
+        )
+
+    return loss, [draw(6, 7, **options), draw(6, **options), *flat_heads(**options)]
+
+
+def mrl_e(reduction: str, **options: Any) -> tuple[Callable[..., Any], list[Any]]:
+    def loss(x: Any, weights: Any, weight: Any, bias: Any) -> Any:
+        return mrl_e_cross_entropy(
+            x.reshape(2, 3, 7),
+            weight,
+            bias,
+            LABELS.reshape(2, 3).to(x.device),
+            nesting=NESTING,
+            ignore_index=IGNORED,
+            sample_weight=weights.reshape(2, 3),
+            label_smoothing=0.1,
+            reduction=reduction,
+            row_block=4,
+        )
+
+    return loss, [draw(6, 7, **options), draw(6, **options), draw(N_CLASSES, 7, **options), draw(N_CLASSES, **options)]
+
+
+def of_logits(reduction: str, **options: Any) -> tuple[Callable[..., Any], list[Any]]:
+    def loss(weights: Any, *logits: Any) -> Any:
+        return mrl_logits_cross_entropy(
+            logits,
+            LABELS.to(weights.device),
+            nesting=NESTING,
+            ignore_index=IGNORED,
+            sample_weight=weights,
+            reduction=reduction,
+        )
+
+    return loss, [draw(6, **options), *(draw(6, N_CLASSES, seed=m, **options) for m in NESTING)]
+
+
+def contrastive(reduction: str, symmetric: bool = False, **options: Any) -> tuple[Callable[..., Any], list[Any]]:
+    def loss(queries: Any, keys: Any, log_temperature: Any) -> Any:
+        return info_nce(
+            queries,
+            keys,
+            nesting=NESTING,
+            temperature=log_temperature.exp(),
+            symmetric=symmetric,
+            reduction=reduction,
+            row_block=3,
+        )
+
+    return loss, [draw(4, 7, **options), draw(5, 7, **options), draw(**options)]
+
+
+def symmetric(reduction: str, **options: Any) -> tuple[Callable[..., Any], list[Any]]:
+    return contrastive(reduction, symmetric=True, **options)
+
+
+def any_loss(reduction: str, **options: Any) -> tuple[Callable[..., Any], list[Any]]:
+    def loss(student: Any, teacher: Any) -> Any:
+        mse = torch.nn.MSELoss(reduction="sum" if reduction == "none" else reduction)
+        return nested_loss(mse, student, teacher, nesting=NESTING, normalize=True)
+
+    return loss, [draw(4, 7, **options), draw(4, 7, seed=1, **options)]
+
+
+LOSSES = {
+    "mrl": mrl,
+    "mrl-e": mrl_e,
+    "logits": of_logits,
+    "info-nce": contrastive,
+    "info-nce-symmetric": symmetric,
+    "nested": any_loss,
+}
+ALL_LOSSES = pytest.mark.parametrize("name", LOSSES)
+CLOSED_FORMS = pytest.mark.parametrize("name", [name for name in LOSSES if name != "nested"])
+
+
+@ALL_LOSSES
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_gradients_are_the_slopes_of_the_loss(name: str, reduction: str) -> None:
+    """Those of sample weights and temperature too."""
+    loss, tensors = LOSSES[name](reduction, dtype=torch.float64)
+    assert torch.autograd.gradcheck(loss, tensors)
+
+
+@ALL_LOSSES
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_scaled_loss_scales_its_gradients(name: str, device: str) -> None:
+    loss, tensors = LOSSES[name]("mean", device=device)
+    plain = torch.autograd.grad(loss(*tensors), tensors)
+    scaled = torch.autograd.grad(-3 * loss(*tensors), tensors)
+    for one, other in zip(plain, scaled, strict=True):
+        torch.testing.assert_close(other, -3 * one)
+
+
+@BOTH_HEADS
+def test_numpy_and_torch_agree_to_a_millionth(tied: bool) -> None:
+    """Values and gradients in float32, of more than one block of rows."""
+    n, dims, n_classes = 700, (8, 16, 32, 64), 50
+    rng = np.random.default_rng(5)
+    widths = dims[-1:] if tied else dims
+    x = rng.normal(size=(n, dims[-1])).astype(np.float32)
+    heads = [
+        (rng.normal(size=(n_classes, m)).astype(np.float32) / 8, rng.normal(size=n_classes).astype(np.float32))
+        for m in widths
+    ]
+    labels = rng.integers(0, n_classes, size=n)
+    function = mrl_e_cross_entropy if tied else mrl_cross_entropy
+    with_grad = mrl_e_cross_entropy_with_grad if tied else mrl_cross_entropy_with_grad
+    expected, gradients = with_grad(x, *(heads[0] if tied else [heads]), labels, nesting=dims)
+    tensors = [torch.tensor(array, requires_grad=True) for array in (x, *(a for pair in heads for a in pair))]
+    arguments = tensors[1:] if tied else [pairs_of(tuple(tensors[1:]))]
+    loss = function(tensors[0], *arguments, torch.as_tensor(labels), nesting=dims)
+    loss.backward()
+    assert abs(loss.item() / expected - 1) < 1e-6
+    flat = gradients[1:] if tied else [array for pair in gradients.heads for array in pair]
+    for tensor, gradient in zip(tensors, (gradients.embeddings, *flat), strict=True):
+        assert np.linalg.norm(tensor.grad.numpy() - gradient) < 1e-6 * np.linalg.norm(gradient)
+
+
+# What is formed, and what is not
+
+
+class Products(TorchDispatchMode):
+    """Count the multiply-adds of all matrix products."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.multiply_adds = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.__name__.partition(".")[0] in ("mm", "addmm", "addmm_", "bmm", "baddbmm", "baddbmm_"):
+            left, right = [a for a in args if isinstance(a, torch.Tensor)][-2:]
+            self.multiply_adds += left.numel() * right.shape[-1]
+        return func(*args, **(kwargs or {}))
+
+
+def multiply_adds(run: Callable[[], Any]) -> int:
+    with Products() as products:
+        run()
+    return products.multiply_adds
+
+
+@pytest.mark.parametrize("name", ["mrl-e", "info-nce"])
+def test_the_ladder_costs_one_full_width_pass(name: str) -> None:
+    """No product is formed for a gradient that nobody wants: under no_grad, or of a frozen argument."""
+    dims, n, c = (8, 16, 24, 32), 20, 30
+    x, other = draw(n, 32), draw(c, 32)
+    labels = torch.arange(n)
+
+    def forward() -> Any:
+        if name == "info-nce":
+            return info_nce(x, other, nesting=dims)
+        return mrl_e_cross_entropy(x, other, None, labels, nesting=dims)
+
+    once = n * c * 32
+    slack = 2 * len(dims) * n * c  # sums over rows written as products; a loop over prefixes would need 80 * n * c
+    with torch.no_grad():
+        assert once <= multiply_adds(forward) <= once + slack
+    assert 3 * once <= multiply_adds(lambda: forward().backward()) <= 3 * once + slack
+    other.requires_grad_(False)
+    assert 2 * once <= multiply_adds(lambda: forward().backward()) <= 2 * once + slack
+
+
+@ALL_LOSSES
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_nothing_is_kept_under_no_grad(name: str, reduction: str) -> None:
+    loss, tensors = LOSSES[name](reduction)
+    expected = loss(*tensors)
+    with torch.no_grad():
+        value = loss(*tensors)
+    assert value.grad_fn is None
+    assert not value.requires_grad
+    torch.testing.assert_close(value, expected.detach())
+    with torch.inference_mode():
+        torch.testing.assert_close(loss(*tensors), value)
+
+
+@ALL_LOSSES
+def test_a_frozen_argument_gets_no_gradient(name: str) -> None:
+    loss, tensors = LOSSES[name]("mean")
+    expected = torch.autograd.grad(loss(*tensors), tensors)
+    for i, frozen in enumerate(tensors):
+        frozen.requires_grad_(False)
+        loss(*tensors).backward()
+        assert frozen.grad is None
+        frozen.requires_grad_()
+        for j, tensor in enumerate(tensors):
+            if j != i:
+                torch.testing.assert_close(tensor.grad, expected[j])
+            tensor.grad = None
+
+
+@BOTH_HEADS
+def test_parts_are_for_logging(tied: bool) -> None:
+    head = modules.MRLHead(NESTING, N_CLASSES, tied=tied)
+    loss, parts = head(draw(6, 7), LABELS, return_parts=True)
+    assert (loss.requires_grad, parts.requires_grad, parts.shape) == (True, False, (3,))
+
+
+@ALL_LOSSES
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_nothing_is_read_back_from_the_device(name: str, reduction: str) -> None:
+    """Meta tensors hold no values: reading one raises."""
+    loss, tensors = LOSSES[name](reduction)
+    tensors = [tensor.detach().to("meta").requires_grad_() for tensor in tensors]
+    loss(*tensors).sum().backward()
+    assert all(tensor.grad.shape == tensor.shape and tensor.grad.is_meta for tensor in tensors)
+
+
+@CLOSED_FORMS
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_a_second_derivative_is_refused(name: str, reduction: str) -> None:
+    loss, tensors = LOSSES[name](reduction)
+    *_, gradient = torch.autograd.grad(loss(*tensors).sum(), tensors, create_graph=True)
+    *_, expected = torch.autograd.grad(loss(*tensors).sum(), tensors)
+    torch.testing.assert_close(gradient, expected)  # asking for a graph alone is no error
+    with pytest.raises(RuntimeError, match="first order"):
+        gradient.sum().backward()
+
+
+@ALL_LOSSES
+def test_a_retained_graph_gives_the_same_gradients_again(name: str) -> None:
+    loss, tensors = LOSSES[name]("mean")
+    value = loss(*tensors)
+    first = torch.autograd.grad(value, tensors, retain_graph=True)
+    second = torch.autograd.grad(value, tensors)
+    for one, other in zip(first, second, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+@CLOSED_FORMS
+def test_strides_do_not_matter(name: str) -> None:
+    loss, tensors = LOSSES[name]("mean", dtype=torch.float64)
+    strided = [torch.stack([t, t + 1], dim=-1).detach()[..., 0].requires_grad_() for t in tensors]
+    expected = torch.autograd.grad(loss(*tensors), tensors)
+    for one, other in zip(torch.autograd.grad(loss(*strided), strided), expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+# Modules
+
+
+@BOTH_HEADS
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no-bias"])
+def test_a_head_gives_logits_of_every_prefix_or_their_loss(tied: bool, bias: bool) -> None:
+    head = modules.MRLHead(NESTING, N_CLASSES, tied=tied, bias=bias, label_smoothing=0.1, dtype=torch.float64)
+    x, weights = draw(6, 7, dtype=torch.float64), draw(6, dtype=torch.float64).detach().abs()
+    pairs = [
+        (layer.weight.detach().numpy(), None if layer.bias is None else layer.bias.detach().numpy())
+        for layer in head.classifiers
+    ]
+    if tied:
+        pairs = [(pairs[0][0][:, :m], pairs[0][1]) for m in NESTING]
+    expected = oracles.losses_logits(x.detach().numpy(), pairs)
+    logits = head(x)
+    assert isinstance(logits, tuple)
+    for z, values in zip(logits, expected, strict=True):
+        np.testing.assert_allclose(z.detach().numpy(), values, rtol=1e-12)
+    total, parts = head(x, LABELS, sample_weight=weights, return_parts=True)
+    options = {"label_smoothing": 0.1, "ignore_index": IGNORED, "sample_weight": weights.tolist()}
+    oracle_total, oracle_parts = oracles.losses_cross_entropy(
+        expected, LABELS.tolist(), importance=NESTING.importance, **options
+    )
+    np.testing.assert_allclose(total.item(), oracle_total, rtol=1e-12)
+    np.testing.assert_allclose(parts.numpy(), oracle_parts, rtol=1e-12)
+
+
+@BOTH_HEADS
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_the_fused_loss_is_the_loss_of_the_logits(tied: bool, reduction: str) -> None:
+    head = modules.MRLHead(NESTING, N_CLASSES, tied=tied, reduction=reduction, dtype=torch.float64)
+    of_its_logits = modules.MRLCrossEntropy(NESTING, reduction=reduction)
+    x = draw(2, 3, 7, dtype=torch.float64)
+    labels = LABELS.reshape(2, 3)
+    fused, split = head(x, labels), of_its_logits(head(x), labels)
+    torch.testing.assert_close(fused, split, rtol=1e-10, atol=1e-12)
+    arrays = [x, *head.parameters()]
+    for one, other in zip(
+        torch.autograd.grad(fused.sum(), arrays), torch.autograd.grad(split.sum(), arrays), strict=True
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+
+
+def test_state_dict_keys_are_those_of_the_official_repository() -> None:
+    keys = [f"nesting_classifier_{i}.{kind}" for i in range(3) for kind in ("weight", "bias")]
+    assert list(modules.MRLHead(NESTING, N_CLASSES).state_dict()) == keys
+    assert list(modules.MRLHead(NESTING, N_CLASSES, tied=True).state_dict()) == keys[:2]
+    assert list(modules.MRLHead(NESTING, N_CLASSES, bias=False).state_dict()) == keys[::2]
+    assert list(modules.InfoNCE(NESTING, learnable_temperature=True).state_dict()) == ["log_temperature"]
+    assert not modules.InfoNCE(NESTING).state_dict()
+    assert not modules.MRLCrossEntropy(NESTING).state_dict()
+
+
+@BOTH_HEADS
+def test_a_head_is_saved_and_loaded(tied: bool) -> None:
+    head, other = (modules.MRLHead(NESTING, N_CLASSES, tied=tied) for _ in range(2))
+    x = draw(6, 7)
+    assert not torch.equal(head(x, LABELS), other(x, LABELS))
+    other.load_state_dict(head.state_dict())
+    assert torch.equal(head(x, LABELS), other(x, LABELS))
+    assert torch.equal(head(x, LABELS), copy.deepcopy(head)(x, LABELS))
+
+
+@BOTH_HEADS
+def test_reset_parameters_draws_as_when_new(tied: bool) -> None:
+    torch.manual_seed(3)
+    head = modules.MRLHead(NESTING, N_CLASSES, tied=tied)
+    new = copy.deepcopy(head.state_dict())
+    head.reset_parameters()
+    assert not torch.equal(head.nesting_classifier_0.weight, new["nesting_classifier_0.weight"])
+    torch.manual_seed(3)
+    head.reset_parameters()
+    assert all(torch.equal(value, new[key]) for key, value in head.state_dict().items())
+    learned = modules.InfoNCE(NESTING, temperature=0.2, learnable_temperature=True)
+    with torch.no_grad():
+        learned.log_temperature.fill_(1.0)
+    learned.reset_parameters()
+    assert math.isclose(learned.temperature.item(), 0.2, rel_tol=1e-6)
+
+
+def test_repr_tells_the_options() -> None:
+    text = repr(modules.MRLHead(NESTING, 4, tied=True))
+    assert "Nesting((2, 3, 7), importance=(2.0, 0.0, 0.5)), num_classes=4, tied=True" in text
+    assert "Linear(in_features=7, out_features=4, bias=True)" in text
+    assert "temperature=0.07, symmetric=True" in repr(modules.InfoNCE(NESTING, temperature=0.07, symmetric=True))
+    text = repr(modules.NestedLoss(torch.nn.MSELoss(), NESTING, normalize=True))
+    assert "normalize=True" in text
+    assert "MSELoss()" in text
+    assert "Nesting((2, 3, 7)" in repr(modules.MRLCrossEntropy(NESTING))
+
+
+def test_modules_move_and_cast() -> None:
+    head = modules.MRLHead(NESTING, N_CLASSES).to(torch.float64)
+    assert head(draw(6, 7, dtype=torch.float64), LABELS).dtype == torch.float64
+    assert modules.MRLHead(NESTING, N_CLASSES, dtype=torch.bfloat16)(draw(6, 7, dtype=torch.bfloat16))[0].dtype == (
+        torch.bfloat16
+    )
+    learned = modules.InfoNCE(NESTING, learnable_temperature=True).to(torch.float64)
+    assert learned(draw(4, 7, dtype=torch.float64), draw(5, 7, dtype=torch.float64)).dtype == torch.float64
+    on_meta = modules.MRLHead(NESTING, N_CLASSES, device="meta")
+    assert on_meta(torch.ones(6, 7, device="meta"), LABELS.to("meta")).is_meta
+
+
+@BOTH_HEADS
+def test_half_precision_parameters_get_gradients_of_their_dtype(tied: bool) -> None:
+    head = modules.MRLHead(NESTING, N_CLASSES, tied=tied, dtype=torch.bfloat16)
+    x = draw(6, 7, dtype=torch.bfloat16)
+    loss = head(x, LABELS)
+    assert loss.dtype == torch.float32
+    loss.backward()
+    wide = copy.deepcopy(head).double()
+    wide.zero_grad()
+    y = x.detach().double().requires_grad_()
+    wide(y, LABELS).backward()
+    for half, full in zip([x, *head.parameters()], [y, *wide.parameters()], strict=True):
+        assert half.grad.dtype == torch.bfloat16
+        torch.testing.assert_close(half.grad.double(), full.grad, rtol=0.05, atol=0.01)
+
+
+def test_a_learned_temperature_gets_a_gradient_and_stays_positive() -> None:
+    learned = modules.InfoNCE(NESTING, temperature=0.5, learnable_temperature=True, symmetric=True, dtype=torch.float64)
+    queries, keys = draw(4, 7, dtype=torch.float64).detach(), draw(5, 7, dtype=torch.float64).detach()
+    learned(queries, keys).backward()
+    rows = queries.numpy(), keys.numpy()
+    logarithm = np.array(math.log(0.5))
+    slope = oracles.losses_slope(
+        lambda: oracles.losses_info_nce(
+            *rows,
+            NESTING.dims,
+            importance=NESTING.importance,
+            temperature=math.exp(float(logarithm)),
+            symmetric=True,
+        )[0],
+        logarithm,
+    )
+    np.testing.assert_allclose(learned.log_temperature.grad.item(), slope, rtol=1e-8)
+    optimizer = torch.optim.SGD(learned.parameters(), lr=1.0)
+    optimizer.step()
+    assert learned.temperature.item() > 0
+    assert isinstance(modules.InfoNCE(NESTING, temperature=0.5).temperature, float)
+
+
+def test_info_nce_modules_take_every_option() -> None:
+    queries, keys = draw(4, 7), draw(5, 7)
+    options = {"temperature": 0.3, "symmetric": True, "label_smoothing": 0.1, "reduction": "none"}
+    expected, expected_parts = info_nce(queries, keys, nesting=NESTING, return_parts=True, **options)
+    for gather in (False, True):  # gather has nobody to gather from in a single process
+        loss, parts = modules.InfoNCE(NESTING, gather=gather, **options)(queries, keys, return_parts=True)
+        assert torch.equal(loss, expected)
+        assert torch.equal(parts, expected_parts)
+
+
+def test_a_nested_loss_owns_the_parameters_of_its_loss() -> None:
+    class Scaled(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.tensor(2.0))
+
+        def forward(self, a: Any, b: Any) -> Any:
+            return self.scale * torch.nn.functional.mse_loss(a, b)
+
+    loss = modules.NestedLoss(Scaled(), NESTING)
+    assert list(loss.state_dict()) == ["loss.scale"]
+    total, parts = loss(draw(4, 7), draw(4, 7, seed=1), return_parts=True)
+    total.backward()
+    torch.testing.assert_close(loss.loss.scale.grad, total.detach() / 2)
+    torch.testing.assert_close(total, 2.0 * parts[0] + 0.5 * parts[2])
+
+
+def test_a_perfect_student_has_no_loss_and_no_gradient() -> None:
+    teacher = torch.nn.functional.normalize(draw(5, 7).detach())
+    student = (2 * teacher).requires_grad_()
+    loss = modules.NestedLoss(torch.nn.MSELoss(), NESTING, normalize=True)(student, teacher)
+    loss.backward()
+    assert loss.item() == 0.0
+    assert not student.grad.any()
+
+
+def test_bad_options_are_refused_when_the_module_is_built() -> None:
+    with pytest.raises(ValueError, match="`num_classes` must be an integer >= 1, got 0"):
+        modules.MRLHead(NESTING, 0)
+    with pytest.raises(ValueError, match="`nesting` must be positive and strictly increasing"):
+        modules.MRLHead((7, 3), 4)
+    with pytest.raises(ValueError, match="`reduction` must be one of 'mean', 'sum', 'none', got 'batchmean'"):
+        modules.MRLHead(NESTING, 4, reduction="batchmean")
+    with pytest.raises(ValueError, match="`label_smoothing`"):
+        modules.MRLCrossEntropy(NESTING, label_smoothing=1.1)
+    with pytest.raises(TypeError, match="`ignore_index` must be an integer"):
+        modules.MRLCrossEntropy(NESTING, ignore_index=0.5)
+    with pytest.raises(ValueError, match=r"`temperature` must be finite and in \(0, inf\], got 0.0"):
+        modules.InfoNCE(NESTING, temperature=0)
+    with pytest.raises(TypeError, match="`loss` must be callable, got str 'mse'"):
+        modules.NestedLoss("mse", NESTING)
+
+
+@BOTH_HEADS
+def test_bad_tensors_are_refused_when_the_module_is_called(tied: bool) -> None:
+    head = modules.MRLHead(NESTING, N_CLASSES, tied=tied)
+    for arguments in ((torch.ones(6, 8),), (torch.ones(6, 8), LABELS)):
+        with pytest.raises(ValueError, match=r"the last axis of `embeddings` must be .*, 7, got shape \(6, 8\)"):
+            head(*arguments)
+    with pytest.raises(TypeError, match="`embeddings` and .* must have one dtype, got torch.float64 and .*32"):
+        head(torch.ones(6, 7, dtype=torch.float64), LABELS)
+    with pytest.raises(ValueError, match=r"`labels` must have one class id per row, shape \(6,\), got \(5,\)"):
+        head(torch.ones(6, 7), LABELS[:5])
+    with pytest.raises(TypeError, match=r"`labels` must hold integer class ids, got dtype torch.float32"):
+        head(torch.ones(6, 7), torch.ones(6))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+def test_tensors_of_two_devices_are_refused() -> None:
+    with pytest.raises(ValueError, match="`queries` and `keys` must lie on one device, got cuda:0 and cpu"):
+        info_nce(torch.ones(4, 7, device="cuda"), torch.ones(4, 7), nesting=NESTING)
+
+
+# The rest of PyTorch
+
+
+@BOTH_HEADS
+def test_torch_func_differentiates_a_head(tied: bool) -> None:
+    head = modules.MRLHead(NESTING, N_CLASSES, tied=tied)
+    x = draw(6, 7)
+    parameters = {name: value.detach() for name, value in head.named_parameters()}
+
+    def loss(parameters: dict[str, Any]) -> Any:
+        return torch.func.functional_call(head, parameters, (x.detach(), LABELS))
+
+    gradients, value = torch.func.grad_and_value(loss)(parameters)
+    expected = head(x, LABELS)
+    expected.backward()
+    torch.testing.assert_close(value, expected.detach())
+    for name, parameter in head.named_parameters():
+        torch.testing.assert_close(gradients[name], parameter.grad)
+
+
+@BOTH_HEADS
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+@pytest.mark.parametrize("device", DEVICES)
+def test_autocast_multiplies_in_half_precision_and_sums_in_float32(device: str, dtype: Any, tied: bool) -> None:
+    head = modules.MRLHead(NESTING, N_CLASSES, tied=tied, device=device)
+    x, labels = draw(6, 7, device=device), LABELS.to(device)
+    expected = head(x, labels)
+    tensors = [x, *head.parameters()]
+    gradients = torch.autograd.grad(expected, tensors)
+    for embeddings in (x, x.to(dtype)):  # those of a backbone under autocast come in half precision
+        with torch.autocast(device, dtype=dtype):
+            loss = head(embeddings, labels)
+            assert torch.is_autocast_enabled(device)
+        assert loss.dtype == torch.float32
+        assert not torch.equal(loss, expected)  # the products did lose digits
+        torch.testing.assert_close(loss, expected, rtol=0.01, atol=0.0)
+        for gradient, full in zip(torch.autograd.grad(loss, tensors), gradients, strict=True):
+            assert gradient.dtype == torch.float32
+            torch.testing.assert_close(gradient, full, rtol=0.02, atol=0.01)
+
+
+@ALL_LOSSES
+def test_autocast_leaves_float64_alone(name: str) -> None:
+    loss, tensors = LOSSES[name]("mean", dtype=torch.float64)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value = loss(*tensors)
+    assert torch.equal(value, loss(*tensors))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+@pytest.mark.parametrize("device", DEVICES)
+def test_info_nce_under_autocast_survives_long_rows(device: str, dtype: Any) -> None:
+    learned = modules.InfoNCE(NESTING, temperature=0.5, learnable_temperature=True, device=device)
+    tensors = [draw(4, 7, device=device), draw(5, 7, device=device), learned.log_temperature]
+    expected = learned(*tensors[:2])
+    gradients = torch.autograd.grad(expected, tensors)
+    queries, keys = ((300 * tensor).detach().requires_grad_() for tensor in tensors[:2])
+    with torch.autocast(device, dtype=dtype):
+        loss = learned(queries, keys)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, expected, rtol=0.01, atol=0.0)
+    scaled = torch.autograd.grad(loss, [queries, keys, learned.log_temperature])
+    for gradient, full, scale in zip(scaled, gradients, (300, 300, 1), strict=True):
+        torch.testing.assert_close(scale * gradient, full, rtol=0.05, atol=0.02)
+
+
+def compiled_and_eager(module: Any, arguments: list[Any], backend: str) -> list[tuple[Any, Any]]:
+    """Values and gradients of a module, compiled and not; a graph break raises, and so does a warning."""
+    torch.compiler.reset()
+    tensors = [t for t in (*arguments, *module.parameters()) if t.is_floating_point()]
+    results = []
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=DeprecationWarning, module="torch")  # the compiler's own
+        for function in (torch.compile(module, fullgraph=True, backend=backend), module):
+            loss = function(*arguments)
+            results.append((loss.detach(), *torch.autograd.grad(loss, tensors)))
+    return list(zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("name", ["mrl", "mrl-e", "info-nce"])
+def test_modules_compile_to_one_graph(name: str) -> None:
+    """Ahead-of-time autograd included, without the code generator, which takes its time."""
+    if name == "info-nce":
+        module = modules.InfoNCE(NESTING, symmetric=True, learnable_temperature=True)
+        arguments = [draw(4, 7), draw(5, 7)]
+    else:
+        module, arguments = modules.MRLHead(NESTING, N_CLASSES, tied=name == "mrl-e"), [draw(6, 7), LABELS]
+    for compiled, eager in compiled_and_eager(module, arguments, "aot_eager"):
+        torch.testing.assert_close(compiled, eager)
+
+
+def test_a_compiled_head_runs_as_generated_code() -> None:
+    head = modules.MRLHead(NESTING, N_CLASSES, tied=True)
+    for compiled, eager in compiled_and_eager(head, [draw(6, 7), LABELS], "inductor"):
+        torch.testing.assert_close(compiled, eager)
+
+
+def test_a_module_compiles_before_its_first_eager_call() -> None:
+    """In a process of its own: nothing is left to be imported on first use, which cannot be traced."""
+    program = (
+        "import torch; from matryoshka.torch import MRLHead; "
+        "head = torch.compile(MRLHead((2, 4), 3), fullgraph=True, backend='eager'); "
+        "head(torch.ones(5, 4), torch.tensor([0, 1, 2, 0, 1])).backward()"
+    )
+    subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", program], check=True, timeout=120)
