@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,13 +14,18 @@ import numpy as np
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write `text` to `path` as UTF-8: whole, or not at all."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write `data` to `path`: whole, or not at all."""
     target = Path(path)
     with tempfile.NamedTemporaryFile(
-        "w", encoding="utf-8", dir=target.parent, prefix=f".{target.name}.", suffix=".tmp", delete=False
+        "wb", dir=target.parent, prefix=f".{target.name}.", suffix=".tmp", delete=False
     ) as file:
         temporary = Path(file.name)
         try:
-            file.write(text)
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         except BaseException:
@@ -28,6 +33,23 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
             raise
     _give_usual_permissions(temporary, 0o666)
     temporary.replace(target)
+
+
+def write_together(folder: str | os.PathLike[str], contents: Mapping[str, bytes]) -> None:
+    """Write files into `folder`, which is made if absent: all are written before the first takes its place."""
+    target = Path(folder)
+    made = not target.exists()
+    target.mkdir(exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(dir=target, prefix=".", suffix=".tmp") as temporary:
+            for name, data in contents.items():
+                write_bytes(Path(temporary, name), data)
+            for name in contents:
+                Path(temporary, name).replace(target / name)
+    except BaseException:
+        if made:
+            shutil.rmtree(target)
+        raise
 
 
 @contextmanager

@@ -1,0 +1,37 @@
+"""What options of several commands have in common."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+
+def widths(text: str) -> tuple[int, ...]:
+    """Read a ladder such as 8,16,32."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        msg = f"widths must be integers with commas between them, such as 8,16,32, got {text!r}"
+        raise argparse.ArgumentTypeError(msg) from None
+
+
+def output(text: str) -> Path:
+    """Read the path of a file to write: its folder must exist before any work is done."""
+    path = Path(text)
+    if not path.parent.is_dir() or path.is_dir():
+        msg = f"{text!r} must be a file in a folder that exists"
+        raise argparse.ArgumentTypeError(msg)
+    return path
+
+
+def folder(text: str) -> Path:
+    """Read the path of a folder to write to, which is made if absent: its parent must exist before any work is done."""
+    path = Path(text)
+    if not (path.is_dir() or (path.parent.is_dir() and not path.exists())):
+        msg = f"{text!r} must be a folder, or a new one in a folder that exists"
+        raise argparse.ArgumentTypeError(msg)
+    if not os.access(path if path.is_dir() else path.parent, os.W_OK):
+        msg = f"{text!r} must be a folder that can be written to"
+        raise argparse.ArgumentTypeError(msg)
+    return path

@@ -1,0 +1,57 @@
+"""matryoshka audit: can these embeddings be truncated, and down to which width?"""
+
+from __future__ import annotations
+
+import argparse
+import io
+from typing import Any
+
+from matryoshka import _files
+from matryoshka._commands._options import folder, widths
+from matryoshka._optional import require
+from matryoshka.audit import Audit, audit
+
+
+def add(commands: Any) -> None:
+    """Describe the command."""
+    parser = commands.add_parser(
+        "audit",
+        help="tell whether embeddings can be truncated",
+        description="Tell from embeddings alone whether they can be cut to a prefix, down to which width, and what "
+        "that loses, beside random columns and principal directions. Prints a verdict and a table.",
+    )
+    parser.add_argument("embeddings", metavar="EMB.npy", help="array (rows, columns); large files are sampled")
+    parser.add_argument("--labels", metavar="L.npy", help="array (rows,) of class ids: adds accuracies to the table")
+    parser.add_argument(
+        "--dims", type=widths, metavar="8,16,...", help="widths; default the full one, halved down to 8"
+    )
+    parser.add_argument("--k", type=int, default=10, help="nearest neighbours that are to be kept; default 10")
+    parser.add_argument("--seed", type=int, default=0, help="draws rows and column orders; default 0")
+    parser.add_argument(
+        "-o", "--output", type=folder, metavar="DIR", help="write audit.txt, audit.json and audit.png to this folder"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Audit, and only when all is known, write and print it."""
+    if options.output is not None:
+        require("matplotlib", extra="cli", purpose="-o")
+    embeddings = _files.load_array(options.embeddings, mmap=True)
+    labels = None if options.labels is None else _files.load_array(options.labels)
+    report = audit(embeddings, labels=labels, dims=options.dims, k=options.k, seed=options.seed)
+    if options.output is not None:
+        _files.write_together(options.output, _contents(report))
+    print(report)
+    if options.output is not None:
+        print(f"wrote {options.output / 'audit'}.txt, .json and .png")
+
+
+def _contents(report: Audit) -> dict[str, bytes]:
+    image = io.BytesIO()
+    report.figure().savefig(image, format="png", dpi=150)
+    return {
+        "audit.txt": f"{report}\n".encode(),
+        "audit.json": f"{report.to_json()}\n".encode(),
+        "audit.png": image.getvalue(),
+    }

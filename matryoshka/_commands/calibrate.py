@@ -1,0 +1,169 @@
+"""matryoshka calibrate: choose the thresholds of a cascade from probabilities and labels."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import textwrap
+from typing import Any
+
+import numpy as np
+
+from matryoshka import _files
+from matryoshka._commands._options import output, widths
+from matryoshka._optional import require
+from matryoshka.cascade import Cascade, CascadeEvaluation, OracleRouting, oracle_routing
+from matryoshka.cascade._binomial import interval
+from matryoshka.nesting import Nesting
+
+FOR_CERTIFY = ("max_gap", "max_error", "delta", "path", "cost", "seed")
+
+
+def add(commands: Any) -> None:
+    """Describe the command."""
+    parser = commands.add_parser(
+        "calibrate",
+        help="choose the thresholds of a cascade",
+        description="Choose the thresholds of a cascade from probabilities of every prefix and the true labels, by the "
+        "published rule, or with --certify such that a promise about new rows holds. Prints where rows exit, how "
+        "accurate they are there and what it costs, with 95 % intervals (Wilson), on the rows given.",
+    )
+    parser.add_argument("probabilities", metavar="PROBS.npy", help="array (prefixes, rows, classes), narrowest first")
+    parser.add_argument("labels", metavar="LABELS.npy", help="array (rows,) of class ids")
+    parser.add_argument("--dims", type=widths, metavar="8,16,...", help="widths of the prefixes; default 8, doubling")
+    parser.add_argument("--logits", action="store_true", help="PROBS.npy holds logits")
+    parser.add_argument("--confidence", default="max_probability", help="max_probability (default), margin or entropy")
+    parser.add_argument("--temperature", action="store_true", help="fit a temperature to each prefix first")
+    parser.add_argument("--variant", help="of the published rule: code (default) or paper")
+    promise = parser.add_argument_group("promise")
+    promise.add_argument(
+        "--certify", action="store_true", help="test thresholds until a promise holds (Learn then Test)"
+    )
+    promise.add_argument(
+        "--max-gap", type=float, metavar="P", help="P(wrong where the full width is right); default 0.01"
+    )
+    promise.add_argument("--max-error", type=float, metavar="P", help="P(wrong), instead of the gap or besides it")
+    promise.add_argument("--delta", type=float, metavar="P", help="P(the promise does not hold); default 0.1")
+    promise.add_argument("--path", help="policies to test: auto (default), shared or fitted")
+    promise.add_argument("--cost", help="what to keep low: expected_dim (default, tied head) or cumulative_dim")
+    promise.add_argument("--seed", type=int, help="draws the rows that fit a fitted path; default 0")
+    parser.add_argument("-o", "--output", type=output, metavar="FILE.json", help="write the cascade to this file")
+    parser.add_argument("--figure", type=output, metavar="FILE.png", help="plot accuracy against expected dimension")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Calibrate, and only when all is known, write and print it."""
+    if options.figure is not None:
+        require("matplotlib", extra="cli", purpose="--figure")
+    probabilities = _files.load_array(options.probabilities, mmap=True)
+    labels = _files.load_array(options.labels)
+    dims = options.dims or _doubling(probabilities)
+    cascade = _calibrate(options, probabilities, labels, dims)
+    evaluation = cascade.evaluate(probabilities, labels, from_logits=options.logits)
+    oracle = oracle_routing(probabilities, labels, nesting=dims, from_logits=options.logits)
+    text = report(cascade, evaluation, oracle)
+    if options.dims is None:
+        text += f"\n\nWidths taken to double from 8 to {dims[-1]}; --dims names others."
+    if options.figure is not None:
+        curve = cascade.curve(probabilities, labels, from_logits=options.logits)
+        image = figure(curve, evaluation, oracle, options.figure.suffix[1:] or "png")
+        _files.write_bytes(options.figure, image)
+    if options.output is not None:
+        cascade.save(options.output)
+    print(text)
+    for path in filter(None, (options.output, options.figure)):
+        print(f"wrote {path}")
+
+
+def _doubling(probabilities: np.ndarray) -> tuple[int, ...]:
+    n_prefixes = probabilities.shape[0] if probabilities.ndim else 1
+    return Nesting(8 * 2**i for i in range(n_prefixes)).dims
+
+
+def _calibrate(
+    options: argparse.Namespace, probabilities: np.ndarray, labels: np.ndarray, dims: tuple[int, ...]
+) -> Cascade:
+    chosen = {name: value for name in FOR_CERTIFY if (value := getattr(options, name)) is not None}
+    common: dict[str, Any] = {
+        "nesting": dims,
+        "confidence": options.confidence,
+        "temperature": options.temperature,
+        "from_logits": options.logits,
+    }
+    if options.certify:
+        if options.variant is not None:
+            msg = "--variant is of the published rule, got it with --certify; leave one of them out."
+            raise ValueError(msg)
+        return Cascade.certify(probabilities, labels, **common, **chosen)
+    if chosen:
+        names = ", ".join("--" + name.replace("_", "-") for name in chosen)
+        msg = f"{names} must come with --certify; the published rule promises nothing."
+        raise ValueError(msg)
+    return Cascade.calibrate(probabilities, labels, variant=options.variant or "code", **common)
+
+
+def report(cascade: Cascade, evaluation: CascadeEvaluation, oracle: OracleRouting) -> str:
+    """Return the table and what follows from it, in plain ASCII."""
+    n, full = evaluation.n_rows, evaluation.dims[-1]
+    rule = "published rule" if cascade.certificate is None else "certified"
+    lines = [
+        f"Cascade ({rule}, confidence {cascade.confidence}) on {n:,} rows of {evaluation.n_classes:,} classes.",
+        "Measured on the rows that chose the thresholds.",
+        "",
+        f"{'width':>8}  {'threshold':>9}  {'rows exiting':>12}  {'right among them':>25}  {'right if alone':>25}",
+    ]
+    for i, dim in enumerate(evaluation.dims):
+        threshold = f"{cascade.thresholds[i]:9.4f}" if i < len(cascade.thresholds) else f"{'-':>9}"
+        count = round(evaluation.exit_shares[i] * n)
+        there = evaluation.exit_accuracy[i]
+        among = f"{'-':>25}" if there is None else f"{_rate(there, count):>25}"
+        alone = _rate(evaluation.prefix_accuracy[i], n)
+        lines.append(f"{dim:8d}  {threshold}  {count / n:12.1%}  {among}  {alone:>25}")
+    lines += [
+        "",
+        f"accuracy        {_rate(evaluation.accuracy, n)}",
+        f"full width      {_rate(evaluation.prefix_accuracy[-1], n)}",
+        f"perfect router  {_rate(oracle.accuracy, n)}",
+        f"gap             {_rate(evaluation.gap, n)}  wrong where the full width is right",
+        "",
+        _cost("expected dim", evaluation.expected_dim, full, evaluation.tied_multiply_adds, "a tied head"),
+        _cost("cumulative dim", evaluation.cumulative_dim, full, evaluation.separate_multiply_adds, "separate heads"),
+    ]
+    if cascade.temperatures is not None:
+        lines += ["", "temperatures    " + ", ".join(f"{t:.3g}" for t in cascade.temperatures)]
+    if cascade.certificate is not None:
+        lines += ["", *textwrap.wrap(f"certificate: {cascade.certificate}.", 100)]
+    return "\n".join(lines)
+
+
+def _rate(share: float, n: int) -> str:
+    low, high = interval(round(share * n), n)
+    return f"{share:7.2%} [{low:7.2%}, {high:7.2%}]"
+
+
+def _cost(name: str, dim: float, full: int, multiply_adds: float, head: str) -> str:
+    return f"{name:<14}  {dim:7.1f}  {full / dim:5.1f} x less than {full}; {multiply_adds:,.0f} multiply-adds of {head}"
+
+
+def figure(
+    curve: list[CascadeEvaluation], evaluation: CascadeEvaluation, oracle: OracleRouting, file_type: str
+) -> bytes:
+    """Draw accuracy against the expected dimension, for every cap and for each width alone."""
+    from matplotlib.figure import Figure
+
+    drawing = Figure(figsize=(6.4, 4.0), layout="constrained")
+    axes = drawing.subplots()
+    axes.plot(
+        evaluation.dims, [100 * a for a in evaluation.prefix_accuracy], "s--", color="0.5", label="one width alone"
+    )
+    points = curve or [evaluation]
+    axes.plot([p.expected_dim for p in points], [100 * p.accuracy for p in points], "o-", label="cascade, by cap")
+    axes.axhline(100 * oracle.accuracy, linestyle=":", color="0.3", label="perfect router")
+    axes.set_xscale("log", base=2)
+    axes.set_xlabel("expected dimension")
+    axes.set_ylabel("accuracy [%]")
+    axes.legend(loc="lower right")
+    buffer = io.BytesIO()
+    drawing.savefig(buffer, format=file_type, dpi=150)
+    return buffer.getvalue()

@@ -1,0 +1,160 @@
+"""matryoshka calibrate: the table, the files, and the refusals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import load
+
+from matryoshka import Cascade, cli
+from matryoshka.cascade import oracle_routing
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with 400 rows of 4 classes at 3 prefixes: p.npy, z.npy (logits) and y.npy."""
+    monkeypatch.chdir(tmp_path)
+    labels = rng.integers(4, size=400)
+    signal = np.array([1.0, 2.0, 4.0])[:, None, None] * np.eye(4)[labels]
+    logits = (signal + rng.normal(size=(3, 400, 4))).astype(np.float32)
+    powers = np.exp(logits)
+    np.save("p.npy", powers / powers.sum(-1, keepdims=True))
+    np.save("z.npy", logits)
+    np.save("y.npy", labels)
+    return tmp_path
+
+
+def calibrate(arguments: str) -> int:
+    return cli.main(["calibrate", *arguments.split()])
+
+
+def files(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_the_table_says_what_evaluate_says(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert calibrate("p.npy y.npy -o cascade.json") == 0
+    probabilities, labels = np.load("p.npy"), np.load("y.npy")
+    cascade = Cascade.load("cascade.json", nesting=(8, 16, 32))
+    assert cascade == Cascade.calibrate(probabilities, labels, nesting=(8, 16, 32))
+    evaluation = cascade.evaluate(probabilities, labels)
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert out.isascii()
+    assert out.isprintable() or set(out) - set(filter(str.isprintable, out)) == {"\n"}
+    lines = {line.split()[0]: line for line in out.splitlines() if line}
+    for i, dim in enumerate(evaluation.dims):
+        row = lines[str(dim)]
+        assert f"{evaluation.exit_shares[i]:.1%}" in row
+        assert f"{evaluation.prefix_accuracy[i]:.2%}" in row
+        assert f"{evaluation.exit_accuracy[i]:.2%}" in row
+        assert i == 2 or f"{cascade.thresholds[i]:.4f}" in row
+    assert f"{evaluation.accuracy:.2%}" in lines["accuracy"]
+    assert f"{evaluation.gap:.2%}" in lines["gap"]
+    assert f"{oracle_routing(probabilities, labels, nesting=(8, 16, 32)).accuracy:.2%}" in lines["perfect"]
+    assert f"{evaluation.expected_dim:.1f}" in lines["expected"]
+    assert f"{32 / evaluation.cumulative_dim:.1f} x less than 32" in lines["cumulative"]
+    assert f"{evaluation.separate_multiply_adds:,.0f} multiply-adds" in lines["cumulative"]
+    assert "Widths taken to double from 8 to 32; --dims names others." in out
+    assert lines["wrote"] == "wrote cascade.json"
+    assert files(folder) == {"p.npy", "z.npy", "y.npy", "cascade.json"}
+
+
+def test_the_certificate_is_printed_and_written(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert calibrate("p.npy y.npy --dims 4,6,9 --certify --max-gap 0.05 --delta 0.2 --seed 1 -o c.json") == 0
+    cascade = Cascade.load("c.json", nesting=(4, 6, 9))
+    assert cascade.certificate is not None
+    assert (cascade.certificate.max_gap, cascade.certificate.delta) == (0.05, 0.2)
+    out = capsys.readouterr().out
+    assert "certificate: P(wrong, full width right) <= 0.05 with probability >= 0.8 over 400 rows" in out
+    assert "--dims" not in out
+
+
+def test_options_reach_the_calibration(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    probabilities, labels = np.load("p.npy"), np.load("y.npy")
+    assert calibrate("z.npy y.npy --logits --confidence margin --temperature --variant paper -o c.json") == 0
+    cascade = Cascade.load("c.json")
+    expected = Cascade.calibrate(
+        np.load("z.npy"), labels, nesting=(8, 16, 32), confidence="margin", temperature=True, variant="paper",
+        from_logits=True,
+    )  # fmt: skip
+    assert cascade == expected
+    assert "temperatures    " in capsys.readouterr().out
+    assert calibrate("p.npy y.npy --certify --max-error 0.4 --path fitted --cost cumulative_dim -o c.json") == 0
+    assert Cascade.load("c.json") == Cascade.certify(
+        probabilities, labels, nesting=(8, 16, 32), max_error=0.4, path="fitted", cost="cumulative_dim"
+    )
+
+
+def test_the_figure_is_a_picture(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    load("matplotlib")
+    assert calibrate("p.npy y.npy --figure curve.png") == 0
+    assert (folder / "curve.png").read_bytes().startswith(PNG)
+    assert capsys.readouterr().out.endswith("wrote curve.png\n")
+    assert calibrate("p.npy y.npy --figure curve.nonsense -o c.json") == 2
+    assert "nonsense" in capsys.readouterr().err
+    assert files(folder) == {"p.npy", "z.npy", "y.npy", "curve.png"}
+
+
+def test_without_matplotlib_the_extra_is_named(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
+    assert calibrate("p.npy y.npy --figure curve.png -o c.json") == 2
+    assert 'pip install "matryoshka-mrl[cli]"' in capsys.readouterr().err
+    assert "c.json" not in files(folder)
+
+
+def test_few_rows_warn(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.save("p.npy", np.load("p.npy")[:, :3])
+    np.save("y.npy", np.load("y.npy")[:3])
+    assert calibrate("p.npy y.npy") == 0
+    assert capsys.readouterr().err.startswith("matryoshka: warning: Calibrating on 3 rows for 4 classes")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("none.npy y.npy", "none.npy"),
+        ("p.npy none.npy", "none.npy"),
+        ("y.npy y.npy", "`probabilities` must have shape (prefixes, rows, classes)"),
+        ("z.npy y.npy", "`probabilities[0]` (the prefix of width 8) must hold probabilities"),
+        ("p.npy p.npy", "`labels` must hold integer class ids"),
+        ("p.npy short.npy", "`labels` must have one class id per row"),
+        ("p.npy y.npy --dims 8,16", "`probabilities` must hold one (rows, classes) array per prefix, 2 for (8, 16)"),
+        ("p.npy y.npy --dims 16,8,32", "strictly increasing"),
+        ("p.npy y.npy --confidence x", "`confidence` must be one of"),
+        ("p.npy y.npy --variant x", "`variant` must be one of"),
+        ("p.npy y.npy --max-gap 0.1 --seed 3", "--max-gap, --seed must come with --certify"),
+        ("p.npy y.npy --certify --variant code", "--variant is of the published rule"),
+        ("p.npy y.npy --certify --max-gap 2", "`max_gap` must be finite and in (0, 1)"),
+        ("p.npy y.npy --certify --max-error 0.0001", "`max_error` must be certifiable for the full width at least"),
+        ("text.npy y.npy", "`text.npy` must be a .npy file of numbers"),
+    ],
+)
+def test_nothing_is_written_when_something_is_wrong(
+    folder: Path, capsys: pytest.CaptureFixture[str], arguments: str, message: str
+) -> None:
+    np.save("short.npy", np.load("y.npy")[:5])
+    Path("text.npy").write_text("0.5")
+    before = files(folder)
+    assert calibrate(f"{arguments} -o c.json --figure c.png") == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert message in err
+    assert err.count("\n") == 1
+    assert files(folder) == before
+
+
+@pytest.mark.parametrize("arguments", ["--dims 8,x", "-o none/c.json", "--figure none/c.png", "-o ."])
+def test_wrong_options_are_refused_before_any_work(
+    folder: Path, capsys: pytest.CaptureFixture[str], arguments: str
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        calibrate(f"p.npy y.npy {arguments}")
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
