@@ -6,10 +6,9 @@ import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Self
 
-from matryoshka import _checks, _files
+from matryoshka import _checks
 from matryoshka._typing import NestingLike
 from matryoshka.cascade._certify import Certificate
 from matryoshka.cascade._confidence import MEASURES
@@ -92,6 +91,8 @@ class CascadeValue:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the cascade to a JSON file: whole, or not at all."""
+        from matryoshka import _files  # with what it needs of the standard library, half of what an import costs
+
         _files.write_text(path, self.to_json() + "\n")
 
     @classmethod
@@ -117,6 +118,8 @@ class CascadeValue:
         ValueError
             The file holds no cascade, or one of another ladder.
         """
+        from pathlib import Path
+
         cascade = cls.from_json(Path(path).read_text(encoding="utf-8"))
         if nesting is not None and cascade.dims != (dims := as_nesting(nesting).dims):
             msg = (

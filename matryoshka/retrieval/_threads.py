@@ -9,9 +9,11 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -62,6 +64,8 @@ def each(work: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
 
 @cache
 def _pool() -> ThreadPoolExecutor:
+    from concurrent.futures import ThreadPoolExecutor  # slow to load, and needed by long searches only
+
     return ThreadPoolExecutor(max(1, n_threads() - 1), thread_name_prefix="matryoshka")
 
 

@@ -11,7 +11,7 @@ from matryoshka import _checks
 from matryoshka._array import accumulator_dtype, arange, from_numpy, full, is_floating, is_integer, namespace, to_numpy
 from matryoshka._typing import Array, Namespace
 from matryoshka.embeddings import truncate
-from matryoshka.retrieval import _device, _scan, _stages, _store
+from matryoshka.retrieval import _device, _scan, _stages
 from matryoshka.retrieval._host import Sliceable, is_remote, is_sliceable, view, widen
 from matryoshka.retrieval._prefix import Prefix, build, inspect
 from matryoshka.retrieval._rows import DeviceRows, HostRows, Rows
@@ -201,6 +201,8 @@ class Corpus:
             The folder cannot be written.
         """
         self._rows.check()
+        from matryoshka.retrieval import _store
+
         _store.save(path, self._rows, self._prefixes, self.metric)
 
     @classmethod
@@ -228,6 +230,8 @@ class Corpus:
         ValueError
             The folder holds no corpus, or a damaged one.
         """
+        from matryoshka.retrieval import _store  # with what it needs of the standard library, slow to load
+
         record, arrays = _store.load(path, mmap=mmap)
         like = np.empty(0) if like is None else like
         corpus = cls.__new__(cls)
