@@ -323,6 +323,7 @@ def test_printed_and_as_json(rng: np.random.Generator) -> None:
     report = audit(nested(rng), labels=rng.integers(0, 4, size=200))
     text = str(report)
     assert text.splitlines()[0] == report.verdict
+    assert text.isascii()
     assert "class mean" in text
     assert "passes" in text
     assert f"Ladder: {', '.join(map(str, report.ladder))}" in text
@@ -338,7 +339,7 @@ def test_printed_and_as_json(rng: np.random.Generator) -> None:
 def test_a_funnel_that_does_not_pay_is_not_recommended() -> None:
     report = replace(report_of(row(4), row(8)), funnel=Funnel((8,), ()))
     assert "Funnel: none is cheaper than an exact search of 9 rows." in str(report)
-    assert "Funnel: 4 → 8, keep 5: " in str(replace(report, funnel=Funnel((4, 8), (5,))))
+    assert "Funnel: 4 > 8, keep 5: " in str(replace(report, funnel=Funnel((4, 8), (5,))))
 
 
 @pytest.mark.parametrize("labelled", [False, True])

@@ -195,12 +195,12 @@ def _table(audit: Audit) -> list[str]:
             str(row.dim),
             _percent(row.energy),
             _percent(row.kept),
-            f"{100 * row.kept_low:.0f}–{100 * row.kept_high:.0f}",
+            f"{100 * row.kept_low:.0f}-{100 * row.kept_high:.0f}",
             _percent(row.random),
-            f"{100 * row.random_low:.0f}–{100 * row.random_high:.0f}",
+            f"{100 * row.random_low:.0f}-{100 * row.random_high:.0f}",
             _percent(row.last),
             _percent(row.pca),
-            "" if full else f"{row.worth:.2f} ×",
+            "" if full else f"{row.worth:.2f} x",
             "" if full else f"{row.p_value:.2f}",
         ]
         if row.nearest_neighbor_accuracy is not None and row.nearest_class_mean_accuracy is not None:
@@ -223,10 +223,10 @@ def _advice(audit: Audit) -> list[str]:
     lines = [f"Ladder: {', '.join(map(str, audit.ladder))}"]
     if len(audit.funnel.dims) == 1:
         return [*lines, f"Funnel: none is cheaper than an exact search of {audit.n_rows:,} rows."]
-    stages = " → ".join(map(str, audit.funnel.dims))
+    stages = " > ".join(map(str, audit.funnel.dims))
     lists = ", ".join(map(str, audit.funnel.keep))
     plan = (
-        f"Funnel: {stages}, keep {lists}: {audit.funnel.speedup(audit.n_rows, executed=True):.1f} × fewer "
+        f"Funnel: {stages}, keep {lists}: {audit.funnel.speedup(audit.n_rows, executed=True):.1f} x fewer "
         f"multiply-adds over {audit.n_rows:,} rows; check it with Funnel.calibrate."
     )
     return [*lines, plan]
