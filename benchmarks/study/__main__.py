@@ -43,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", default="digits", help="what to study, see below (default: %(default)s)")
     parser.add_argument("--output", type=Path, default=Path("report"), help="folder to write (default: %(default)s)")
     parser.add_argument("--seed", type=_integer(0, 2**31), default=0, help="of the first run (default: %(default)s)")
-    parser.add_argument("--runs", type=_integer(1, 1000), default=5, help="runs to average (default: %(default)s)")
+    parser.add_argument("--runs", type=_integer(1, 1000), default=3, help="runs to average (default: %(default)s)")
     return parser
 
 

@@ -30,7 +30,7 @@ class Settings:
     """What to train and how often; the run with number i uses the seed ``seed + 1000 i``."""
 
     seed: int = 0
-    runs: int = 5
+    runs: int = 3
     dims: tuple[int, ...] = (2, 4, 8, 16, 32, 64)
     training: Training = field(default_factory=Training)
     large: int = 200_000

@@ -7,7 +7,6 @@ labelled where it stands. Shares are drawn on an axis that stretches towards 100
 from __future__ import annotations
 
 import io
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,7 +32,13 @@ STYLE = {
     "adaptive": ("#E69F00", "s"),
     "funnel": ("#009E73", "^"),
 }
-TICKS = (0.0, 0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99, 1.0)
+TICKS = [
+    percent / 100
+    for step, least in ((50, 0), (20, 0), (10, 0), (5, 0), (2, 80), (1, 85))
+    for percent in range(least, 101, step)
+]
+"""Shares that may be marked on an axis, the roundest first."""
+
 LINE_HEIGHT, LABEL_WIDTH = 13, 110  # points
 ROOM_ABOVE = 0.004
 """Added to 100 % before the logarithm is taken, so that a perfect score has a place on the axis."""
@@ -72,12 +77,13 @@ def cascade(record: Record) -> bytes:
     )
     name = "one network per width (FF)"
     _label(axes, [_line(axes, "FF", name, [int(dim) for dim in fixed], _means(fixed))], beside=(10, -3), grow=-1)
-    for found, curve, side in zip(record["cascades"], curves, itertools.cycle(((-9, 4), (9, -9)))):
+    lines = []
+    for found, curve in zip(record["cascades"], curves, strict=True):
         reached = [point["accuracy"]["mean"] for point in curve]
         used = [point["expected_dim"]["mean"] for point in curve]
         name = f"{found['network']} cascade ({found['calibration']})"
-        line = _line(axes, found["network"], name, used, reached)
-        _label(axes, [line], beside=side, grow=1)
+        lines.append(_line(axes, found["network"], name, used, reached))
+    _label(axes, lines, beside=(-9, 0), grow=1)
     return _png(figure)
 
 
@@ -95,16 +101,15 @@ def retrieval(record: Record) -> bytes:
         lines = _plan_lines(axes, plans[size])
         if size == "small":
             counts = [plan["multiply_adds"] for plan in plans[size] if plan["kind"] == "exact"]
-            lines.append(_line(axes, "FF", "exact, one network per width (FF)", counts, _means(fixed)))
+            lines.append(_line(axes, "FF", "exact (FF)", counts, _means(fixed)))
         axes.set(xscale="log", title=f"Ten neighbours {title}")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
         axes.xaxis.set_minor_locator(NullLocator())
-        if size == "small":
-            _label(axes, lines, beside=(4, -12), grow=-1)
-        else:
-            axes.set_xlim(left=min(plan["multiply_adds"] for plan in plans[size]) / 2.2)
-            _label(axes, lines, beside=(-9, 0), grow=1)
+        first = min(line.point[0] for line in lines)
+        axes.set_xlim(left=first / 2.6)
+        _label(axes, [line for line in lines if line.point[0] < 1.2 * first], beside=(-9, 0), grow=1)
+        _label(axes, [line for line in lines if line.point[0] >= 1.2 * first], beside=(4, -12), grow=-1)
     widths = _listed(record["settings"]["dims"])
     figure.supxlabel(
         f"multiply-adds per query; along each line the first comparison takes {widths} numbers", fontsize=10
@@ -209,10 +214,24 @@ def _width_axis(axes: Axes, dims: Sequence[int], *, room: float) -> None:
 
 def _share_axis(axes: Axes, shares: Sequence[float]) -> None:
     """Give the axis of shares room for all of them, stretched towards 100 %; panels that share it follow."""
+    low, high = _stretch(np.array([min(shares), max(shares)]))
+    room = max(high - low, 0.02)
+    low, high = max(low - 0.07 * room, float(_stretch(np.array(0.0)))), high + 0.04 * room
     axes.set_yscale("function", functions=(_stretch, _unstretch))
-    axes.set_ylim(max(0.0, 1.15 * min(shares) - 0.15), min(1.0, max(shares) + 0.003))
-    axes.yaxis.set_major_locator(FixedLocator(TICKS))
+    axes.set_ylim(*_unstretch(np.array([low, high])))
+    axes.yaxis.set_major_locator(FixedLocator(_ticks(low, high)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g}"))
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Choose round shares to mark between two stretched ones, the roundest first, none too near another."""
+    chosen: list[float] = []
+    for share in TICKS:
+        place = float(_stretch(np.array(share)))
+        apart = all(abs(place - float(_stretch(np.array(other)))) > 0.06 * (high - low) for other in chosen)
+        if low <= place <= high and apart:
+            chosen.append(share)
+    return sorted(chosen)
 
 
 def _listed(values: Sequence[int]) -> str:

@@ -31,7 +31,7 @@ class Training:
     """How long to train: at least `steps` batches, and at least `epochs` passes over the rows."""
 
     steps: int = 600
-    epochs: int = 10
+    epochs: int = 5
 
     def steps_for(self, n: int) -> int:
         return max(self.steps, self.epochs * n // BATCH)
