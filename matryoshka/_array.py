@@ -135,10 +135,13 @@ def _dtype_name(array: Array) -> str:
     return str(getattr(array.dtype, "name", array.dtype)).rpartition(".")[2]
 
 
-def row_count(array: Array, xp: Namespace) -> Any:
-    """Return the length of the first axis: an int, or a 0-d integer array where a graph leaves it open (None)."""
-    n = array.shape[0]
-    return xp.shape(array)[0] if n is None else n
+def length(array: Array, axis: int, xp: Namespace, *, dtype: object = None) -> Any:
+    """Return the length of an axis: an int, or where a graph leaves it open (None), a 0-d array of integers or `dtype`."""
+    n = array.shape[axis]
+    if n is not None:
+        return n
+    n = xp.shape(array)[axis]
+    return n if dtype is None else xp.astype(n, dtype)
 
 
 def widest_dtype(xp: Namespace) -> object:
@@ -237,11 +240,10 @@ def exp_(array: Array, xp: Namespace) -> Array:
 
 def subtract_at(matrix: Array, columns: Array, amount: float, xp: Namespace) -> Array:
     """Return `matrix` less `amount` at one column of each row, written over `matrix` where its library can."""
-    n_rows, n_columns = matrix.shape
     if can_write(xp):
-        matrix[arange(n_rows, like=matrix, xp=xp), columns] -= amount
+        matrix[arange(matrix.shape[0], like=matrix, xp=xp), columns] -= amount
         return matrix
-    hit = arange(n_columns, like=matrix, xp=xp, dtype=columns.dtype) == columns[:, None]
+    hit = arange(length(matrix, 1, xp), like=matrix, xp=xp, dtype=columns.dtype) == columns[:, None]
     return xp.where(hit, matrix - amount, matrix)
 
 
