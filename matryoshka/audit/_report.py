@@ -126,8 +126,8 @@ class Audit:
         if self.smallest_dim is not None:
             row = next(row for row in self.rows if row.dim == self.smallest_dim)
             return (
-                f"Yes: truncates down to {row.dim} of {self.dim} columns, which keep {_percent(row.kept)} of the "
-                f"{self.k} nearest neighbours, as many as {round(row.worth * row.dim)} random columns would."
+                f"Yes: truncates down to {row.dim:,} of {self.dim:,} columns, which keep {_percent(row.kept)} of the "
+                f"{self.k} nearest neighbours, as many as {round(row.worth * row.dim):,} random columns would."
             )
         if any(row.beats_random for row in self.rows[:-1]):
             return (
