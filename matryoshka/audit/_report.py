@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from matryoshka.audit._figure import figure
 from matryoshka.audit._rule import KEPT, LEVEL, WORTH
 from matryoshka.retrieval import Funnel
 
 
-@dataclass(frozen=True)
-class AuditRow:
+class AuditRow(NamedTuple):
     """What an audit found at one width. Shares lie within [0, 1].
 
     Attributes
@@ -160,10 +159,12 @@ class Audit:
         str
             An object of kind "audit".
         """
-        funnel = None if self.funnel is None else {"dims": self.funnel.dims, "keep": self.funnel.keep}
-        record = {"kind": "audit", "version": 1, "truncates": self.truncates, "smallest_dim": self.smallest_dim}
-        record |= {"ladder": self.ladder, "verdict": self.verdict, "notes": self.notes}
-        return json.dumps(record | asdict(self) | {"funnel": funnel})
+        record: dict[str, Any] = {"kind": "audit", "version": 1}
+        record |= {name: getattr(self, name) for name in ("truncates", "smallest_dim", "ladder", "verdict", "notes")}
+        record |= vars(self) | {"rows": [row._asdict() for row in self.rows]}
+        if self.funnel is not None:
+            record["funnel"] = {"dims": self.funnel.dims, "keep": self.funnel.keep}
+        return json.dumps(record)
 
     def figure(self) -> Any:
         """Draw the audit.
