@@ -41,15 +41,6 @@ def weights_of_logits(rows: Array, temperature: float, xp: Namespace) -> Weights
     return weights, xp.ones_like(weights[:, 0]), xp.sum(weights, axis=-1)
 
 
-def measure(name: str) -> Callable[[Weights, Namespace], Array]:
-    """Return the measure of that name: weights to numbers (n,) within [0, 1].
-
-    Rounding is undone by a clip, so that a threshold of 1 is passed by no row.
-    """
-    formula = MEASURES[name]
-    return lambda weights, xp: xp.clip(formula(weights, xp), 0.0, 1.0)
-
-
 def _max_probability(weights: Weights, xp: Namespace) -> Array:
     _, largest, total = weights
     return largest / total
@@ -71,4 +62,9 @@ def _entropy(weights: Weights, xp: Namespace) -> Array:
     return 1.0 - entropy / math.log(rows.shape[1])
 
 
-MEASURES = {"max_probability": _max_probability, "margin": _margin, "entropy": _entropy}
+MEASURES: dict[str, Callable[[Weights, Namespace], Array]] = {
+    "max_probability": _max_probability,
+    "margin": _margin,
+    "entropy": _entropy,
+}
+"""Each maps weights to numbers (n,) within [0, 1], but for rounding."""

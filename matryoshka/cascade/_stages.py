@@ -31,12 +31,13 @@ class Reader:
     def read(self, probabilities: Prefixes) -> Stages:
         """Check every prefix and reduce it, one prefix at a time."""
         prefixes, xp = self.prefixes(probabilities)
-        measure = _confidence.measure(self.confidence)
+        measure = _confidence.MEASURES[self.confidence]
         answers, confidences = [], []
         for i, rows in enumerate(prefixes):
             self.check(i, rows, xp)
             answers.append(xp.argmax(rows, axis=-1))
-            confidences.append(measure(self.weights(i, rows, xp), xp))
+            # Undo rounding, so that a threshold of 1 is passed by no row.
+            confidences.append(xp.clip(measure(self.weights(i, rows, xp), xp), 0.0, 1.0))
         return Stages(tuple(answers), tuple(confidences), int(prefixes[0].shape[1]))
 
     def score(self, probabilities: Prefixes, labels: Array) -> Scored:

@@ -1,0 +1,138 @@
+"""What `Cascade.classify` takes against the full head, beside what its multiply-adds promise.
+
+Thresholds are set such that stated shares of 1,024 rows exit at each width. Batches of 1 are 32 calls in a row; their
+time is that of all 32. The full head is one product and the argmax of its logits.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+
+from matryoshka import Cascade
+
+DIMS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048)
+EXITS = {
+    "early": (0.45, 0.20, 0.12, 0.08, 0.04, 0.03, 0.02, 0.02),
+    "late": (0.14, 0.03, 0.01, 0.14, 0.22, 0.23, 0.14, 0.00),
+    "three stops": (0.45, 0.00, 0.25, 0.00, 0.20, 0.00, 0.00, 0.00),
+}
+N_ROWS = 1024
+SINGLES = 32
+FULL_SECONDS: dict[tuple[str, int, int], float] = {}
+
+
+@cache
+def problem(n_classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Embeddings (1024, 2048) and a tied head (c, 2048); later columns matter less, some rows are harder than others."""
+    rng = np.random.default_rng(0)
+    scale = ((1 + np.arange(2048)) ** -0.35).astype(np.float32)
+    weight = rng.standard_normal((n_classes, 2048), dtype=np.float32) * scale
+    difficulty = (0.15 + rng.gamma(1.5, 0.9, size=(N_ROWS, 1))).astype(np.float32)
+    noise = rng.standard_normal((N_ROWS, 2048), dtype=np.float32) * scale
+    return weight[rng.integers(n_classes, size=N_ROWS)] + difficulty * noise, weight
+
+
+@cache
+def confidences(n_classes: int) -> np.ndarray:
+    """Largest probabilities (8, 1024) of all prefixes but the last."""
+    embeddings, weight = problem(n_classes)
+    rows, logits, start = [], np.zeros((N_ROWS, n_classes), np.float32), 0
+    for dim in DIMS[:-1]:
+        logits += embeddings[:, start:dim] @ weight[:, start:dim].T
+        rows.append([1 / np.exp(row - row.max()).sum() for row in logits])
+        start = dim
+    return np.array(rows)
+
+
+def cascade(n_classes: int, shares: tuple[float, ...]) -> Cascade:
+    """The cascade by which these shares of the rows exit; a share of 0 gives threshold 1."""
+    waiting, thresholds = np.ones(N_ROWS, bool), []
+    for confidence, share in zip(confidences(n_classes), shares, strict=True):
+        count = round(share * N_ROWS)
+        left = np.sort(confidence[waiting])[::-1]
+        thresholds.append(float(left[count - 1] + left[count]) / 2 if count else 1.0)
+        waiting &= ~(confidence > thresholds[-1])
+    return Cascade(DIMS, thresholds)
+
+
+def on(framework: str, array: np.ndarray) -> Any:
+    if framework == "numpy":
+        return array
+    import torch
+
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    return torch.from_numpy(array)
+
+
+def batches(embeddings: Any, batch: int) -> list[Any]:
+    return [embeddings[i : i + batch] for i in range(0, N_ROWS if batch > 1 else SINGLES, batch)]
+
+
+def group(framework: str, n_classes: int, batch: int) -> str:
+    return f"{framework}, {n_classes:,} classes, batch {batch:,}"
+
+
+SIZES = [(1000, 1), (1000, 1024), (10_000, 1), (10_000, 1024), (100_000, 1), (100_000, 1024)]
+sizes = pytest.mark.parametrize(("n_classes", "batch"), SIZES)
+frameworks = pytest.mark.parametrize("framework", ["numpy", "torch"])
+
+
+def time(benchmark: Any, run: Callable[[], object], n_classes: int, batch: int) -> float:
+    rounds = 3 if n_classes * batch > 10**8 else 7 if n_classes * batch > 10**7 else 15
+    benchmark.pedantic(run, rounds=rounds, warmup_rounds=1)
+    return statistics.median(benchmark.stats.stats.data)
+
+
+@frameworks
+@sizes
+def test_full(benchmark: Any, framework: str, n_classes: int, batch: int) -> None:
+    embeddings, weight = (on(framework, array) for array in problem(n_classes))
+    parts = batches(embeddings, batch)
+    benchmark.group = group(framework, n_classes, batch)
+    seconds = time(benchmark, lambda: [(part @ weight.T).argmax(1) for part in parts], n_classes, batch)
+    FULL_SECONDS[framework, n_classes, batch] = seconds
+    rows = sum(len(part) for part in parts)
+    benchmark.extra_info.update(row="full head", reference=True, multiply_adds=rows * n_classes * 2048)
+
+
+@frameworks
+@sizes
+@pytest.mark.parametrize("exits", EXITS)
+@pytest.mark.parametrize("head", ["tied", "separate"])
+def test_classify(benchmark: Any, framework: str, n_classes: int, batch: int, exits: str, head: str) -> None:
+    embeddings, weight = problem(n_classes)
+    policy = cascade(n_classes, EXITS[exits])
+    parts = batches(on(framework, embeddings), batch)
+    heads: Any = (on(framework, weight), None)
+    if head == "separate":
+        heads = [(on(framework, np.ascontiguousarray(weight[:, :dim])), None) for dim in DIMS]
+    benchmark.group = group(framework, n_classes, batch)
+    seconds = time(benchmark, lambda: [policy.classify(part, heads) for part in parts], n_classes, batch)
+    exit_dims = np.concatenate([np.asarray(policy.classify(part, heads)[1]) for part in parts])
+    visited = {dim: cost(policy, i, head) for i, dim in enumerate(DIMS)}
+    columns = sum(visited[int(dim)] for dim in exit_dims)
+    theory = len(exit_dims) * 2048 / columns
+    clock = FULL_SECONDS[framework, n_classes, batch] / seconds
+    benchmark.extra_info.update(
+        {
+            "row": f"{head} head, exits {exits}",
+            "multiply_adds": columns * n_classes,
+            "mean exit dim": float(exit_dims.mean()),
+            "factor in theory": theory,
+            "on the clock": clock,
+            "share reached": clock / theory,
+        }
+    )
+
+
+def cost(policy: Cascade, i: int, head: str) -> int:
+    """Columns of the heads that a row meets which exits at prefix i; prefixes where none can exit are passed over."""
+    met = [dim for dim, threshold in zip(DIMS[:i], policy.thresholds, strict=False) if threshold < 1] + [DIMS[i]]
+    return DIMS[i] if head == "tied" else sum(met)
