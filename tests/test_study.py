@@ -10,6 +10,7 @@ import json
 import re
 import struct
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -194,9 +195,42 @@ def test_a_head_of_full_rank_is_the_head_itself(tmp_path: Path) -> None:
     split = data.load(write(tmp_path, "npz", arrays())).split(0)
     with networks.reproducible(), networks.tqdm(disable=True) as progress:
         network = networks.train(split.train, 8, (8,), 3, seed=0, progress=progress, training=SMALL.training)
+    weight, bias = network.only_classifier()
+    bias[:] = (0.0, 2.0, -1.0)  # enough to change answers
     answers = network.probabilities(split.test.features)[0].argmax(-1)
     low_rank = [accuracy._low_rank_head(network, rank, split.test) for rank in (3, 8)]
     assert low_rank == [float((answers == split.test.labels).mean())] * 2
+    rank_one = np.linalg.svd(weight)[0][:, :1] @ (np.linalg.svd(weight)[0][:, :1].T @ weight)
+    logits = network.embed(split.test.features) @ rank_one.T + bias
+    expected = float((logits.argmax(-1) == split.test.labels).mean())
+    assert accuracy._low_rank_head(network, 1, split.test) == expected
+
+
+def test_reductions_keep_the_strongest_directions(rng: np.random.Generator) -> None:
+    features = rng.normal(size=(40, 6)) * (5, 0.1, 3, 1, 2, 0.5) + (9, 0, 0, 0, 0, 0)
+    reductions = accuracy._reductions(features, seed=0)
+    for name, rows in (("SVD", features), ("PCA", features - features.mean(axis=0))):
+        left, values, _ = np.linalg.svd(rows, full_matrices=False)
+        for dim in (1, 3, 6):
+            reduced = reductions[name](features, dim)
+            strongest = left[:, :dim] * values[:dim]
+            np.testing.assert_allclose(reduced @ reduced.T, strongest @ strongest.T, atol=1e-9)
+    columns = reductions["random columns"](features, 6)
+    np.testing.assert_array_equal(reductions["random columns"](features, 2), columns[:, :2])
+    assert {tuple(column) for column in columns.T} == {tuple(column) for column in features.T}
+
+
+def test_the_nearest_row_is_found_by_cosine(rng: np.random.Generator) -> None:
+    features, queries = rng.normal(size=(30, 4)), rng.normal(size=(9, 4))
+    labels, query_labels = np.arange(30) % 3, np.arange(9) % 3
+    rows = data.Rows(features, labels)
+    split = data.Split(train=rows, calibration=rows, test=data.Rows(queries, query_labels))
+    for dim, share in accuracy._one_nn(features, queries, split, (2, 4)).items():
+        hits = 0
+        for query, label in zip(queries[:, :dim], query_labels, strict=True):
+            cosines = [float(row @ query / (row @ row) ** 0.5) for row in features[:, :dim]]
+            hits += labels[cosines.index(max(cosines))] == label
+        assert share == pytest.approx(hits / 9)
 
 
 def test_the_same_seed_gives_the_same_numbers(record: dict[str, Any], tmp_path: Path) -> None:
@@ -228,7 +262,17 @@ def test_the_record_holds_every_method_at_every_width(record: dict[str, Any]) ->
     assert json.loads(json.dumps(record)) == record
 
 
-def test_nothing_is_left_changed(record: dict[str, Any]) -> None:
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    torch = load("torch")
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_nothing_is_left_changed() -> None:
     torch = load("torch")
     before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(), torch.random.get_rng_state()
     with networks.reproducible():
