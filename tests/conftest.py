@@ -132,6 +132,13 @@ def library(request: pytest.FixtureRequest) -> Library:
     return request.param
 
 
+@pytest.fixture(params=[library for library in LIBRARIES if library.name != "jax"], ids=_id)
+def eager_library(request: pytest.FixtureRequest) -> Library:
+    """A library that takes arrays of a new shape at once, where JAX would compile every operation for them."""
+    load(request.param.name)
+    return request.param
+
+
 @pytest.fixture(params=HALVES, ids=_id)
 def half(request: pytest.FixtureRequest) -> Library:
     """A library in half precision."""

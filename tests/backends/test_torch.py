@@ -601,19 +601,19 @@ def compiled_and_eager(module: Any, arguments: list[Any], backend: str) -> list[
     return list(zip(*results, strict=True))
 
 
-@pytest.mark.parametrize("name", ["mrl", "mrl-e", "info-nce"])
+@pytest.mark.parametrize("name", ["mrl", "info-nce"])
 def test_modules_compile_to_one_graph(name: str) -> None:
     """Ahead-of-time autograd included, without the code generator, which takes its time."""
     if name == "info-nce":
         module = modules.InfoNCE(NESTING, symmetric=True, learnable_temperature=True)
         arguments = [draw(4, 7), draw(5, 7)]
     else:
-        module, arguments = modules.MRLHead(NESTING, N_CLASSES, tied=name == "mrl-e"), [draw(6, 7), LABELS]
+        module, arguments = modules.MRLHead(NESTING, N_CLASSES), [draw(6, 7), LABELS]
     for compiled, eager in compiled_and_eager(module, arguments, "aot_eager"):
         torch.testing.assert_close(compiled, eager)
 
 
-def test_a_compiled_head_runs_as_generated_code() -> None:
+def test_a_tied_head_compiles_to_generated_code() -> None:
     head = modules.MRLHead(NESTING, N_CLASSES, tied=True)
     for compiled, eager in compiled_and_eager(head, [draw(6, 7), LABELS], "inductor"):
         torch.testing.assert_close(compiled, eager)
