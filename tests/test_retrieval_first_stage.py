@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import Library, load
-from oracles import retrieval_funnel, retrieval_rank
+from oracles import retrieval_funnel, retrieval_rank, retrieval_similarity
 
 from matryoshka import Corpus, Funnel
 from matryoshka.retrieval import _device, _prefix, _scan, _threads, corpus
@@ -92,6 +92,45 @@ def test_floods_of_equal_rows(
             assert len(set(scores[0].tolist())) == 1
         if metric == "cosine":
             assert ids[2].tolist() == list(range(30))  # a zero query scores 0 everywhere
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("pending", [300, 1 << 20])
+def test_rounding_of_products_does_not_show(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, pending: int
+) -> None:
+    """Products that are off by as much as they may be, which is far more than the scores lie apart."""
+    off, products, sampled = 0.05, _scan._Search.products, _prefix.Sample.scores
+    monkeypatch.setattr(_prefix.Prefix, "rounding", lambda self, queries: np.full(len(queries), off))
+
+    def disturbed(scores: np.ndarray) -> np.ndarray:
+        scores += rng.choice([-0.99 * off, 0.99 * off], scores.shape)
+        return scores
+
+    monkeypatch.setattr(_scan._Search, "products", lambda self, block: disturbed(products(self, block)))
+    monkeypatch.setattr(_prefix.Sample, "scores", lambda self, queries: disturbed(sampled(self, queries)))
+    monkeypatch.setattr(_scan, "_PENDING", pending)
+    rows, queries = rng.normal(size=(1500, 5)), rng.normal(size=(4, 5))
+    rows[700:900] = rows[3]
+    queries[1] = rows[3]
+    for k in (1, 15, 100):
+        _, ids = Corpus(rows).search(queries, k)
+        np.testing.assert_array_equal(ids, expected(rows, queries, k, 5, "cosine")[1])
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("dim", [3, 16, 700])
+def test_products_are_as_exact_as_thresholds_expect(rng: np.random.Generator, metric: str, dim: int) -> None:
+    rows = (rng.normal(size=(500, 700)) * rng.uniform(0.1, 10, size=(500, 1))).astype(np.float32)
+    queries = rng.normal(size=(5, 700)).astype(np.float32)
+    searched = Corpus(rows, metric=metric, search_dims=(dim,))
+    prefix = searched._prefixes[dim]
+    prepared = prefix.queries(searched._queries(queries))
+    found = prefix.sample.scores(prepared).T
+    exact = np.array([[retrieval_similarity(q, x, dim, metric) for x in rows] for q in queries])
+    if metric == "l2":  # products leave out what is the same for all rows
+        exact += (queries[:, :dim].astype(np.float64) ** 2).sum(axis=1)[:, None]
+    assert (np.abs(found - exact).max(axis=1) < prefix.rounding(prepared)).all()
 
 
 @pytest.mark.usefixtures("small_blocks")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -254,6 +254,15 @@ class Corpus:
         queries, ids = self._queries(queries), self._own(ids)
         return [to_numpy(scores) for scores in _stages.scores_at(self._rows, self.metric, queries, ids, dims)]
 
+    def _cut(self, rows: Array, dim: int) -> Array:
+        """Return prefixes as the metric compares them."""
+        return truncate(rows, dim, normalize=self.metric == "cosine")
+
+    def _cut_blocks(self, dim: int) -> Iterator[tuple[slice, Array]]:
+        """Give the prefixes of all rows, a block at a time."""
+        self._rows.check()
+        return ((block, self._cut(self._rows.read(block, dim), dim)) for block in self._rows.blocks())
+
     def _forget(self, keep: Iterable[int]) -> None:
         """Drop the blocks of all widths but these."""
         self._prefixes = {dim: prefix for dim, prefix in self._prefixes.items() if dim in set(keep)}
@@ -297,7 +306,7 @@ class Corpus:
         rows = self._own(queries)
         if not is_remote(rows):
             _checks.finite_rows(rows, "queries", namespace(("queries", rows)))
-        return truncate(rows, self.dim, normalize=self.metric == "cosine")
+        return self._cut(rows, self.dim)
 
     def _own(self, array: Array) -> Array:
         """Bring an argument to where the rows are computed with."""
