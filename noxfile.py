@@ -9,7 +9,7 @@ nox.options.default_venv_backend = "virtualenv"
 nox.options.reuse_venv = "yes"
 
 PROJECT = nox.project.load_toml("pyproject.toml")
-LIBRARIES = "numpy array_api_strict torch jax"
+LIBRARIES = "numpy array_api_strict torch jax faiss"
 
 
 def install(session: nox.Session, *what: str, group: str | None = None) -> None:
@@ -43,7 +43,7 @@ def pytest(session: nox.Session, *arguments: str, libraries: str) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run every test and every example on every array library, on the installed wheel."""
-    install_wheel(session, "[torch,jax,cli]", group="test")
+    install_wheel(session, "[torch,jax,faiss,cli]", group="test")
     pytest(session, "--doctest-modules", "--pyargs", "matryoshka", "tests", libraries=LIBRARIES)
 
 
@@ -74,7 +74,7 @@ def types(session: nox.Session) -> None:
 @nox.session
 def docs(session: nox.Session) -> None:
     """Build the documentation into docs/_build; a warning is an error."""
-    install(session, "-e", ".[torch]", group="docs")
+    install(session, "-e", ".[torch,faiss]", group="docs")
     session.run("sphinx-build", "-W", "--keep-going", "-E", "docs", "docs/_build")
 
 

@@ -21,7 +21,7 @@ FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 def test_examples(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     text = re.sub(r"^```.*$", "", DOCUMENTS[name], flags=re.MULTILINE)  # a blank line ends the expected output
-    for library in set(re.findall(r">>> (?:import|from) (jax|sklearn|torch)\b", text)):
+    for library in set(re.findall(r">>> (?:import|from) (?:matryoshka\.)?(faiss|jax|sklearn|torch)\b", text)):
         load(library)
     examples = doctest.DocTestParser().get_doctest(text, {"__name__": "__main__"}, name, str(ROOT / name), 0)
     report: list[str] = []

@@ -28,7 +28,7 @@ MODULES = [
         if "._" not in module.name  # what is private, and `__main__`
     ),
 ]
-NEEDS = {"matryoshka.torch": "torch"}
+NEEDS = {"matryoshka.faiss": "faiss", "matryoshka.torch": "torch"}
 SHARED = {"as_nesting"}  # modules of the package share it; users need not know it
 RESULTS = {"Audit", "CascadeEvaluation"}  # the examples of what returns them show them
 API = Path(__file__).parents[1].joinpath("docs", "api.md").read_text(encoding="utf-8")

@@ -1,0 +1,330 @@
+"""A faiss index on leading columns as the first stage of a funnel.
+
+Prefixes and vector compression complement each other: the index holds few columns of each row, graphs, lists or codes
+of them if it likes, and the later stages of the funnel take the rows of the corpus.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from matryoshka import _checks, _files
+from matryoshka._array import from_numpy, namespace, to_numpy
+from matryoshka._optional import require
+from matryoshka._typing import Array
+from matryoshka.retrieval import Corpus, Funnel
+from matryoshka.retrieval._threads import n_threads
+
+faiss = require("faiss", extra="faiss", purpose="`matryoshka.faiss`")
+
+__all__ = ["FaissCorpus"]
+
+_TRAINING_ROWS = 1 << 16
+_ROWS_PER_LIST = 256
+"""Rows that faiss trains on at most, in all and for each list of an inverted file; it would drop more."""
+
+
+class FaissCorpus:
+    """A corpus whose funnels start with a faiss index instead of an exact search.
+
+    Parameters
+    ----------
+    corpus : Corpus
+        The rows, their metric, and the later stages.
+    index : faiss.Index or str
+        An index, or a text for ``faiss.index_factory`` such as "Flat", "HNSW32", "IVF1024,Flat" or "IVF1024,PQ8". An
+        index that is empty is trained if it must be, and filled; one that holds as many rows as the corpus is taken to
+        hold its prefixes in their order (of unit length under "cosine"). It is kept, not copied.
+    dim : int, optional
+        Leading columns that the index holds. By default the width of an index that is given, and for a text the full
+        width.
+    parameters : str, default ""
+        Search-time settings as ``faiss.ParameterSpace`` reads them, such as "nprobe=16" or "efSearch=64".
+    seed : int, default 0
+        Draws the rows to train on.
+
+    Raises
+    ------
+    TypeError
+        `corpus` is no Corpus, or `index` neither an index nor a text.
+    ValueError
+        faiss does not know the text or a parameter, or needs more rows to train on; or width, metric or number of rows
+        of the index do not fit the corpus.
+
+    Notes
+    -----
+    "cosine" and "ip" make indexes of inner products, "l2" of Euclidean distances; an index of Euclidean distances
+    that is given serves "cosine" too. faiss computes in float32 and runs on the threads that OMP_NUM_THREADS names, as
+    the rest of the search does. On several threads it builds other graphs from run to run.
+
+    A funnel that was certified on the `corpus` alone is not certified here: the index misses rows of its own. Measure
+    with `metrics.overlap_at_k` what is left.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from matryoshka import Corpus, Funnel
+    >>> embeddings = np.random.default_rng(0).normal(size=(500, 64)) * 0.9 ** np.arange(64)
+    >>> indexed = FaissCorpus(Corpus(embeddings), "HNSW32", dim=16)
+    >>> scores, ids = indexed.search(embeddings[:2], k=3, funnel=Funnel((16, 64), (50,)))
+    >>> ids.shape, ids[:, 0]
+    ((2, 3), array([0, 1]))
+    """
+
+    def __init__(
+        self, corpus: Corpus, index: Any, *, dim: int | None = None, parameters: str = "", seed: int = 0
+    ) -> None:
+        if not isinstance(corpus, Corpus):
+            msg = f"`corpus` must be a Corpus, got {type(corpus).__name__}; pass Corpus(embeddings)."
+            raise TypeError(msg)
+        self._corpus = corpus
+        if isinstance(index, str):
+            width = corpus.dim if dim is None else _checks.integer(dim, "dim", minimum=1, maximum=corpus.dim)
+            self._index = _made(index, width, _METRICS[corpus.metric][0])
+        else:
+            self._index = _given(index, dim, corpus)
+        if parameters:
+            with _explained(f"`parameters` must be settings of this index, got {parameters!r}"):
+                faiss.ParameterSpace().set_index_parameters(self._index, parameters)
+        if self._index.ntotal == 0:
+            with _threads():
+                self._train(np.random.default_rng(_checks.integer(seed, "seed", minimum=0)))
+                self._fill()
+
+    @property
+    def corpus(self) -> Corpus:
+        """The rows behind the index."""
+        return self._corpus
+
+    @property
+    def index(self) -> Any:
+        """The faiss index, to be tuned in place: ``indexed.index.hnsw.efSearch = 64``."""
+        return self._index
+
+    @property
+    def metric(self) -> str:
+        """The similarity: "cosine", "ip" or "l2"."""
+        return self._corpus.metric
+
+    @property
+    def dim(self) -> int:
+        """Width of the embeddings."""
+        return self._corpus.dim
+
+    @property
+    def search_dims(self) -> tuple[int]:
+        """Width of the index, at which funnels start."""
+        return (self._index.d,)
+
+    def __len__(self) -> int:
+        return len(self._corpus)
+
+    def __repr__(self) -> str:
+        return f"FaissCorpus({self._corpus!r}, {type(self._index).__name__}, dim={self._index.d})"
+
+    def search(self, queries: Array, k: int, *, funnel: Funnel | None = None) -> tuple[Array, Array]:
+        """Find rows similar to each query: candidates from the index, then the later stages of the funnel.
+
+        Parameters
+        ----------
+        queries : array (n_queries, dim), floating
+            As for `Corpus.search`.
+        k : int
+            Results per query, at least 1, and at most the last list of the funnel.
+        funnel : Funnel, optional
+            It starts at the width of the index, which is asked for ``keep[0]`` candidates. A funnel of one width takes
+            the `k` best of the index. None searches exactly at full width, without the index, as every corpus does.
+
+        Returns
+        -------
+        scores, ids : array (n_queries, k)
+            As for `Corpus.search`: the scores are computed from the rows of the corpus, not from codes of the index.
+            Where the index found fewer, the rest has id -1 and score -inf.
+
+        Raises
+        ------
+        TypeError
+            As for `Corpus.search`.
+        ValueError
+            As for `Corpus.search`, or the funnel starts at another width than that of the index.
+        """
+        if funnel is None:
+            return self._corpus.search(queries, k)
+        rows = self._corpus._queries(queries)
+        k = _checks.integer(k, "k", minimum=1)
+        plan = self._corpus._plan(funnel, k)
+        if plan.dims[0] != self._index.d:
+            msg = (
+                f"`funnel` must start at the width of the index, {self._index.d}, got {plan.dims}; change one of them."
+            )
+            raise ValueError(msg)
+        prefix = _as_faiss_reads(rows[:, : self._index.d])  # the length of a query does not change who is near it
+        with _threads():
+            _, found = self._index.search(prefix, min((*plan.keep, k)[0], len(self)))
+        ids = from_numpy(found, like=queries, xp=namespace(("queries", queries)))
+        return self._corpus.rerank(queries, ids, k, funnel=plan)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write corpus and index to a folder.
+
+        Parameters
+        ----------
+        path : path
+            The folder. One that stands there is replaced when the new one is whole; an error leaves it as it was.
+
+        Raises
+        ------
+        OSError
+            The folder cannot be written.
+        """
+        with _files.new_folder(path) as folder:
+            self._corpus.save(folder / _CORPUS)
+            try:
+                faiss.write_index(self._index, str(folder / _INDEX))
+            except RuntimeError as error:
+                raise OSError(_reason(error)) from error
+            _files.write_text(folder / _RECORD, json.dumps({"kind": "faiss corpus", "version": 1}))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, mmap: bool = False, like: Array | None = None) -> FaissCorpus:
+        """Read corpus and index from the folder that `save` wrote.
+
+        Parameters
+        ----------
+        path : path
+            The folder.
+        mmap : bool, default False
+            Leave the rows in their file, as in `Corpus.load`; the index is read either way.
+        like : array, optional
+            Any array of the library and on the device that queries will come from; NumPy by default.
+
+        Returns
+        -------
+        FaissCorpus
+            With the search-time settings that the index had.
+
+        Raises
+        ------
+        FileNotFoundError
+            There is no such folder.
+        ValueError
+            The folder holds no corpus with an index, or a damaged one.
+        """
+        folder = Path(path)
+        if folder.is_dir() and not (folder / _RECORD).is_file():
+            msg = (
+                f"`path` must be a folder that FaissCorpus.save wrote, got {os.fspath(path)!r} without {_RECORD}; "
+                "save anew."
+            )
+            raise ValueError(msg)
+        _checks.record((folder / _RECORD).read_text(encoding="utf-8"), kind="faiss corpus", keys=())
+        corpus = Corpus.load(folder / _CORPUS, mmap=mmap, like=like)
+        with _explained(f"`{folder / _INDEX}` must be the index that FaissCorpus.save wrote"):
+            index = faiss.read_index(str(folder / _INDEX))
+        if index.ntotal == 0:
+            msg = f"`{folder / _INDEX}` must hold {len(corpus)} rows, got none; save the corpus anew."
+            raise ValueError(msg)
+        return cls(corpus, index)
+
+    def _train(self, rng: np.random.Generator) -> None:
+        if self._index.is_trained:
+            return
+        inverted = faiss.try_extract_index_ivf(self._index)
+        most = max(_TRAINING_ROWS, 0 if inverted is None else _ROWS_PER_LIST * inverted.nlist)
+        n = len(self)
+        drawn = np.sort(rng.choice(n, size=min(n, most), replace=False))
+        parts = [rows[drawn[(drawn >= at.start) & (drawn < at.stop)] - at.start] for at, rows in self._blocks()]
+        with _explained(f"`index` must be one that can be trained on {len(drawn)} rows"):
+            self._index.train(np.concatenate(parts))
+
+    def _fill(self) -> None:
+        named = isinstance(self._index, faiss.IndexIDMap | faiss.IndexIDMap2)
+        with _explained("`index` must take rows"):
+            for at, rows in self._blocks():
+                if named:
+                    self._index.add_with_ids(rows, np.arange(at.start, at.stop))
+                else:
+                    self._index.add(rows)
+
+    def _blocks(self) -> Iterator[tuple[slice, np.ndarray]]:
+        return ((at, _as_faiss_reads(rows)) for at, rows in self._corpus._cut_blocks(self._index.d))
+
+
+_CORPUS, _INDEX, _RECORD = "corpus", "index.faiss", "faiss.json"
+
+_METRICS = {
+    "cosine": (faiss.METRIC_INNER_PRODUCT, faiss.METRIC_L2),
+    "ip": (faiss.METRIC_INNER_PRODUCT,),
+    "l2": (faiss.METRIC_L2,),
+}
+"""Distances of faiss that order rows as ours do; the first is for new indexes."""
+
+
+def _made(text: str, dim: int, metric: int) -> Any:
+    with _explained(f"`index` must be a factory string of faiss for {dim} columns, such as 'HNSW32', got {text!r}"):
+        return faiss.index_factory(dim, text, metric)
+
+
+def _given(index: Any, dim: int | None, corpus: Corpus) -> Any:
+    """Check an index that was made elsewhere, and return it."""
+    if not isinstance(index, faiss.Index):
+        msg = f"`index` must be a faiss.Index or a factory string, got {type(index).__name__}; pass 'Flat' or 'HNSW32'."
+        raise TypeError(msg)
+    if dim is not None and _checks.integer(dim, "dim") != index.d:
+        msg = f"`dim` must be the width of the index, {index.d}, got {dim}; leave it out."
+        raise ValueError(msg)
+    if index.d > corpus.dim:
+        msg = f"`index` must hold at most the {corpus.dim} columns of the corpus, got {index.d}; make a narrower one."
+        raise ValueError(msg)
+    if index.metric_type not in _METRICS[corpus.metric]:
+        kind = "inner products" if corpus.metric == "ip" else "Euclidean distances"
+        kind = "inner products or Euclidean distances" if corpus.metric == "cosine" else kind
+        msg = (
+            f"`index` must compute {kind} for metric {corpus.metric!r}, got metric_type {index.metric_type}; remake it."
+        )
+        raise ValueError(msg)
+    if index.ntotal not in (0, len(corpus)):
+        msg = (
+            f"`index` must be empty or hold the {len(corpus)} rows of the corpus, got {index.ntotal} rows; "
+            "pass an empty one, which is filled."
+        )
+        raise ValueError(msg)
+    return index
+
+
+def _as_faiss_reads(rows: Array) -> np.ndarray:
+    return np.ascontiguousarray(to_numpy(rows), np.float32)
+
+
+@contextmanager
+def _threads() -> Iterator[None]:
+    """Let faiss use as many threads as our own searches do, and leave its setting as it was."""
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(n_threads())
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)
+
+
+@contextmanager
+def _explained(rule: str) -> Iterator[None]:
+    """Turn an error of faiss into one that names the argument."""
+    try:
+        yield
+    except RuntimeError as error:
+        msg = f"{rule}; faiss says: {_reason(error)}"
+        raise ValueError(msg) from error
+
+
+def _reason(error: RuntimeError) -> str:
+    """Return what faiss complains about, without the place in its source."""
+    return re.sub(r"^Error in .*? at \S+:\d+: ", "", " ".join(str(error).split()))

@@ -1,0 +1,308 @@
+"""matryoshka.faiss: any index before a funnel, with the results of our own corpus where the index is exact."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import load
+
+faiss = load("faiss")
+
+from matryoshka import Corpus, Funnel, metrics  # noqa: E402 (faiss decides whether there is anything to test)
+from matryoshka.faiss import FaissCorpus  # noqa: E402
+from matryoshka.retrieval._threads import n_threads  # noqa: E402
+
+PLAN = Funnel((6, 12, 24), (60, 20))
+METRICS = ["cosine", "ip", "l2"]
+
+
+@pytest.fixture
+def rows(rng: np.random.Generator) -> np.ndarray:
+    lengths = rng.uniform(0.5, 2.0, size=(400, 1))
+    return (rng.normal(size=(400, 24)) * 0.85 ** np.arange(24) * lengths).astype(np.float32)
+
+
+@pytest.fixture
+def queries(rng: np.random.Generator) -> np.ndarray:
+    return (rng.normal(size=(7, 24)) * 0.85 ** np.arange(24)).astype(np.float32)
+
+
+def same(left: tuple[Any, Any], right: tuple[Any, Any]) -> None:
+    for a, b in zip(left, right, strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+def agree(left: tuple[Any, Any], right: tuple[Any, Any]) -> None:
+    """Compare with a search whose first stage leaves products behind: these sums are formed in another order."""
+    np.testing.assert_allclose(np.asarray(left[0]), np.asarray(right[0]), rtol=3e-6, atol=1e-6)
+    np.testing.assert_array_equal(np.asarray(left[1]), np.asarray(right[1]))
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("text", ["Flat", "IDMap,Flat"])
+def test_an_exact_index_gives_what_the_corpus_gives(
+    rows: np.ndarray, queries: np.ndarray, metric: str, text: str
+) -> None:
+    corpus = Corpus(rows, metric=metric)
+    indexed = FaissCorpus(corpus, text, dim=6)
+    for plan in (PLAN, Funnel((6, 24), (60,)), Funnel((6,), ())):
+        agree(indexed.search(queries, 9, funnel=plan), corpus.search(queries, 9, funnel=plan))
+    agree(indexed.search(queries, 9), corpus.search(queries, 9))
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize(
+    ("text", "parameters"),
+    [("HNSW16", "efSearch=80"), ("IVF8,Flat", "nprobe=8"), ("IVF4,PQ3x4", "nprobe=4"), ("SQ8", ""), ("PCA6,Flat", "")],
+)
+def test_any_index_finds_candidates(
+    rows: np.ndarray, queries: np.ndarray, metric: str, text: str, parameters: str
+) -> None:
+    corpus = Corpus(rows, metric=metric)
+    indexed = FaissCorpus(corpus, text, dim=12, parameters=parameters)
+    plan = Funnel((12, 24), (120,))
+    scores, ids = indexed.search(queries, 5, funnel=plan)
+    exact_scores, exact_ids = corpus.search(queries, 5)
+    assert metrics.overlap_at_k(ids, exact_ids, 5) > 0.9
+    found = ids[:, 0] == exact_ids[:, 0]
+    np.testing.assert_allclose(scores[found, 0], exact_scores[found, 0], rtol=3e-6)  # from the rows, not from codes
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_an_index_that_is_full_is_taken_as_it_is(rows: np.ndarray, queries: np.ndarray, metric: str) -> None:
+    prefixes = np.ascontiguousarray(rows[:, :6])
+    if metric == "cosine":
+        faiss.normalize_L2(prefixes)
+    index = faiss.IndexFlatIP(6) if metric == "ip" else faiss.IndexFlatL2(6)
+    index.add(prefixes)
+    indexed = FaissCorpus(Corpus(rows, metric=metric), index)
+    assert indexed.index is index
+    assert index.ntotal == 400
+    agree(indexed.search(queries, 9, funnel=PLAN), Corpus(rows, metric=metric).search(queries, 9, funnel=PLAN))
+
+
+def test_an_empty_index_is_trained_and_filled(rows: np.ndarray, queries: np.ndarray) -> None:
+    index = faiss.IndexIVFFlat(faiss.IndexFlatIP(6), 6, 4, faiss.METRIC_INNER_PRODUCT)
+    indexed = FaissCorpus(Corpus(rows), index)
+    assert index.is_trained
+    assert index.ntotal == 400
+    index.nprobe = 4
+    agree(indexed.search(queries, 9, funnel=PLAN), Corpus(rows).search(queries, 9, funnel=PLAN))
+
+
+def test_missing_candidates_are_padding(rows: np.ndarray, queries: np.ndarray) -> None:
+    indexed = FaissCorpus(Corpus(rows[:100]), "IVF50,Flat", dim=6)  # one list of 50: about two rows
+    scores, ids = indexed.search(queries, 20, funnel=PLAN)
+    assert ids.shape == (7, 20)
+    missing = ids == -1
+    assert missing.any(axis=1).all()
+    np.testing.assert_array_equal(missing, scores == -np.inf)
+    np.testing.assert_array_equal(np.sort(missing, axis=1), missing)  # behind what was found
+
+
+def test_more_results_than_rows(rows: np.ndarray, queries: np.ndarray) -> None:
+    corpus = Corpus(rows[:5])
+    for plan in (PLAN, Funnel((6,), ())):
+        found = FaissCorpus(corpus, "Flat", dim=6).search(queries, 8, funnel=plan)
+        agree(found, corpus.search(queries, 8, funnel=plan))
+        assert (found[1][:, 5:] == -1).all()
+
+
+def test_no_queries(rows: np.ndarray) -> None:
+    scores, ids = FaissCorpus(Corpus(rows), "Flat", dim=6).search(rows[:0], 3, funnel=PLAN)
+    assert scores.shape == ids.shape == (0, 3)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float64"])
+def test_other_dtypes(rows: np.ndarray, queries: np.ndarray, dtype: str) -> None:
+    corpus = Corpus(rows.astype(dtype))
+    found = FaissCorpus(corpus, "Flat", dim=6).search(queries.astype(dtype), 5, funnel=PLAN)
+    expected = corpus.search(queries.astype(dtype), 5, funnel=PLAN)
+    agree(found, expected)
+    assert found[0].dtype == expected[0].dtype
+
+
+@pytest.mark.parametrize("module", ["torch", "jax.numpy", "array_api_strict"])
+def test_other_libraries(rows: np.ndarray, queries: np.ndarray, module: str) -> None:
+    library = load(module)
+    corpus = Corpus(library.asarray(rows))
+    found = FaissCorpus(corpus, "Flat", dim=6).search(library.asarray(queries), 5, funnel=PLAN)
+    expected = corpus.search(library.asarray(queries), 5, funnel=PLAN)
+    agree(found, expected)
+    assert [(type(a), a.dtype) for a in found] == [(type(a), a.dtype) for a in expected]
+
+
+def test_arguments_are_never_written_to(rows: np.ndarray, queries: np.ndarray) -> None:
+    rows.flags.writeable = queries.flags.writeable = False
+    FaissCorpus(Corpus(rows), "HNSW8", dim=6).search(queries, 5, funnel=PLAN)
+
+
+def test_the_same_seed_trains_the_same_index(rows: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("matryoshka.faiss._TRAINING_ROWS", 50)
+    monkeypatch.setattr("matryoshka.faiss._ROWS_PER_LIST", 10)
+    trained = [
+        faiss.serialize_index(FaissCorpus(Corpus(rows), "IVF8,Flat", dim=6, seed=seed).index) for seed in (3, 3, 4)
+    ]
+    assert (trained[0] == trained[1]).all()
+    assert (trained[0] != trained[2]).any()
+
+
+def test_faiss_keeps_its_number_of_threads(
+    rows: np.ndarray, queries: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, asked = faiss.omp_get_max_threads(), []
+    monkeypatch.setattr(faiss, "omp_set_num_threads", asked.append)
+    FaissCorpus(Corpus(rows), "Flat", dim=6).search(queries, 5, funnel=PLAN)
+    assert asked == [n_threads(), before, n_threads(), before]
+
+
+def test_tells_what_it_is(rows: np.ndarray) -> None:
+    corpus = Corpus(rows, metric="l2")
+    indexed = FaissCorpus(corpus, "HNSW8", dim=6)
+    assert (len(indexed), indexed.dim, indexed.metric, indexed.search_dims) == (400, 24, "l2", (6,))
+    assert indexed.corpus is corpus
+    assert repr(indexed) == f"FaissCorpus({corpus!r}, IndexHNSWFlat, dim=6)"
+    assert FaissCorpus(corpus, "Flat").search_dims == (24,)
+
+
+@pytest.mark.parametrize("mmap", [False, True])
+@pytest.mark.parametrize("metric", METRICS)
+def test_save_and_load(tmp_path: Path, rows: np.ndarray, queries: np.ndarray, metric: str, mmap: bool) -> None:
+    original = FaissCorpus(Corpus(rows, metric=metric), "IVF8,Flat", dim=6, parameters="nprobe=3")
+    original.save(tmp_path / "saved")
+    loaded = FaissCorpus.load(tmp_path / "saved", mmap=mmap)
+    assert repr(loaded) == repr(original)
+    assert loaded.index.nprobe == 3
+    same(loaded.search(queries, 9, funnel=PLAN), original.search(queries, 9, funnel=PLAN))
+    loaded.save(tmp_path / "saved")  # over the files that it is mapped from
+    same(FaissCorpus.load(tmp_path / "saved").search(queries, 9), original.search(queries, 9))
+    assert [path.name for path in tmp_path.iterdir()] == ["saved"]
+
+
+def test_load_into_another_library(tmp_path: Path, rows: np.ndarray, queries: np.ndarray) -> None:
+    torch = load("torch")
+    original = FaissCorpus(Corpus(rows), "Flat", dim=6)
+    original.save(tmp_path / "saved")
+    loaded = FaissCorpus.load(tmp_path / "saved", like=torch.empty(0))
+    scores, _ = found = loaded.search(torch.tensor(queries), 9, funnel=PLAN)
+    assert isinstance(scores, torch.Tensor)
+    same(found, original.search(queries, 9, funnel=PLAN))
+
+
+def test_an_index_that_cannot_be_written_leaves_the_old_folder(
+    tmp_path: Path, rows: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    indexed = FaissCorpus(Corpus(rows), "Flat", dim=6)
+    indexed.save(tmp_path / "saved")
+    before = {path: path.read_bytes() for path in (tmp_path / "saved").rglob("*.*")}
+
+    def fail(*_: Any) -> None:
+        msg = "Error in faiss::write at /project/io.cpp:9: Error: 'ret == n' failed: No space left"
+        raise RuntimeError(msg)
+
+    monkeypatch.setattr(faiss, "write_index", fail)
+    with pytest.raises(OSError, match=r"^Error: 'ret == n' failed: No space left$"):
+        indexed.save(tmp_path / "saved")
+    assert {path: path.read_bytes() for path in (tmp_path / "saved").rglob("*.*")} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["saved"]
+
+
+def another_index(folder: Path) -> None:
+    index = faiss.IndexFlatIP(6)
+    index.add(np.ones((3, 6), np.float32))
+    faiss.write_index(index, str(folder / "index.faiss"))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "faiss.json").unlink(), "`path` must be a folder that FaissCorpus.save wrote"),
+        (lambda folder: (folder / "faiss.json").write_text(json.dumps({"kind": "funnel"})), "a faiss corpus, got"),
+        (lambda folder: (folder / "index.faiss").unlink(), r"`.*index.faiss` must be the index .* could not open"),
+        (lambda folder: (folder / "index.faiss").write_bytes(b"?"), r"`.*index.faiss` must be the index"),
+        (
+            lambda folder: faiss.write_index(faiss.IndexFlatIP(6), str(folder / "index.faiss")),
+            r"`.*index.faiss` must hold 400 rows, got none",
+        ),
+        (another_index, "`index` must be empty or hold the 400 rows of the corpus, got 3 rows"),
+        (lambda folder: (folder / "corpus" / "squares.npy").unlink(), r"`.*squares.npy` must exist"),
+    ],
+)
+def test_damaged_folders_are_refused(tmp_path: Path, rows: np.ndarray, damage: Any, message: str) -> None:
+    FaissCorpus(Corpus(rows), "Flat", dim=6).save(tmp_path / "saved")
+    damage(tmp_path / "saved")
+    with pytest.raises(ValueError, match=message):
+        FaissCorpus.load(tmp_path / "saved")
+
+
+def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"faiss\.json"):
+        FaissCorpus.load(tmp_path / "absent")
+
+
+@pytest.mark.parametrize(
+    ("index", "options", "error", "message"),
+    [
+        ("Tree9", {}, ValueError, "`index` must be a factory string of faiss for 24 columns, .* got 'Tree9'; faiss sa"),
+        ("PQ5", {"dim": 12}, ValueError, r"for 12 columns, .* got 'PQ5'; faiss says: Error: .* should be a multiple"),
+        ("IVF500,Flat", {"dim": 6}, ValueError, r"can be trained on 400 rows; faiss says: .* points \(400\) should"),
+        ("Flat", {"dim": 25}, ValueError, r"`dim` must be an integer in \[1, 24\], got 25"),
+        ("Flat", {"dim": 6.0}, TypeError, "`dim` must be an integer, got float"),
+        ("Flat", {"parameters": "probes=3"}, ValueError, "`parameters` must be settings of this index, got 'probes=3'"),
+        ("IVF4,Flat", {"seed": -1}, ValueError, "`seed` must be an integer >= 0"),
+        (7, {}, TypeError, "`index` must be a faiss.Index or a factory string, got int"),
+        (faiss.IndexFlatIP(6), {"dim": 8}, ValueError, "`dim` must be the width of the index, 6, got 8"),
+        (faiss.IndexFlatIP(30), {}, ValueError, "`index` must hold at most the 24 columns of the corpus, got 30"),
+        (faiss.IndexFlat(6, faiss.METRIC_L1), {}, ValueError, "must compute inner products or Euclidean distances"),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    rows: np.ndarray, index: Any, options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message) as raised:
+        FaissCorpus(Corpus(rows), index, **options)
+    assert "/project/" not in str(raised.value)
+
+
+@pytest.mark.parametrize(("metric", "index"), [("ip", faiss.IndexFlatL2(6)), ("l2", faiss.IndexFlatIP(6))])
+def test_an_index_of_another_metric_is_refused(rows: np.ndarray, metric: str, index: Any) -> None:
+    with pytest.raises(ValueError, match=f"`index` must compute .* for metric '{metric}', got metric_type"):
+        FaissCorpus(Corpus(rows, metric=metric), index)
+
+
+def test_rows_without_a_corpus_are_refused(rows: np.ndarray) -> None:
+    with pytest.raises(TypeError, match=r"`corpus` must be a Corpus, got ndarray; pass Corpus\(embeddings\)"):
+        FaissCorpus(rows, "Flat")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"k": 21}, ValueError, "`k` must be at most the last list of the funnel, 20, got 21"),
+        ({"k": 0}, ValueError, "`k` must be an integer >= 1"),
+        ({"funnel": Funnel((8, 24), (9,))}, ValueError, r"`funnel` must start at the width of the index, 6, got \(8,"),
+        ({"funnel": (6, 24)}, TypeError, "`funnel` must be a Funnel, got tuple"),
+        ({"queries": np.ones((2, 23), np.float32)}, ValueError, r"`queries` must have shape \(n_queries, dim\)"),
+        ({"queries": np.full((2, 24), np.nan, np.float32)}, ValueError, "`queries` must be finite"),
+        ({"queries": np.ones((2, 24), int)}, TypeError, "`queries` must hold floating-point numbers"),
+    ],
+)
+def test_bad_searches_are_refused(
+    rows: np.ndarray, queries: np.ndarray, arguments: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    indexed = FaissCorpus(Corpus(rows), "Flat", dim=6)
+    with pytest.raises(error, match=message):
+        indexed.search(**{"queries": queries, "k": 5, "funnel": PLAN} | arguments)
+
+
+def test_without_faiss_the_command_to_install_it_is_named() -> None:
+    program = "import sys; sys.modules['faiss'] = None; import matryoshka.faiss"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, env=os.environ)
+    assert 'pip install "matryoshka-mrl[faiss]"' in done.stderr
