@@ -20,6 +20,9 @@ Arrays = tuple[jax.Array | None, ...]
 
 product_dtype = loop.product_dtype
 
+_BLOCK_ROWS = 256
+"""Rows of a block at most: under `jit` larger ones are no faster, and take memory in proportion."""
+
 
 def weighted_total(
     formula: Any,
@@ -86,6 +89,8 @@ def _losses(formula: Any, row_block: int | None, rows: Arrays, labels: jax.Array
 def _scan(step: Any, arrays: Any, row_bytes: int, row_block: int | None) -> Any:
     """Carry `step` over blocks of rows of `arrays`; return its last carry, and its outputs joined along the rows."""
     n = jax.tree.leaves(arrays)[0].shape[0]
+    if row_block is None and row_bytes:
+        row_block = min(_BLOCK_ROWS, loop.largest_block(row_bytes, None) or n)
     size = loop.block_size(n, row_bytes, row_block)
     if size >= n:
         return step(None, arrays)
