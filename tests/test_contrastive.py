@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from matryoshka import Nesting, info_nce, info_nce_with_grad
 
 NESTING = Nesting((2, 3, 7), importance=(2.0, 0.0, 0.5))
-N_QUERIES, N_KEYS = 4, 6
+N_QUERIES, N_KEYS = 5, 7
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {"temperature": 0.3},
     "smoothed": {"temperature": 0.3, "label_smoothing": 0.2},
@@ -30,7 +30,7 @@ SYMMETRIC = pytest.mark.parametrize("symmetric", [False, True], ids=["one-way", 
 def pairs() -> tuple[np.ndarray, np.ndarray]:
     """Queries and more keys, of many lengths: nothing here is normalised."""
     rng = np.random.default_rng(21)
-    queries = rng.normal(size=(N_QUERIES, NESTING.dim)) * np.array([[0.5], [1.0], [3.0], [20.0]])
+    queries = rng.normal(size=(N_QUERIES, NESTING.dim)) * np.array([[0.5], [1.0], [3.0], [20.0], [2.0]])
     return queries, rng.normal(size=(N_KEYS, NESTING.dim)) * np.linspace(0.5, 4.0, N_KEYS)[:, None]
 
 
@@ -291,19 +291,19 @@ def test_symmetric_without_extra_keys_is_the_same_both_ways(problem: tuple[Any, 
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"queries": np.ones((4, 8))}, ValueError, r"the last axis of `queries` must be .*, 7, got shape \(4, 8\)"),
-        ({"keys": np.ones((6, 8))}, ValueError, r"the last axis of `keys` must be .*, 7, got shape \(6, 8\)"),
-        ({"keys": np.ones((6, 3))}, ValueError, r"the last axis of `keys` must be as wide as the nesting"),
+        ({"queries": np.ones((5, 8))}, ValueError, r"the last axis of `queries` must be .*, 7, got shape \(5, 8\)"),
+        ({"keys": np.ones((7, 8))}, ValueError, r"the last axis of `keys` must be .*, 7, got shape \(7, 8\)"),
+        ({"keys": np.ones((7, 3))}, ValueError, r"the last axis of `keys` must be as wide as the nesting"),
         ({"queries": np.ones((2, 2, 7))}, ValueError, r"`queries` must have shape \(n, dim\), got \(2, 2, 7\)"),
         ({"keys": np.ones(7)}, ValueError, r"`keys` must have shape \(n, dim\), got \(7,\)"),
-        ({"keys": np.ones((3, 7))}, ValueError, "`keys` must have a row for each of the 4 queries, got 3"),
-        ({"queries": np.ones((4, 7), int)}, TypeError, "`queries` must hold floating-point numbers, got dtype int64"),
+        ({"keys": np.ones((3, 7))}, ValueError, "`keys` must have a row for each of the 5 queries, got 3"),
+        ({"queries": np.ones((5, 7), int)}, TypeError, "`queries` must hold floating-point numbers, got dtype int64"),
         (
-            {"keys": np.ones((6, 7), "f")},
+            {"keys": np.ones((7, 7), "f")},
             TypeError,
             "`queries` and `keys` must have one dtype, got float64 and float32",
         ),
-        ({"keys": [[1.0] * 7] * 6}, TypeError, "`keys` must be an array"),
+        ({"keys": [[1.0] * 7] * 7}, TypeError, "`keys` must be an array"),
         ({"temperature": 0.0}, ValueError, r"`temperature` must be finite and in \(0, inf\], got 0.0"),
         ({"temperature": -1}, ValueError, "`temperature` must be finite and in"),
         ({"temperature": np.nan}, ValueError, "`temperature` must be finite and in"),
