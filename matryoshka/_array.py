@@ -136,7 +136,7 @@ def _dtype_name(array: Array) -> str:
 
 
 def length(array: Array, axis: int, xp: Namespace, *, dtype: object = None) -> Any:
-    """Return the length of an axis: an int, or where a graph leaves it open (None), a 0-d array of integers or `dtype`."""
+    """Return the length of an axis: an int, or where a graph leaves it open (None), a 0-d integer or `dtype` array."""
     n = array.shape[axis]
     if n is not None:
         return n

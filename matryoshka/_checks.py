@@ -266,7 +266,7 @@ def heads(values: Sequence[Any], count: int, name: str = "heads") -> tuple[tuple
 def labels(
     array: Array,
     name: str,
-    expected: tuple[int, ...],
+    expected: tuple[int | None, ...],
     xp: Namespace,
     *,
     n_classes: int | None = None,

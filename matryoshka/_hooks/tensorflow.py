@@ -24,7 +24,15 @@ product_dtype = loop.product_dtype
 
 
 def weighted_total(
-    formula: Any, rows: Tensors, labels: Any, weights: Any, parameters: Tensors, *, divisor: Any, row_block: int | None, xp: Namespace
+    formula: Any,
+    rows: Tensors,
+    labels: Any,
+    weights: Any,
+    parameters: Tensors,
+    *,
+    divisor: Any,
+    row_block: int | None,
+    xp: Namespace,
 ) -> tuple[Any, Any]:
     """Return the total / `divisor` as a differentiable 0-d tensor, and the losses (G, n) without a gradient."""
     arrays = (*rows, *parameters, weights)
@@ -111,7 +119,7 @@ def _losses(
 
 
 def _largest_block(formula: Any, parameters: Tensors, row_block: int | None) -> Any:
-    """Return how many rows to work on at a time at most: an int, a tensor if it depends on an open axis, None for all."""
+    """Return how many rows to work on at a time at most, an int or a tensor; None stands for all."""
     if row_block is not None:
         return row_block
     if not parameters or parameters[0].shape[0] is not None:

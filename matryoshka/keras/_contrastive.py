@@ -1,0 +1,107 @@
+"""A layer that adds InfoNCE."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import keras
+from keras import ops
+
+from matryoshka import _checks
+from matryoshka._typing import NestingLike
+from matryoshka.keras._base import Nested, checked_options, for_each_row, xp
+from matryoshka.losses import info_nce
+
+
+@keras.saving.register_keras_serializable(package="matryoshka")
+class InfoNCE(Nested, keras.layers.Layer):
+    """A layer that adds InfoNCE, summed over prefixes, with a fixed or a learned temperature.
+
+    Parameters
+    ----------
+    nesting : Nesting or sequence of int
+        Prefix widths and importances; the last width is that of the embeddings.
+    temperature : float, default 0.05
+        What similarities are divided by; where it is learned, its initial value.
+    symmetric, label_smoothing
+        As for `info_nce`.
+    reduction : {"mean", "sum"}
+        Over the queries.
+    learnable_temperature : bool, default False
+        Make the logarithm of the temperature a weight, `log_temperature`.
+    **kwargs
+        Of every Keras layer: name, dtype, trainable.
+
+    Examples
+    --------
+    >>> from matryoshka.keras import InfoNCE
+    >>> layer = InfoNCE((4, 8))
+    >>> loss = layer(keras.ops.eye(8), keras.ops.eye(8))
+    >>> tuple(loss.shape), len(layer.losses)
+    ((), 1)
+    """
+
+    def __init__(
+        self,
+        nesting: NestingLike,
+        *,
+        temperature: float = 0.05,
+        symmetric: bool = False,
+        learnable_temperature: bool = False,
+        label_smoothing: float = 0.0,
+        reduction: str = "mean",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(autocast=False, **kwargs)  # the temperature keeps its precision; call casts the rest
+        self.initial_temperature = _checks.real(temperature, "temperature", minimum=0.0, open_minimum=True)
+        _checks.choice(reduction, "reduction", ("mean", "sum"))
+        self._options = {
+            "symmetric": symmetric,
+            **checked_options(label_smoothing=label_smoothing, reduction=reduction),
+        }
+        learned = {"temperature": self.initial_temperature, "learnable_temperature": learnable_temperature}
+        self._set(nesting, **learned, **self._options)
+        self.log_temperature = None
+        if learnable_temperature:
+            start = keras.initializers.Constant(math.log(self.initial_temperature))
+            self.log_temperature = self.add_weight(shape=(), initializer=start, name="log_temperature")
+
+    def build(self, queries_shape: tuple[int | None, ...], keys_shape: tuple[int | None, ...]) -> None:
+        """Check that queries and keys are as wide as the nesting."""
+        self._check(keras.KerasTensor(queries_shape), keras.KerasTensor(keys_shape))
+
+    def call(self, queries: Any, keys: Any, return_parts: bool = False) -> Any:
+        """Add the loss of queries (n, dim), whose positives are the first n of the keys (n_keys, dim).
+
+        Parameters
+        ----------
+        queries, keys : tensor (n, dim), (n_keys, dim)
+            Embeddings as wide as the nesting.
+        return_parts : bool, default False
+            Return the loss of each prefix (n, G), the same for every row, for `PrefixLoss` to log.
+
+        Returns
+        -------
+        tensor () or (n, G)
+            The loss that is added, or its parts.
+        """
+        self._check(queries, keys)
+        queries, keys = ops.cast(queries, self.compute_dtype), ops.cast(keys, self.compute_dtype)
+        temperature: Any = self.initial_temperature
+        if self.log_temperature is not None:
+            temperature = ops.exp(ops.convert_to_tensor(self.log_temperature))
+        options = {"temperature": temperature, "return_parts": True, "xp": xp, **self._options}
+        total, parts = info_nce(queries, keys, nesting=self.nesting, **options)
+        self.add_loss(total)
+        return for_each_row(parts, queries) if return_parts else total
+
+    def compute_output_spec(self, queries: Any, keys: Any, return_parts: bool = False) -> Any:
+        """Return shape and dtype of what `call` returns, after checking the arguments while a model is built."""
+        self._check(queries, keys)
+        return keras.KerasTensor((queries.shape[0], len(self.nesting)) if return_parts else ())
+
+    def _check(self, queries: Any, keys: Any) -> None:
+        for name, array in (("queries", queries), ("keys", keys)):
+            _checks.ndim(array, name, 2, "(n, dim)")
+            _checks.width(array, name, self.nesting.dim)
