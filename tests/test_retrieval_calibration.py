@@ -152,6 +152,8 @@ def test_lists_lose_no_more_than_their_budget() -> None:
     assert _calibration._lists([ranks], relevant, 0.3, 4) == (6,)
     assert _calibration._lists([ranks], relevant, 0.9, 4) == (4,)  # never fewer than k
     assert _calibration._lists([ranks[:, ::-1], ranks], relevant[:, ::-1], 0.25, 4) == (6, 6)
+    best_first = np.array([[0, 4, 1, 5, 6, 2, 7, 3]])
+    assert _calibration._lists([best_first, ranks], relevant, 0.0, 4) == (4, 4)  # a list cannot grow again
     assert _calibration._lists([ranks], relevant, 0.1, 5) is None  # one of five true neighbours is not in the table
 
 

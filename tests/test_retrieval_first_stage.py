@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -207,6 +208,20 @@ def test_the_engine_of_accelerators_in_blocks(monkeypatch: pytest.MonkeyPatch, r
     rows, queries = rng.normal(size=(1000, 16)), rng.normal(size=(5, 16))
     _, ids = Corpus(torch.tensor(rows)).search(torch.tensor(queries), 40)
     np.testing.assert_array_equal(ids.numpy(), expected(rows, queries, 40, 16, "cosine")[1])
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_rounding_does_not_show_on_the_engine_of_accelerators(rng: np.random.Generator) -> None:
+    torch = load("torch")
+    rows, queries = rng.normal(size=(300, 16)), rng.normal(size=(5, 16))
+    rows[100:130] = rows[7]
+    queries[2] = rows[7]
+    searched = Corpus(torch.tensor(rows), search_dims=(16,))
+    off = torch.tensor(1 + rng.uniform(-1e-6, 1e-6, 300))  # of products only, not of the scores summed afterwards
+    prefix = searched._prefixes[16]
+    searched._prefixes[16] = dataclasses.replace(prefix, factor=prefix.factor * off)
+    _, ids = searched.search(torch.tensor(queries), 10)
+    np.testing.assert_array_equal(ids.numpy(), expected(rows, queries, 10, 16, "cosine")[1])
 
 
 @pytest.mark.usefixtures("elsewhere")

@@ -56,7 +56,14 @@ def widen(array: np.ndarray) -> np.ndarray:
 
 
 class Mapping:
-    """The file behind a memory-mapped array: whether it is still whole, and which of its pages stay in memory."""
+    """The file behind a memory-mapped array: whether it is still whole, and which of its pages stay in memory.
+
+    Pages that are mapped count as memory of the process although the system can take them back at any time. Linux maps
+    up to 2 MiB around what is read where the file is cached in large pages: a few thousand rows would map gigabytes.
+    """
+
+    most_per_row = 1 << 21
+    rows_at_once = 32
 
     def __init__(self, pages: mmap.mmap, size: int, *, writable_copy: bool) -> None:
         self._pages = pages
@@ -69,7 +76,7 @@ class Mapping:
         """Find the mapping that `array` is a view of, if there is one."""
         start, writable_copy = 0, False
         while isinstance(array, np.ndarray):
-            if isinstance(array, np.memmap):
+            if isinstance(array, np.memmap) and array.offset is not None:  # None: a copy in memory keeps the class
                 start = array.offset - array.offset % mmap.ALLOCATIONGRANULARITY
                 writable_copy = array.mode == "c"
             array = array.base
@@ -96,5 +103,3 @@ class Mapping:
 
 
 _RESIDENT = 1 << 26
-FAULT = 1 << 16
-"""Bytes that reading one row may bring in: the system maps the pages around it too."""

@@ -65,9 +65,10 @@ class HostRows:
     def take(self, ids: np.ndarray, columns: slice) -> np.ndarray:
         """Return `columns` of the rows `ids`, any shape, as (*ids.shape, width); ids are at least 0."""
         flat = ids.reshape(-1)
-        rows = self._gather(flat, columns) if self._is_array else self._read_each(flat, columns)
         if self._mapping is not None:
-            self._mapping.note(flat.size * _host.FAULT)
+            rows = self._gather_from_file(self._mapping, flat, columns)
+        else:
+            rows = self._gather(flat, columns) if self._is_array else self._read_each(flat, columns)
         rows = _host.widen(rows)
         if self.scale is not None:
             rows = rows / self.scale[flat, None]
@@ -86,6 +87,15 @@ class HostRows:
         places = ids[:, None] * (dim // piece) + np.arange(first, last)
         taken = np.take(self.array.reshape(-1, piece), places, axis=0).reshape(ids.size, (last - first) * piece)
         return taken[:, columns.start - first * piece :][:, :width]
+
+    def _gather_from_file(self, mapping: _host.Mapping, ids: np.ndarray, columns: slice) -> np.ndarray:
+        """Gather a few rows at a time: each may bring in pages far beyond its own."""
+        taken = np.empty((ids.size, columns.stop - columns.start), self.array.dtype)
+        for start in range(0, ids.size, mapping.rows_at_once):
+            some = slice(start, start + mapping.rows_at_once)
+            taken[some] = self._gather(ids[some], columns)
+            mapping.note(ids[some].size * mapping.most_per_row)
+        return taken
 
     def _read_each(self, ids: np.ndarray, columns: slice) -> np.ndarray:
         wanted, where = np.unique(ids, return_inverse=True)
