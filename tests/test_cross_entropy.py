@@ -366,12 +366,14 @@ def test_half_precision_gives_a_float32_loss(half: Library, kind: str) -> None:
         np.testing.assert_allclose(values, slope, rtol=2 * half.rtol, atol=half.rtol * largest)
 
 
-def test_half_precision_sums_in_float32() -> None:
-    """2048 rows of log(2) each: a sum kept in float16 would stop growing."""
-    n = 2048
+def test_half_precision_sums_and_counts_in_float32() -> None:
+    """4099 rows of log(2) each: float16 has neither the sum nor the count."""
+    n = 4099
     arrays = np.ones((n, 7), dtype=np.float16), np.zeros((2, 7), dtype=np.float16), None
-    total = mrl_e_cross_entropy(*arrays, np.zeros(n, dtype=np.int64), nesting=NESTING, reduction="sum")
-    np.testing.assert_allclose(total, 2.5 * n * np.log(2), rtol=1e-5)
+    labels, options = np.zeros(n, dtype=np.int64), {"nesting": NESTING, "ignore_index": IGNORED}
+    for reduction, count in (("sum", n), ("mean", 1)):
+        total = mrl_e_cross_entropy(*arrays, labels, reduction=reduction, **options)
+        np.testing.assert_allclose(total, 2.5 * count * np.log(2), rtol=1e-5)
 
 
 def _on_host(library: Library, value: Any) -> Any:
