@@ -30,7 +30,7 @@ FULL_SECONDS: dict[tuple[str, int, int], float] = {}
 
 @cache
 def problem(n_classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Embeddings (1024, 2048) and a tied head (c, 2048); later columns matter less, some rows are harder than others."""
+    """Embeddings (1024, 2048) and a tied head (c, 2048); later columns matter less, and rows differ in difficulty."""
     rng = np.random.default_rng(0)
     scale = ((1 + np.arange(2048)) ** -0.35).astype(np.float32)
     weight = rng.standard_normal((n_classes, 2048), dtype=np.float32) * scale

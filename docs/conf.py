@@ -8,7 +8,7 @@ copyright = f"2026, {author}"
 version = release = matryoshka.__version__
 
 extensions = ["myst_parser", "numpydoc", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.mathjax"]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "results"]  # pages include the tables of results
 templates_path = ["_templates"]
 html_theme = "furo"
 html_title = project

@@ -254,7 +254,9 @@ def test_the_record_holds_every_method_at_every_width(record: dict[str, Any]) ->
             assert all(len(summary["runs"]) == 2 and 0 <= summary["mean"] <= 1 for summary in found.values())
     assert [(found["network"], found["calibration"]) for found in record["cascades"]] == [
         ("MRL", "published"),
+        ("MRL", "certified"),
         ("MRL-E", "published"),
+        ("MRL-E", "certified"),
     ]
     assert [point["cap"] for point in record["cascades"][0]["curve"]] == [4, 8]
     full = tables.full_width(record["plans"]["large"])

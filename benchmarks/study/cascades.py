@@ -15,7 +15,7 @@ from benchmarks.study.data import Split
 from benchmarks.study.networks import Network
 from matryoshka import Cascade
 
-CALIBRATIONS: dict[str, Callable[..., Cascade]] = {"published": Cascade.calibrate}
+CALIBRATIONS: dict[str, Callable[..., Cascade]] = {"published": Cascade.calibrate, "certified": Cascade.certify}
 
 
 def run(networks: dict[str, Network], split: Split, dims: tuple[int, ...]) -> list[dict[str, Any]]:

@@ -82,7 +82,8 @@ def cascade(record: Record) -> bytes:
         reached = [point["accuracy"]["mean"] for point in curve]
         used = [point["expected_dim"]["mean"] for point in curve]
         name = f"{found['network']} cascade ({found['calibration']})"
-        lines.append(_line(axes, found["network"], name, used, reached))
+        filled = found["calibration"] == "published"
+        lines.append(_line(axes, found["network"], name, used, reached, filled=filled))
     _label(axes, lines, beside=(-9, 0), grow=1)
     return _png(figure)
 
@@ -166,9 +167,13 @@ class _Start:
     point: tuple[float, float]
 
 
-def _line(axes: Axes, style: str, name: str, x: Sequence[float], shares: Sequence[float]) -> _Start:
+def _line(
+    axes: Axes, style: str, name: str, x: Sequence[float], shares: Sequence[float], *, filled: bool = True
+) -> _Start:
     colour, marker = STYLE[style]
-    axes.plot(x, shares, color=colour, marker=marker, markersize=7, linewidth=1.8, markeredgecolor="white")
+    face, edge = (colour, "white") if filled else ("white", colour)
+    options = {"markersize": 7, "linewidth": 1.8, "markerfacecolor": face, "markeredgecolor": edge}
+    axes.plot(x, shares, color=colour, marker=marker, **options)
     return _Start(name, colour, (x[0], shares[0]))
 
 

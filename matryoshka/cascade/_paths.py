@@ -24,7 +24,7 @@ EVERY_ROW = -1.0
 
 _N_PRICES = 40
 _APPROACH = np.geomspace(1e-3, 1.0, 24)
-_BETWEEN = 4
+_BETWEEN = 12
 _SWEEPS = 4
 
 
