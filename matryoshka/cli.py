@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import matryoshka
-from matryoshka._commands import audit, calibrate
+from matryoshka._commands import audit, benchmark, calibrate
 
 __all__ = ["main"]
 
-COMMANDS = (audit, calibrate)
+COMMANDS = (audit, benchmark, calibrate)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -88,12 +88,10 @@ class FaissCorpus:
         self._corpus = corpus
         if isinstance(index, str):
             width = corpus.dim if dim is None else _checks.integer(dim, "dim", minimum=1, maximum=corpus.dim)
-            self._index = _made(index, width, _METRICS[corpus.metric][0])
+            self._index = _made(index, width, corpus.metric)
         else:
             self._index = _given(index, dim, corpus)
-        if parameters:
-            with _explained(f"`parameters` must be settings of this index, got {parameters!r}"):
-                faiss.ParameterSpace().set_index_parameters(self._index, parameters)
+        _tune(self._index, parameters)
         if self._index.ntotal == 0:
             with _threads():
                 self._train(np.random.default_rng(_checks.integer(seed, "seed", minimum=0)))
@@ -268,9 +266,15 @@ _METRICS = {
 """Distances of faiss that order rows as ours do; the first is for new indexes."""
 
 
-def _made(text: str, dim: int, metric: int) -> Any:
+def _made(text: str, dim: int, metric: str) -> Any:
     with _explained(f"`index` must be a factory string of faiss for {dim} columns, such as 'HNSW32', got {text!r}"):
-        return faiss.index_factory(dim, text, metric)
+        return faiss.index_factory(dim, text, _METRICS[metric][0])
+
+
+def _tune(index: Any, parameters: str) -> None:
+    if parameters:
+        with _explained(f"`parameters` must be settings of this index, got {parameters!r}"):
+            faiss.ParameterSpace().set_index_parameters(index, parameters)
 
 
 def _given(index: Any, dim: int | None, corpus: Corpus) -> Any:

@@ -73,6 +73,12 @@ def test_released_pages_lose_nothing(
     np.testing.assert_array_equal(mapped, rows)
 
 
+def test_a_copy_of_mapped_rows_is_no_file(tmp_path: Path, rows: np.ndarray, queries: np.ndarray) -> None:
+    np.save(tmp_path / "rows.npy", np.round(rows * 9).astype(np.int8))
+    mapped = np.load(tmp_path / "rows.npy", mmap_mode="r")
+    same_results(Corpus(mapped.astype(np.float32)), Corpus(np.round(rows * 9)), queries)
+
+
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="this system does not tell private memory")
 def test_a_mapped_corpus_stays_in_its_file(tmp_path: Path) -> None:
     program = """

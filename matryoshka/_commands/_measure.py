@@ -1,0 +1,235 @@
+"""Measure plans of search beside their counts: what each costs, how long it takes, and what it finds.
+
+Plans that start at one width are timed together, and in each round all of them and the exact search answer the same
+queries in turn: a slow moment of the machine falls on all, and only one block of prefixes is in memory.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from matryoshka import costs, metrics
+from matryoshka.nesting import Nesting
+from matryoshka.retrieval import Corpus, Funnel
+
+SECONDS = 0.5
+"""Time for each plan and batch size, as long as there are `ROUNDS`, fewest and most."""
+ROUNDS = 7, 100
+
+SHORTLIST = 200
+_LINK_BYTES = 4
+
+
+class Plan(NamedTuple):
+    """A funnel, and which kind it is: full, prefix, adaptive, funnel or calibrated."""
+
+    kind: str
+    funnel: Funnel
+
+    def __str__(self) -> str:
+        dims = self.funnel.dims
+        shown = dims if len(dims) <= 3 else (dims[0], "...", dims[-1])
+        return f"{self.kind} {' > '.join(map(str, shown))}"
+
+
+class Times(NamedTuple):
+    """Seconds per query at one batch size, and how many times fewer than the exact search beside it."""
+
+    batch: int
+    median: float
+    p95: float
+    speedup: float
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One plan on one engine. Counts are None where an index does not count what it computes."""
+
+    engine: str
+    plan: Plan
+    multiply_adds: float | None
+    bytes: float | None
+    theory: float | None
+    times: tuple[Times, ...]
+    recall: float
+    mean_average_precision: float | None
+
+    def to_record(self) -> dict[str, Any]:
+        """Return everything, ready for JSON."""
+        funnel = self.plan.funnel
+        record = {name: value for name, value in vars(self).items() if name not in ("plan", "times")}
+        record |= {"kind": self.plan.kind, "dims": funnel.dims, "keep": funnel.keep}
+        return record | {"times": [times._asdict() for times in self.times]}
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What finds the candidates: "exact", or a text for a faiss index and its settings."""
+
+    name: str
+    index: str = ""
+    parameters: str = ""
+
+    def check(self, dims: Iterable[int], metric: str) -> None:
+        """Let faiss read text and settings for each width before any work is done."""
+        if self.index:
+            from matryoshka.faiss import _made, _tune
+
+            for dim in dims:
+                _tune(_made(self.index, dim, metric), self.parameters)
+
+    def build(self, corpus: Corpus, dim: int) -> Any:
+        """Return a corpus that starts searches at `dim`."""
+        if not self.index:
+            return corpus
+        from matryoshka.faiss import FaissCorpus
+
+        return FaissCorpus(corpus, self.index, dim=dim, parameters=self.parameters)
+
+
+@dataclass(frozen=True)
+class Task:
+    """Rows and queries, what the exact search finds, and labels where there are some."""
+
+    corpus: Corpus
+    queries: np.ndarray
+    k: int
+    batches: tuple[int, ...]
+    labels: tuple[np.ndarray, np.ndarray] | None = None
+    exact_scores: np.ndarray = field(init=False)
+    exact: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        scores, ids = self.corpus.search(self.queries, self.k)
+        object.__setattr__(self, "exact_scores", scores)
+        object.__setattr__(self, "exact", ids)
+
+
+def plans(dim: int, dims: Sequence[int], k: int, calibrated: Funnel | None) -> list[Plan]:
+    """Return the plans to compare, full width first."""
+    short = [width for width in dims if width < dim]
+    keep, last = max(SHORTLIST, k), max(10, k)
+    halving = [Funnel.halving(dim, smallest=width, keep=keep, last=last) for width in short]
+    found = [Plan("full", Funnel((dim,), ()))]
+    found += [Plan("prefix", Funnel((width,), ())) for width in short]
+    found += [Plan("adaptive", Funnel((width, dim), (keep,))) for width in short]
+    found += [Plan("funnel", funnel) for funnel in halving if len(funnel.dims) > 2]
+    if calibrated is not None and calibrated.keep:
+        found.append(Plan("calibrated", calibrated))
+    return found
+
+
+def ladder(dim: int) -> tuple[int, ...]:
+    """Return the widths to compare unless others are named."""
+    return Nesting.halving(dim, smallest=min(8, dim)).dims
+
+
+def measure(
+    task: Task, engines: Sequence[Engine], chosen: Sequence[Plan], advance: Callable[[], object]
+) -> list[Measured]:
+    """Measure all plans on all engines, in the order given; `advance` is called after each."""
+    found: dict[tuple[str, Plan], Measured] = {}
+    for engine in engines:
+        for dim in sorted({plan.funnel.dims[0] for plan in chosen}):
+            group = [plan for plan in chosen if plan.funnel.dims[0] == dim]
+            searcher = engine.build(task.corpus, dim)
+            times = _clock(task, searcher, group)
+            for plan, taken in zip(group, times, strict=True):
+                found[engine.name, plan] = _measured(task, engine, searcher, plan, taken)
+                advance()
+            task.corpus._forget((task.corpus.dim,))
+    return [found[engine.name, plan] for engine in engines for plan in chosen]
+
+
+def _measured(task: Task, engine: Engine, searcher: Any, plan: Plan, times: tuple[Times, ...]) -> Measured:
+    n, k, dim = len(task.corpus), task.k, plan.funnel.dims[0]
+    compared = _Count(searcher, n)
+    ids = _search(searcher, task.queries, k, plan)
+    rows, itemsize = compared.per_query(len(task.queries)), task.exact_scores.dtype.itemsize
+    row_bytes = (itemsize if searcher is task.corpus else 4) * dim + compared.links  # faiss computes in float32
+    later = plan.funnel.multiply_adds(n) - costs.search(n, dim)
+    multiply_adds = None if rows is None else rows * dim + later
+    quality = None
+    if task.labels is not None:
+        quality = metrics.mean_average_precision(metrics.relevance(ids, *task.labels), k)
+    return Measured(
+        engine=engine.name,
+        plan=plan,
+        multiply_adds=multiply_adds,
+        bytes=None if rows is None else rows * row_bytes + itemsize * later,
+        theory=None if multiply_adds is None else costs.search(n, task.corpus.dim) / multiply_adds,
+        times=times,
+        recall=metrics.overlap_at_k(ids, task.exact, k),
+        mean_average_precision=quality,
+    )
+
+
+class _Count:
+    """How many rows a first stage compares with each query: all of them, or what the index counts itself."""
+
+    def __init__(self, searcher: Any, n: int) -> None:
+        self._n, self._stats, self._extra, self.links = n, None, 0, 0
+        if isinstance(searcher, Corpus):
+            return
+        from matryoshka.faiss import faiss
+
+        index = searcher.index
+        if isinstance(index, faiss.IndexHNSWFlat):
+            self._stats, self.links = faiss.cvar.hnsw_stats, _LINK_BYTES
+        elif isinstance(index, faiss.IndexIVFFlat):
+            self._stats, self._extra = faiss.cvar.indexIVF_stats, index.nlist
+        elif not isinstance(index, faiss.IndexFlat):
+            self._n = 0
+        if self._stats is not None:
+            self._stats.reset()
+
+    def per_query(self, n_queries: int) -> float | None:
+        """Return the rows compared since, None where they are not counted."""
+        if self._stats is None:
+            return self._n or None
+        return float(self._stats.ndis) / n_queries + self._extra
+
+
+def _search(searcher: Any, queries: np.ndarray, k: int, plan: Plan) -> np.ndarray:
+    ids: np.ndarray = searcher.search(queries, k, funnel=plan.funnel)[1]
+    return ids
+
+
+def _clock(task: Task, searcher: Any, group: Sequence[Plan]) -> list[tuple[Times, ...]]:
+    """Time every plan of the group at each batch size."""
+    exact = Plan("full", Funnel((task.corpus.dim,), ()))
+    contenders = [(task.corpus, exact), *((searcher, plan) for plan in group)]
+    at_batch = []
+    for batch in task.batches:
+        taken = _rounds(task, contenders, batch) / batch
+        medians = np.median(taken, axis=0)
+        at_batch.append(
+            [
+                Times(batch, float(median), float(p95), float(medians[0] / median))
+                for median, p95 in zip(medians[1:], np.percentile(taken[:, 1:], 95, axis=0), strict=True)
+            ]
+        )
+    return list(zip(*at_batch, strict=True))
+
+
+def _rounds(task: Task, contenders: Sequence[tuple[Any, Plan]], batch: int) -> np.ndarray:
+    """Return the seconds (rounds, contenders) of one batch; the first round, which warms up, is left out."""
+    fewest, most = ROUNDS
+    taken: list[list[float]] = []
+    end = time.perf_counter() + SECONDS * len(contenders)
+    while len(taken) <= fewest or (len(taken) <= most and time.perf_counter() < end):
+        rows = np.arange(len(taken) * batch, (len(taken) + 1) * batch) % len(task.queries)
+        queries, seconds = task.queries[rows], [0.0] * len(contenders)
+        for turn in range(len(contenders)):
+            i = (turn + len(taken)) % len(contenders)  # each goes first once: who does finds its rows out of the cache
+            searcher, plan = contenders[i]
+            start = time.perf_counter()
+            _search(searcher, queries, task.k, plan)
+            seconds[i] = time.perf_counter() - start
+        taken.append(seconds)
+    return np.asarray(taken[1:])

@@ -1,0 +1,300 @@
+"""matryoshka benchmark: what it counts, prints and writes, and one line about every bad input."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import load
+
+from matryoshka import Corpus, Funnel, _files, costs, metrics
+from matryoshka._commands import _measure, benchmark
+from matryoshka._commands._measure import Engine, Plan, Task
+from matryoshka.cli import main
+
+
+@pytest.fixture(autouse=True)
+def _quick_and_in_its_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(_measure, "SECONDS", 0.0)
+    monkeypatch.setattr(_measure, "ROUNDS", (2, 2))
+
+
+@pytest.fixture
+def files(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    rows, queries = ((rng.normal(size=(n, 32)) * 0.9 ** np.arange(32)).astype(np.float32) for n in (300, 40))
+    np.save("rows.npy", rows)
+    np.save("queries.npy", queries)
+    np.save("labels.npy", np.arange(300) % 7)
+    np.save("query_labels.npy", np.arange(40) % 7)
+    return rows, queries
+
+
+LABELS = "--labels labels.npy --query-labels query_labels.npy"
+
+
+def names(folder: str = ".") -> list[str]:
+    return sorted(path.name for path in Path(folder).iterdir())
+
+
+def record_of(arguments: str) -> dict[str, Any]:
+    load("matplotlib")
+    assert main(["benchmark", *arguments.split(), "-o", "out"]) == 0
+    parsed: dict[str, Any] = json.loads(Path("out", "benchmark.json").read_text(encoding="utf-8"))
+    return parsed
+
+
+def test_counts_and_qualities_are_those_of_the_library(files: tuple[np.ndarray, np.ndarray]) -> None:
+    rows, queries = files
+    record = record_of(f"rows.npy queries.npy --k 3 --batch 1,8 {LABELS}")
+    asked = np.random.default_rng(0).permutation(40)[20:]
+    corpus, labels = Corpus(rows), np.arange(300) % 7
+    exact = corpus.search(queries[asked], 3)[1]
+    assert record["n_queries"] == 20
+    assert {plan["kind"] for plan in record["plans"]} >= {"full", "prefix", "adaptive"}
+    for plan in record["plans"]:
+        funnel = Funnel(plan["dims"], plan["keep"])
+        ids = corpus.search(queries[asked], 3, funnel=funnel)[1]
+        assert plan["recall"] == metrics.overlap_at_k(ids, exact, 3)
+        relevance = metrics.relevance(ids, labels, (np.arange(40) % 7)[asked])
+        assert plan["mean_average_precision"] == metrics.mean_average_precision(relevance, 3)
+        assert plan["multiply_adds"] == funnel.multiply_adds(300)
+        assert plan["bytes"] == costs.funnel_bytes(300, funnel.dims, funnel.keep)
+        assert plan["theory"] == pytest.approx(costs.search(300, 32) / funnel.multiply_adds(300))
+        assert [times["batch"] for times in plan["times"]] == [1, 8]
+        assert all(0 < times["median"] <= times["p95"] for times in plan["times"])
+
+
+def test_prints_table_and_advice_plainly(files: tuple[np.ndarray, np.ndarray]) -> None:
+    program = (
+        "from matryoshka._commands import _measure; _measure.SECONDS, _measure.ROUNDS = 0, (2, 2); "
+        "from matryoshka.cli import main; main(['benchmark', 'rows.npy', 'queries.npy'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, check=True, env=os.environ | {"PYTHONIOENCODING": "ascii"}
+    )
+    lines = done.stdout.decode("ascii").splitlines()
+    assert done.stderr == b""
+    assert b"\r" not in done.stdout
+    assert lines[0].startswith("rows.npy: 300 rows of 32 columns, cosine; 20 queries")
+    assert lines[2].split()[:3] == ["engine", "plan", "multiply-adds"]
+    assert lines[3].split()[:4] == ["exact", "full", "32", "9,600"]
+    assert any(line.startswith("fastest with recall@10 >= 0.95 at batch 64: ") for line in lines)
+    assert lines[-1].startswith("calibrated")
+    assert names() == ["labels.npy", "queries.npy", "query_labels.npy", "rows.npy"]
+
+
+def test_a_bar_shows_progress_on_a_terminal(
+    files: tuple[np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load("tqdm")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert main(["benchmark", "rows.npy", "queries.npy", "--dims", "8", "--batch", "1"]) == 0
+    assert "/4" in capsys.readouterr().err  # full, prefix, adaptive, funnel
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_writes_table_figure_and_json(exists: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    load("matplotlib")
+    if exists:
+        Path("out").mkdir()
+        Path("out", "mine.txt").write_text("stays", encoding="utf-8")
+    assert main(["benchmark", "--n", "120", "--dim", "16", "-o", "out"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith(Path("out", "benchmark.txt").read_text(encoding="utf-8"))
+    assert printed.startswith("generated: 120 rows of 16 columns, cosine; 500 queries")
+    assert "mAP@10" in printed
+    assert Path("out", "benchmark.png").read_bytes().startswith(b"\x89PNG")
+    assert len(names("out")) == 3 + exists
+
+
+def test_generated_vectors_are_alike_in_class_and_ordered_by_column() -> None:
+    options = argparse.Namespace(labels=None, query_labels=None, n=500, dim=24, seed=3)
+    vectors = benchmark._generate(options)
+    assert vectors.labels is not None
+    assert (vectors.rows.shape, vectors.queries.shape, len(vectors.labels[0])) == ((500, 24), (1000, 24), 500)
+    spread = vectors.rows.std(axis=0)
+    assert spread[0] > 3 * spread[8] > 3 * spread[23]
+    ids = Corpus(vectors.rows).search(vectors.queries, 1)[1]
+    assert (vectors.labels[0][ids[:, 0]] == vectors.labels[1]).mean() > 0.5
+    np.testing.assert_array_equal(benchmark._generate(options).rows, vectors.rows)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64, np.int8])
+def test_other_numbers_are_read(files: tuple[np.ndarray, np.ndarray], dtype: type) -> None:
+    for name, array in zip(("rows", "queries"), files, strict=True):
+        np.save(f"other_{name}.npy", np.round(array * 20).astype(dtype))
+    first, *_ = record_of("other_rows.npy other_queries.npy")["plans"]
+    assert first["recall"] == 1.0
+    assert first["bytes"] == 300 * 32 * (8 if dtype is np.float64 else 4)
+
+
+def test_indexes_are_measured_beside_the_exact_engine(files: tuple[np.ndarray, np.ndarray]) -> None:
+    load("faiss")
+    record = record_of("rows.npy queries.npy --engine exact,faiss:Flat,faiss:IVF4,Flat@nprobe=4,faiss:SQ8 --dims 8,16")
+    by_engine: dict[str, list[dict[str, Any]]] = {}
+    for plan in record["plans"]:
+        by_engine.setdefault(plan["engine"], []).append(plan)
+    assert list(by_engine) == ["exact", "faiss:Flat", "faiss:IVF4,Flat@nprobe=4", "faiss:SQ8"]
+    for exact, flat, lists, codes in zip(*by_engine.values(), strict=True):
+        assert flat["multiply_adds"] == exact["multiply_adds"]
+        assert lists["multiply_adds"] == exact["multiply_adds"] + 4 * exact["dims"][0]  # and the four centres
+        assert flat["recall"] == lists["recall"] == exact["recall"]
+        assert codes["multiply_adds"] is codes["bytes"] is codes["theory"] is None
+        assert codes["recall"] > 0.9 * exact["recall"]
+    assert "an index misses rows of its own" in record["notes"][-1] or "left out" in record["notes"][0]
+
+
+def test_graphs_count_what_they_visit(rng: np.random.Generator) -> None:
+    faiss = load("faiss")
+    rows = rng.normal(size=(400, 8)).astype(np.float32)
+    task = Task(Corpus(rows), rows[:30], 5, (1,))
+    engine = Engine("faiss:HNSW8", "HNSW8")
+    plan = Plan("prefix", Funnel((8,), ()))
+    found = _measure._measured(task, engine, searcher := engine.build(task.corpus, 8), plan, ())
+    faiss.cvar.hnsw_stats.reset()
+    searcher.search(rows[:30], 5, funnel=plan.funnel)
+    assert found.multiply_adds == faiss.cvar.hnsw_stats.ndis / 30 * 8
+    assert found.bytes == faiss.cvar.hnsw_stats.ndis / 30 * (8 * 4 + 4)
+    assert found.multiply_adds < 400 * 8
+
+
+def test_engines_are_read() -> None:
+    assert benchmark.engines("faiss:IVF64,PQ8@nprobe=8,exact,faiss:HNSW32") == (
+        Engine("faiss:IVF64,PQ8@nprobe=8", "IVF64,PQ8", "nprobe=8"),
+        Engine("exact"),
+        Engine("faiss:HNSW32", "HNSW32"),
+    )
+
+
+@pytest.mark.parametrize("text", ["", "faiss:", "hnsw", "exact,exact", "exactly"])
+def test_unknown_engines_are_refused(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["benchmark", "--engine", text])
+    assert "argument --engine: engines must " in capsys.readouterr().err
+
+
+def test_few_queries_are_not_calibrated_on(
+    files: tuple[np.ndarray, np.ndarray], capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save("few.npy", files[1][:3])
+    assert main(["benchmark", "rows.npy", "few.npy"]) == 0
+    assert "calibrated: left out, too few queries" in capsys.readouterr().out
+
+
+def save_bad_files() -> None:
+    np.save("objects.npy", np.array([[{}, {}]]), allow_pickle=True)
+    np.save("flat.npy", np.ones(5))
+    np.save("empty.npy", np.ones((0, 32)))
+    np.save("bits.npy", np.ones((50, 4), np.uint8))
+    np.save("narrow.npy", np.ones((50, 31)))
+    np.save("nan.npy", np.full((50, 32), np.nan))
+    np.save("short.npy", np.arange(39))
+    np.save("fractions.npy", np.ones(300))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("absent.npy queries.npy", "absent.npy"),
+        ("rows.npy", "QUERIES.npy must come with CORPUS.npy, got none"),
+        ("objects.npy queries.npy", "`objects.npy` must be a .npy file of numbers"),
+        ("flat.npy queries.npy", "`corpus` must have shape (n, dim), got (5,)"),
+        ("empty.npy queries.npy", "`corpus` must have at least one row"),
+        ("rows.npy empty.npy", "`queries` must have at least one row"),
+        ("bits.npy queries.npy", "`corpus` must hold floating-point numbers or signed integers, got dtype uint8"),
+        ("rows.npy narrow.npy", "`queries` must have shape (n_queries, dim) = (50, 32), got (50, 31)"),
+        ("nan.npy queries.npy", "`embeddings` must be finite, got NaN or infinity in 50 of 50 rows"),
+        ("rows.npy nan.npy", "`queries` must be finite, got NaN or infinity in"),
+        ("rows.npy queries.npy --labels labels.npy", "--labels and --query-labels must come together"),
+        (f"--n 50 {LABELS}", "--labels and --query-labels must come with CORPUS.npy"),
+        (
+            "rows.npy queries.npy --labels labels.npy --query-labels short.npy",
+            "`query_labels` must have one class id per row, shape (40,), got (39,)",
+        ),
+        (
+            "rows.npy queries.npy --labels fractions.npy --query-labels query_labels.npy",
+            "`labels` must hold integer class ids, got dtype float64",
+        ),
+        ("rows.npy queries.npy --k 301", "`k` must be an integer in [1, 300], got 301"),
+        ("rows.npy queries.npy --dims 64", "`dims` must lie within [1, 32], the width of `corpus`, got 64"),
+        ("rows.npy queries.npy --batch 0,4", "`batch` must be positive and strictly increasing"),
+        ("rows.npy queries.npy --recall 1", "`recall` must be finite and in (0, 1)"),
+        ("--n 0", "`n` must be an integer >= 1"),
+        ("--n 9 --seed -1", "`seed` must be an integer >= 0"),
+        ("rows.npy queries.npy --seed -1", "`seed` must be an integer >= 0"),
+    ],
+)
+@pytest.mark.usefixtures("files")
+def test_bad_input_is_one_line_and_status_2(arguments: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    load("matplotlib")
+    save_bad_files()
+    one_line(arguments, message, capsys)
+
+
+@pytest.mark.parametrize(
+    ("engine", "message"),
+    [
+        ("faiss:Tree9", "`index` must be a factory string of faiss for 8 columns, such as 'HNSW32', got 'Tree9'"),
+        ("faiss:PQ3", "for 8 columns, such as 'HNSW32', got 'PQ3'"),
+        ("faiss:Flat@nprobe=3", "`parameters` must be settings of this index, got 'nprobe=3'"),
+        ("faiss:IVF400,Flat", "`index` must be one that can be trained on 300 rows"),
+    ],
+)
+@pytest.mark.usefixtures("files")
+def test_a_bad_index_is_one_line_and_status_2(engine: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    load("faiss")
+    load("matplotlib")
+    one_line(f"rows.npy queries.npy --engine {engine}", message, capsys)
+
+
+def one_line(arguments: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    before = names()
+    assert main(["benchmark", *arguments.split(), "-o", "out"]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("matryoshka: error: ")
+    assert printed.err.count("\n") == 1
+    assert message in printed.err
+    assert names() == before
+
+
+@pytest.mark.usefixtures("files")
+def test_a_full_disk_leaves_nothing_half_written(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load("matplotlib")
+    write = _files.write_bytes
+
+    def fail(path: Path, data: bytes) -> None:
+        if path.suffix == ".png":
+            raise OSError(28, "No space left on device")
+        write(path, data)
+
+    monkeypatch.setattr(_files, "write_bytes", fail)
+    assert main(["benchmark", "rows.npy", "queries.npy", "--dims", "8", "-o", "out"]) == 2
+    printed = capsys.readouterr()
+    assert "No space left on device" in printed.err
+    assert printed.out == ""
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize("module", ["matplotlib", "faiss"])
+@pytest.mark.usefixtures("files")
+def test_a_missing_extra_is_named_before_any_work(
+    module: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delitem(sys.modules, "matryoshka.faiss", raising=False)
+    monkeypatch.setitem(sys.modules, module, None)
+    options = ["-o", "out"] if module == "matplotlib" else ["--engine", "faiss:Flat"]
+    assert main(["benchmark", "rows.npy", "queries.npy", *options]) == 2
+    extra = "cli" if module == "matplotlib" else "faiss"
+    assert f'pip install "matryoshka-mrl[{extra}]"' in capsys.readouterr().err
+    assert not Path("out").exists()
