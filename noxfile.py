@@ -80,12 +80,13 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Run benchmark suites, `nox -s bench -- losses retrieval`, or all; each writes report/bench-SUITE.json."""
+    """Run benchmark suites, `nox -s bench -- losses retrieval`, or all; writes report/bench-SUITE.json and tables."""
     install(session, "-e", ".[torch,jax]", group="bench")
     Path("report").mkdir(exist_ok=True)
     suites = session.posargs or sorted(path.stem.removeprefix("test_") for path in Path("benchmarks").glob("test_*.py"))
     for suite in suites:
         session.run("pytest", f"benchmarks/test_{suite}.py", f"--benchmark-json=report/bench-{suite}.json")
+        session.run("python", "-m", "benchmarks.table", suite)
 
 
 @nox.session
