@@ -18,6 +18,7 @@ from conftest import load
 from matryoshka import (
     Nesting,
     info_nce,
+    info_nce_with_grad,
     mrl_cross_entropy,
     mrl_cross_entropy_with_grad,
     mrl_e_cross_entropy,
@@ -183,6 +184,19 @@ def test_numpy_and_torch_agree_to_a_millionth(tied: bool) -> None:
     assert abs(loss.item() / expected - 1) < 1e-6
     flat = gradients[1:] if tied else [array for pair in gradients.heads for array in pair]
     for tensor, gradient in zip(tensors, (gradients.embeddings, *flat), strict=True):
+        assert np.linalg.norm(tensor.grad.numpy() - gradient) < 1e-6 * np.linalg.norm(gradient)
+
+
+def test_numpy_and_torch_agree_to_a_millionth_on_info_nce() -> None:
+    rng = np.random.default_rng(6)
+    arrays = [rng.normal(size=(n, 64)).astype(np.float32) for n in (300, 400)]
+    options = {"nesting": (8, 16, 32, 64), "temperature": 0.5, "symmetric": True, "row_block": 128}
+    expected, gradients = info_nce_with_grad(*arrays, **options)
+    tensors = [torch.tensor(array, requires_grad=True) for array in arrays]
+    loss = info_nce(*tensors, **options)
+    loss.backward()
+    assert abs(loss.item() / expected - 1) < 1e-6
+    for tensor, gradient in zip(tensors, gradients[:2], strict=True):
         assert np.linalg.norm(tensor.grad.numpy() - gradient) < 1e-6 * np.linalg.norm(gradient)
 
 
