@@ -320,7 +320,9 @@ def test_the_command_writes_the_report(
     text = (output / "report.md").read_text(encoding="utf-8")
     assert sorted(path.name for path in output.iterdir()) == sorted([*report.FIGURES, "report.md", "results.json"])
     assert set(re.findall(r"!\[[^]]+\]\((.+?)\)", text)) == set(report.FIGURES)
-    assert json.loads((output / "results.json").read_text())["settings"]["seeds"] == [0]
+    results = json.loads((output / "results.json").read_text())
+    assert results["settings"]["seeds"] == [0]
+    assert f"first MRL network:\n{results['audit']}\n" in printed
     assert "{" not in text
 
 

@@ -28,6 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         parser.exit(130, f"{parser.prog}: interrupted, nothing written\n")
     print(f"\n{report.console(record)}\n")
+    print(f"Audit of the vectors of the first MRL network:\n{record['audit']}\n")
     for path in report.write(record, folder):
         print(f"wrote {path}")
     print(f"{record['seconds']:.0f} s in all")

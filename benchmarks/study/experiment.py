@@ -20,7 +20,7 @@ from tqdm import tqdm
 from benchmarks.study import accuracy, cascades, retrieval
 from benchmarks.study.data import Dataset, Split
 from benchmarks.study.networks import Network, Training, reproducible, train
-from matryoshka import Funnel, __version__
+from matryoshka import Funnel, __version__, audit
 
 SEEDS_APART = 1000
 
@@ -67,6 +67,7 @@ def study(dataset: Dataset, settings: Settings, *, say: Callable[[str], None] = 
         "environment": _environment(),
         **record,
         "plans": {size: _timed(task, chosen, maps[size]) for size, task in tasks.items()},
+        "audit": _audited(first.nested["MRL"], split, settings),
         "seconds": time.perf_counter() - start,
     }
 
@@ -142,6 +143,12 @@ def _timed(task: retrieval.Task, chosen: list[retrieval.Plan], maps: list[Any]) 
     records = [retrieval.describe(kind, plan, len(task.corpus)) for kind, plan in chosen]
     seconds = retrieval.clock(task, chosen)
     return [plan | {"map": found, "seconds": taken} for plan, found, taken in zip(records, maps, seconds, strict=True)]
+
+
+def _audited(network: Network, split: Split, settings: Settings) -> str:
+    """Return what the audit says of the vectors that nested training made."""
+    rows = split.train
+    return str(audit(network.embed(rows.features), labels=rows.labels, dims=settings.dims, seed=settings.seed))
 
 
 def _merged(same: Sequence[Any]) -> Any:
