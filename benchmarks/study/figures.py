@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -77,14 +77,18 @@ def cascade(record: Record) -> bytes:
     )
     name = "one network per width (FF)"
     _label(axes, [_line(axes, "FF", name, [int(dim) for dim in fixed], _means(fixed))], beside=(10, -3), grow=-1)
-    lines = []
+    low, high = [], []
     for found, curve in zip(record["cascades"], curves, strict=True):
         reached = [point["accuracy"]["mean"] for point in curve]
         used = [point["expected_dim"]["mean"] for point in curve]
         name = f"{found['network']} cascade ({found['calibration']})"
-        filled = found["calibration"] == "published"
-        lines.append(_line(axes, found["network"], name, used, reached, filled=filled))
-    _label(axes, lines, beside=(-9, 0), grow=1)
+        if found["calibration"] == "published":
+            low.append(_line(axes, found["network"], name, used, reached))
+        else:
+            line = _line(axes, found["network"], name, used, reached, filled=False)
+            high.append(replace(line, point=max(zip(used, reached, strict=True), key=lambda point: point[1])))
+    _label(axes, low, beside=(-9, 0), grow=-1)
+    _label(axes, high, beside=(-9, 4), grow=1)
     return _png(figure)
 
 
@@ -160,7 +164,7 @@ def clock(record: Record) -> bytes:
 
 @dataclass(frozen=True)
 class _Start:
-    """Where a line starts, to be labelled there."""
+    """Where a line is labelled: by default where it starts."""
 
     name: str
     colour: str
