@@ -50,7 +50,7 @@ def tests(session: nox.Session) -> None:
 @nox.session(python="3.11")
 def minimums(session: nox.Session) -> None:
     """Test the core on the lowest versions that pyproject.toml allows."""
-    install_wheel(session, group="test-core")
+    install_wheel(session, "[cli]", group="test-core")
     session.install(*(requirement.replace(">=", "==") for requirement in PROJECT["project"]["dependencies"]))
     pytest(session, "tests", libraries="numpy")
 

@@ -28,15 +28,15 @@ MODULES = [
         if "._" not in module.name  # what is private, and `__main__`
     ),
 ]
-NEEDS = {"matryoshka.faiss": "faiss", "matryoshka.torch": "torch"}
+OPTIONAL = {"faiss", "keras", "sentence_transformers", "torch"}  # named alike: the module here and what it needs
 SHARED = {"as_nesting"}  # modules of the package share it; users need not know it
 RESULTS = {"Audit", "CascadeEvaluation"}  # the examples of what returns them show them
 API = Path(__file__).parents[1].joinpath("docs", "api.md").read_text(encoding="utf-8")
 
 
 def import_public(name: str) -> ModuleType:
-    if name in NEEDS:
-        load(NEEDS[name])
+    if (needed := name.partition(".")[2]) in OPTIONAL:
+        load(needed)
     return importlib.import_module(name)
 
 
