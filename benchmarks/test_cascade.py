@@ -79,14 +79,13 @@ def group(framework: str, n_classes: int, batch: int) -> str:
     return f"{framework}, {n_classes:,} classes, batch {batch:,}"
 
 
-SIZES = [(1000, 1), (1000, 1024), (10_000, 1), (10_000, 1024), (100_000, 1), (100_000, 1024)]
-sizes = pytest.mark.parametrize(("n_classes", "batch"), SIZES)
+ROUNDS = {1000: 15, 10_000: 7, 100_000: 3}
+sizes = pytest.mark.parametrize(("n_classes", "batch"), [(n, batch) for n in ROUNDS for batch in (1, N_ROWS)])
 frameworks = pytest.mark.parametrize("framework", ["numpy", "torch"])
 
 
-def time(benchmark: Any, run: Callable[[], object], n_classes: int, batch: int) -> float:
-    rounds = 3 if n_classes * batch > 10**8 else 7 if n_classes * batch > 10**7 else 15
-    benchmark.pedantic(run, rounds=rounds, warmup_rounds=1)
+def time(benchmark: Any, run: Callable[[], object], n_classes: int) -> float:
+    benchmark.pedantic(run, rounds=ROUNDS[n_classes], warmup_rounds=1)
     return statistics.median(benchmark.stats.stats.data)
 
 
@@ -96,7 +95,7 @@ def test_full(benchmark: Any, framework: str, n_classes: int, batch: int) -> Non
     embeddings, weight = (on(framework, array) for array in problem(n_classes))
     parts = batches(embeddings, batch)
     benchmark.group = group(framework, n_classes, batch)
-    seconds = time(benchmark, lambda: [(part @ weight.T).argmax(1) for part in parts], n_classes, batch)
+    seconds = time(benchmark, lambda: [(part @ weight.T).argmax(1) for part in parts], n_classes)
     FULL_SECONDS[framework, n_classes, batch] = seconds
     rows = sum(len(part) for part in parts)
     benchmark.extra_info.update(row="full head", reference=True, multiply_adds=rows * n_classes * 2048)
@@ -114,7 +113,7 @@ def test_classify(benchmark: Any, framework: str, n_classes: int, batch: int, ex
     if head == "separate":
         heads = [(on(framework, np.ascontiguousarray(weight[:, :dim])), None) for dim in DIMS]
     benchmark.group = group(framework, n_classes, batch)
-    seconds = time(benchmark, lambda: [policy.classify(part, heads) for part in parts], n_classes, batch)
+    seconds = time(benchmark, lambda: [policy.classify(part, heads) for part in parts], n_classes)
     exit_dims = np.concatenate([np.asarray(policy.classify(part, heads)[1]) for part in parts])
     visited = {dim: cost(policy, i, head) for i, dim in enumerate(DIMS)}
     columns = sum(visited[int(dim)] for dim in exit_dims)

@@ -312,7 +312,8 @@ def test_a_certificate_holds_for_its_own_cascade_only() -> None:
     with pytest.raises(TypeError, match="`certificate` must be what `Cascade.certify` made, got dict"):
         Cascade(DIMS, (0.5,) * 8, certificate={})  # type: ignore[arg-type]
     record = json.loads(cascade.to_json())
-    for damaged in ({**record["certificate"], "extra": 1}, {"thresholds": [0.5]}, 3):
+    whole = record["certificate"]
+    for damaged in ({**whole, "extra": 1}, {"thresholds": [0.5]}, {**whole, "p_values": None}, 3):
         with pytest.raises(ValueError, match="`certificate` must hold exactly the fields of a certificate"):
             Cascade.from_json(json.dumps(record | {"certificate": damaged}))
     record["thresholds"][0] = 0.5

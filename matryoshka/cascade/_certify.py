@@ -117,11 +117,12 @@ class Certificate:
     @classmethod
     def from_record(cls, record: Any) -> Certificate:
         """Build a certificate from the parsed JSON of `to_record`."""
-        fields = [field.name for field in dataclasses.fields(cls)]
-        if not isinstance(record, dict) or sorted(record) != sorted(fields):
+        fields, lists = {field.name for field in dataclasses.fields(cls)}, ("thresholds", "p_values")
+        whole = isinstance(record, dict) and set(record) == fields
+        if not whole or not all(isinstance(record[key], list) for key in lists):
             msg = "`certificate` must hold exactly the fields of a certificate; pass what `to_json` of a cascade wrote."
             raise ValueError(msg)
-        return cls(**record | {key: tuple(record[key]) for key in ("thresholds", "p_values")})
+        return cls(**record | {key: tuple(record[key]) for key in lists})
 
     def to_record(self) -> dict[str, Any]:
         """Return the fields, ready for JSON."""

@@ -49,7 +49,7 @@ class Reader:
         _checks.labels(labels, "labels", (n,), xp)
         stages = self.read(prefixes)
         truth = to_numpy(labels)
-        _checks.labels(truth, "labels", (n,), np, n_classes=n_classes)
+        _checks.labels(truth, "labels", (n,), namespace(("labels", truth)), n_classes=n_classes)
         return Scored(
             np.stack([to_numpy(values) for values in stages.confidences]),
             np.stack([to_numpy(answers) for answers in stages.answers]),
