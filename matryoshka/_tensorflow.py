@@ -27,6 +27,7 @@ __all__ = [
     "max",
     "mean",
     "ones_like",
+    "permute_dims",
     "reshape",
     "row_hook",
     "shape",
@@ -41,7 +42,7 @@ __all__ = [
 
 float32 = tf.float32
 abs, exp, shape, sqrt, where = tf.abs, tf.exp, tf.shape, tf.sqrt, tf.where
-log_softmax, matrix_transpose = tf.nn.log_softmax, tf.linalg.matrix_transpose
+log_softmax, matrix_transpose, permute_dims = tf.nn.log_softmax, tf.linalg.matrix_transpose, tf.transpose
 
 
 def isdtype(dtype: Any, kind: str) -> bool:

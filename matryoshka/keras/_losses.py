@@ -87,7 +87,7 @@ class MRLCrossEntropy(Nested, keras.losses.Loss):
 
     def _core(self, labels: Any, logits: Any, weights: Any, reduction: str) -> Any:
         options = {"sample_weight": weights, "reduction": reduction, **self._options}
-        return mrl_logits_cross_entropy(ops.unstack(logits, axis=-2), labels, nesting=self.nesting, xp=xp, **options)
+        return mrl_logits_cross_entropy(ops.moveaxis(logits, -2, 0), labels, nesting=self.nesting, xp=xp, **options)
 
 
 @keras.saving.register_keras_serializable(package="matryoshka")

@@ -113,5 +113,5 @@ class PrefixLoss(_PrefixMean):
         logits, labels = logits_and_labels(ops.stop_gradient(y_pred), y_true, self.nesting)
         weights = row_weights(labels, y_pred, sample_weight)
         options = {"sample_weight": weights, "reduction": "sum", "return_parts": True, "xp": xp, **self._options}
-        _, parts = mrl_logits_cross_entropy(ops.unstack(logits, axis=-2), labels, nesting=self.nesting, **options)
+        _, parts = mrl_logits_cross_entropy(ops.moveaxis(logits, -2, 0), labels, nesting=self.nesting, **options)
         self._add(parts, ops.sum(counting(labels, weights, self._options["ignore_index"])))

@@ -143,10 +143,10 @@ class SeparateHeads(Formula):
 
 
 class Logits(Formula):
-    """Logits computed elsewhere. Rows: the logits (r, c) of each prefix; no parameters."""
+    """Logits computed elsewhere. Rows: those of each prefix (r, c), or one array of all (r, G, c); no parameters."""
 
     def losses(self, rows: Arrays, labels: Array, prepared: Arrays, xp: Namespace) -> Array:
-        return xp.stack([row_losses(self._log_p(z, xp), labels, self.smoothing, xp) for z in rows])
+        return xp.stack([row_losses(self._log_p(z, xp), labels, self.smoothing, xp) for z in self._each(rows)])
 
     def gradients(
         self,
@@ -159,19 +159,24 @@ class Logits(Formula):
         xp: Namespace,
     ) -> tuple[Array, Arrays, Totals]:
         losses, gradients = [], []
-        for z, importance in zip(rows, self.nesting.importance, strict=True):
+        for z, importance in zip(self._each(rows), self.nesting.importance, strict=True):
             log_p = self._log_p(z, xp)
             losses.append(row_losses(log_p, labels, self.smoothing, xp))
             gradients.append(
                 scale_rows(logit_gradients(exp_(log_p, xp), labels, self.smoothing, importance, xp), weights, xp)
             )
-        return xp.stack(losses), tuple(gradients), ()
+        stacked = len(rows[0].shape) == 3
+        return xp.stack(losses), (xp.stack(gradients, axis=1),) if stacked else tuple(gradients), ()
 
     def finish(self, parameters: Arrays, prepared: Arrays, totals: Totals, xp: Namespace) -> Arrays:
         return ()
 
     def row_bytes(self, parameters: Arrays) -> int:
         return 0
+
+    def _each(self, rows: Arrays) -> Arrays:
+        """Return the logits of each prefix. Cut here, they need no gradient of the cuts by the framework."""
+        return tuple(rows[0][:, g, :] for g in range(len(self.nesting))) if len(rows[0].shape) == 3 else rows
 
     def _log_p(self, logits: Array, xp: Namespace) -> Array:
         return log_softmax(xp.astype(logits, accumulator_dtype(logits, xp), copy=False), xp)

@@ -428,18 +428,24 @@ def _head_problem(
 
 
 def _given(logits: Any, labels: Array, nesting: Nesting, options: Options, xp: Namespace | None) -> Problem:
-    if not isinstance(logits, list | tuple):
-        xp = namespace(("logits", logits), xp=xp)
-        logits = [logits[g, ...] for g in range(logits.shape[0])]
-    named = [(f"logits[{g}]", z) for g, z in enumerate(logits)]
-    _checks.one_per_prefix(named, "logits", len(nesting))
+    stacked = not isinstance(logits, list | tuple)
+    named = [("logits", logits)] if stacked else [(f"logits[{g}]", z) for g, z in enumerate(logits)]
+    if not stacked:
+        _checks.one_per_prefix(named, "logits", len(nesting))
     xp = namespace(*named, ("labels", labels), ("sample_weight", options.sample_weight), xp=xp)
     _checks.same_dtype(xp, *named)
-    n_classes = _checks.n_classes(logits[0], "logits[0]", axis=-1)
-    axes = tuple(logits[0].shape[:-1])
-    for name, z in named:
-        _checks.shape(z, name, (*axes, n_classes), "that of `logits[0]`")
-    dtype = accumulator_dtype(logits[0], xp)
-    labels, weights = row_weights(labels, options, axes=axes, n_classes=n_classes, dtype=dtype, xp=xp)
-    rows = tuple(flatten_rows(z, xp) for z in logits)
+    name, first = named[0]
+    n_classes = _checks.n_classes(first, name, axis=-1)
+    axes = tuple(first.shape[stacked:-1])
+    if stacked:
+        _checks.min_ndim(first, name, 2, "(G, ..., n_classes)")
+        _checks.one_per_prefix(range(first.shape[0]), name, len(nesting))
+        rows = (xp.permute_dims(xp.reshape(first, (len(nesting), -1, n_classes)), (1, 0, 2)),)
+    else:
+        for name, z in named:
+            _checks.shape(z, name, (*axes, n_classes), "that of `logits[0]`")
+        rows = tuple(flatten_rows(z, xp) for z in logits)
+    labels, weights = row_weights(
+        labels, options, axes=axes, n_classes=n_classes, dtype=accumulator_dtype(first, xp), xp=xp
+    )
     return Problem(Logits(nesting, options.label_smoothing), rows, labels, weights, (), axes, xp)
