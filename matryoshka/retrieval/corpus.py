@@ -32,7 +32,9 @@ class Corpus:
     Parameters
     ----------
     embeddings : array (n, dim), floating
-        One row per item. Kept as it is: neither copied nor written to.
+        One row per item. Kept as it is, neither copied nor written to; do not change it afterwards. It may be
+        memory-mapped, or no array at all but something with a shape and a dtype that gives slices of rows as NumPy
+        arrays (an HDF5 or Zarr data set): then only lengths and prefixes stay in memory.
     metric : {"cosine", "ip", "l2"}, default "cosine"
         Similarity of two prefixes. "cosine" brings each prefix to unit length first, as the paper does; "ip" (inner
         product) and "l2" (negative squared distance) take the vectors as they are.
@@ -51,7 +53,16 @@ class Corpus:
     -----
     Scores grow with similarity, and a row whose prefix is all zeros scores 0 under "cosine". Results are ordered by
     score, equal scores by id. Half-precision embeddings are computed with in float32. Scores agree with float64 within
-    1e-5 for float32 rows of unit length, and equal rows score exactly equal.
+    1e-5 for float32 rows of unit length. Equal rows score exactly equal; neither the batch nor the number of threads
+    shows in a result.
+
+    Everything follows `embeddings`: library, device and dtype. NumPy arrays, and PyTorch and JAX arrays on the CPU,
+    share one engine without copies, on as many threads as OMP_NUM_THREADS says, or else as there are CPUs. Elsewhere
+    the library of the array does the work; queries are not checked for NaN there, because that would wait for the
+    device, and of more than 32 rows that a matrix product cannot tell from the last result any may be returned.
+
+    A corpus takes one pass over the rows to build, for a length per row and the blocks of `search_dims`, n x width
+    numbers each in float32 or float64.
 
     Examples
     --------
