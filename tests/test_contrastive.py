@@ -10,7 +10,7 @@ import numpy as np
 import oracles
 import pytest
 from conftest import Library, load
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from matryoshka import Nesting, info_nce, info_nce_with_grad
@@ -51,36 +51,36 @@ def expected_gradients(options: str, reduction: str) -> list[np.ndarray]:
 
 
 @ALL_OPTIONS
-def test_the_loss_is_the_sum_over_prefixes(library: Library, options: str) -> None:
+def test_the_loss_is_the_sum_over_prefixes(eager_library: Library, options: str) -> None:
     queries, keys = pairs()
-    on_library = library.array(queries), library.array(keys)
+    on_library = eager_library.array(queries), eager_library.array(keys)
     for reduction in ("mean", "sum", "none"):
         keywords = {**OPTIONS[options], "reduction": reduction}
         expected, expected_parts = oracle(queries, keys, **keywords)
         total, parts = info_nce(*on_library, nesting=NESTING, return_parts=True, **keywords)
-        library.assert_close(total, expected)
-        library.assert_close(parts, expected_parts)
-        library.assert_close(info_nce(*on_library, nesting=NESTING, **keywords), expected)
+        eager_library.assert_close(total, expected)
+        eager_library.assert_close(parts, expected_parts)
+        eager_library.assert_close(info_nce(*on_library, nesting=NESTING, **keywords), expected)
 
 
 @ALL_OPTIONS
 @pytest.mark.parametrize("kind", ["float", "array"])
-def test_gradients_are_the_slopes_of_the_loss(library: Library, options: str, kind: str) -> None:
+def test_gradients_are_the_slopes_of_the_loss(eager_library: Library, options: str, kind: str) -> None:
     """The gradient in the temperature comes whether it is a float or an array, which may be learned."""
     queries, keys = pairs()
     for reduction in ("mean", "sum"):
         keywords = {**OPTIONS[options], "reduction": reduction}
         expected, expected_parts = oracle(queries, keys, **keywords)
         if kind == "array":
-            keywords["temperature"] = library.array(np.array(keywords["temperature"]))
+            keywords["temperature"] = eager_library.array(np.array(keywords["temperature"]))
         (total, parts), gradients = info_nce_with_grad(
-            library.array(queries), library.array(keys), nesting=NESTING, return_parts=True, **keywords
+            eager_library.array(queries), eager_library.array(keys), nesting=NESTING, return_parts=True, **keywords
         )
-        library.assert_close(total, expected)
-        library.assert_close(parts, expected_parts)
+        eager_library.assert_close(total, expected)
+        eager_library.assert_close(parts, expected_parts)
         assert gradients._fields == ("queries", "keys", "temperature")
         for actual, slope in zip(gradients, expected_gradients(options, reduction), strict=True):
-            library.assert_close(actual, slope, rtol=max(library.rtol, 1e-8))
+            eager_library.assert_close(actual, slope, rtol=max(eager_library.rtol, 1e-8))
 
 
 def test_the_default_temperature_is_that_of_clip_training() -> None:
@@ -243,6 +243,7 @@ def problems(draw: st.DrawFn) -> tuple[Nesting, np.ndarray, np.ndarray, dict[str
     return nesting, rng.normal(size=(n, nesting.dim)), rng.normal(size=(n_keys, nesting.dim)), options
 
 
+@settings(max_examples=40)
 @given(problems())
 def test_one_full_width_prefix_is_the_plain_loss(problem: tuple[Any, ...]) -> None:
     _, queries, keys, options = problem
@@ -258,6 +259,7 @@ def test_one_full_width_prefix_is_the_plain_loss(problem: tuple[Any, ...]) -> No
     np.testing.assert_allclose(nested, np.mean(losses), rtol=1e-9, atol=1e-9)
 
 
+@settings(max_examples=40)
 @given(problems(), st.floats(1e-3, 1e3))
 def test_lengths_do_not_matter(problem: tuple[Any, ...], scale: float) -> None:
     nesting, queries, keys, options = problem
@@ -267,6 +269,7 @@ def test_lengths_do_not_matter(problem: tuple[Any, ...], scale: float) -> None:
     )
 
 
+@settings(max_examples=40)
 @given(problems())
 def test_the_rows_of_none_sum_to_sum(problem: tuple[Any, ...]) -> None:
     nesting, queries, keys, options = problem
@@ -277,6 +280,7 @@ def test_the_rows_of_none_sum_to_sum(problem: tuple[Any, ...]) -> None:
     np.testing.assert_allclose(np.dot(nesting.importance, parts), rows, rtol=1e-10, atol=1e-12)
 
 
+@settings(max_examples=40)
 @given(problems())
 def test_symmetric_without_extra_keys_is_the_same_both_ways(problem: tuple[Any, ...]) -> None:
     nesting, queries, keys, options = problem

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import Library, load
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from matryoshka import Nesting, nested_loss
@@ -101,6 +101,7 @@ def test_a_teacher_can_be_reached_at_every_prefix_only_if_renormalised(
     assert nested_loss(mse, prefix(teacher, 7, True), teacher / 2, nesting=NESTING) > 0.01
 
 
+@settings(max_examples=40)
 @given(st.integers(0, 2**32), st.sets(st.integers(1, 9), min_size=1), st.integers(-20, 20))
 def test_a_perfect_student_has_no_distillation_loss_at_any_prefix(seed: int, dims: set[int], exponent: int) -> None:
     rng = np.random.default_rng(seed)
@@ -110,6 +111,7 @@ def test_a_perfect_student_has_no_distillation_loss_at_any_prefix(seed: int, dim
     assert parts.tolist() == [0.0] * len(dims)
 
 
+@settings(max_examples=40)
 @given(st.integers(0, 2**32), st.integers(1, 9))
 def test_one_full_width_prefix_is_the_plain_loss(seed: int, dim: int) -> None:
     rng = np.random.default_rng(seed)

@@ -377,8 +377,8 @@ class Cascade(CascadeValue):
         -----
         Multiply-adds per row: `expected_dim` * c for a tied head and `cumulative_dim` * c for separate heads, beside a
         pass over the c logits at each width visited. Logits are as rounded as matrix products are, so a confidence
-        within rounding of its threshold may fall on the other side than in `predict`. A device is waited for once per
-        width, to learn which rows are left. No gradient is recorded. A row with NaN goes to the full width.
+        within rounding of its threshold may fall on the other side than in `predict`. A device is waited for at each
+        width, to learn how many rows are left. No gradient is recorded. A row with NaN goes to the full width.
         """
         return _staged.classify(embeddings, heads, self._reader(from_logits=True), self.thresholds)
 

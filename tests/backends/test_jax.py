@@ -140,16 +140,15 @@ LOSSES: dict[str, tuple[Callable[..., Any], Callable[..., Any], Any]] = {
     "logits": (of_logits, plain_of_logits, (jnp.abs(draw(N_ROWS)), [draw(N_ROWS, N_CLASSES, seed=m) for m in NESTING])),
     "info-nce": (contrastive, plain_contrastive, (draw(N_ROWS, 7), draw(N_ROWS + 2, 7), draw())),
 }
-ALL_LOSSES = pytest.mark.parametrize("name", LOSSES)
 
 
 def assert_trees_close(actual: Any, expected: Any, rtol: float = 2e-5) -> None:
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol), actual, expected)
 
 
-@ALL_LOSSES
 @pytest.mark.parametrize(
-    ("reduction", "row_block"), [("mean", 4), ("none", None)], ids=["mean-in-blocks-and-a-rest", "none-in-one-block"]
+    ("name", "reduction", "row_block"),
+    [("mrl", "mean", 4), ("mrl-e", "none", 4), ("logits", "none", None), ("logits", "sum", 4), ("info-nce", "mean", 4)],
 )
 def test_values_and_gradients_under_jit_are_those_of_plain_jax(
     name: str, reduction: str, row_block: int | None
