@@ -123,10 +123,10 @@ def test_classify(benchmark: Any, framework: str, n_classes: int, batch: int, ex
         {
             "row": f"{head} head, exits {exits}",
             "multiply_adds": columns * n_classes,
-            "mean exit dim": float(exit_dims.mean()),
-            "factor in theory": theory,
-            "on the clock": clock,
-            "share reached": clock / theory,
+            "mean exit dim": round(float(exit_dims.mean())),
+            "factor in theory": round(theory, 1),
+            "on the clock": round(clock, 1),
+            "share reached": f"{clock / theory:.0%}",
         }
     )
 
