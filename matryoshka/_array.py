@@ -210,11 +210,6 @@ def index_dtype(xp: Namespace) -> object:
     return xp.arange(1).dtype
 
 
-def repeat_row(row: Array, n: Any, xp: Namespace) -> Array:
-    """Return a new array of `n` rows, each a copy of `row`."""
-    return row + xp.zeros((n, 1), dtype=row.dtype, device=_creation_device(row, xp))
-
-
 def can_write(xp: Namespace) -> bool:
     """Tell whether arrays of this library can be written to at any index, and are best worked on in place."""
     return library(xp) in ("numpy", "torch", "cupy")
@@ -263,6 +258,8 @@ def write_product(target: Array, left: Array, right: Array, *, keep: bool, xp: N
         _torch_add_product(target, left, right, keep=int(keep))
     elif keep:
         target += _product(left, right, xp)
+    elif left.dtype == target.dtype:
+        xp.matmul(left, right, out=target)
     else:
         target[...] = _product(left, right, xp)
 

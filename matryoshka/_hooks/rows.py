@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from matryoshka._array import can_write, empty
 from matryoshka._typing import Array, Namespace
 
 Arrays = tuple[Array, ...]
@@ -75,16 +76,16 @@ def gradients(
     size = block_size(n, formula.row_bytes(parameters), row_block)
     prepared = formula.prepare(parameters, xp)
     losses, totals = [], None
-    d_rows: list[list[Array]] = [[] for _ in rows]
+    d_rows = [_Rows(n, xp) for _ in rows]
     for block in _blocks(n, size):
         block_weights = None if weights is None else weights[block]
         block_losses, d_block, totals = formula.gradients(
             tuple(row[block, ...] for row in rows), labels[block], block_weights, prepared, totals, wanted, xp
         )
         losses.append(block_losses)
-        for parts, part in zip(d_rows, d_block, strict=True):
-            parts.append(part)
-    joined = tuple(None if parts[0] is None else _join(parts, xp) for parts in d_rows)
+        for whole, part in zip(d_rows, d_block, strict=True):
+            whole.put(block, part)
+    joined = tuple(whole.join() for whole in d_rows)
     return _join(losses, xp, axis=1), joined, formula.finish(parameters, prepared, totals, xp)
 
 
@@ -119,6 +120,30 @@ def _map_losses(
 def _blocks(n: int, size: int) -> list[slice]:
     """Cut n rows into slices of `size`; no rows make one empty slice, so that every result has its shape."""
     return [slice(start, min(start + size, n)) for start in range(0, max(n, 1), size)]
+
+
+class _Rows:
+    """An array (n, ...) that arrives in blocks of rows; where it can be written to, no block is kept beside it."""
+
+    def __init__(self, n: int, xp: Namespace) -> None:
+        self._n, self._xp = n, xp
+        self._parts: list[Array] = []
+
+    def put(self, block: slice, part: Array | None) -> None:
+        """Take the rows of a block; None, and then of every block, if they are not wanted."""
+        if part is None:
+            return
+        if part.shape[0] == self._n or not can_write(self._xp):
+            self._parts.append(part)
+            return
+        if not self._parts:
+            shape = (self._n, *part.shape[1:])
+            self._parts.append(empty(shape, like=part, dtype=part.dtype, xp=self._xp))
+        self._parts[0][block, ...] = part
+
+    def join(self) -> Array | None:
+        """Return the array, or None."""
+        return _join(self._parts, self._xp) if self._parts else None
 
 
 def _join(parts: Sequence[Array], xp: Namespace, *, axis: int = 0) -> Array:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from matryoshka._array import accumulator_dtype, add_product, exp_, length, log_softmax, repeat_row
+from matryoshka._array import accumulator_dtype, add_product, exp_, log_softmax
 from matryoshka._typing import Array, Namespace
 from matryoshka.losses._formula import Arrays, Formula, Totals
 from matryoshka.losses._products import (
-    add_narrower,
     add_row_sum,
+    add_to_prefix,
     block_gradients,
     join_columns,
     running_products,
@@ -76,8 +76,7 @@ class TiedHead(Formula):
     def _log_p(self, rows: Arrays, prepared: Arrays, xp: Namespace) -> Iterator[Array]:
         (x,), (weight, bias) = rows, prepared
         dtype = accumulator_dtype(x, xp)
-        start = None if bias is None else repeat_row(xp.astype(bias, dtype, copy=False), length(x, 0, xp), xp)
-        for z in running_products(self.factor(x, xp), weight, self.nesting.blocks, start=start, dtype=dtype, xp=xp):
+        for z in running_products(self.factor(x, xp), weight, self.nesting.blocks, bias=bias, dtype=dtype, xp=xp):
             yield log_softmax(z, xp)
 
 
@@ -108,15 +107,14 @@ class SeparateHeads(Formula):
         weighted_x = self.factor(scale_rows(rows[0], weights, xp), xp)
         d_heads = list(totals or [None] * len(prepared))
         losses, d_x = [], None
-        for g, m in enumerate(self.nesting):
+        for g, m in reversed(list(enumerate(self.nesting))):
             log_p = self._log_p(g, rows, prepared, xp)
             losses.append(row_losses(log_p, labels, self.smoothing, xp))
             d_z = logit_gradients(exp_(log_p, xp), labels, self.smoothing, self.nesting.importance[g], xp)
             w, b = 2 * g, 2 * g + 1
             factor = xp.astype(d_z, prepared[w].dtype, copy=False)
             if wanted[0]:
-                d_prefix = add_product(None, factor, prepared[w], dtype=d_z.dtype, xp=xp)
-                d_x = add_narrower(d_prefix, d_x, xp)
+                d_x = add_to_prefix(d_x, factor, prepared[w], dtype=d_z.dtype, xp=xp)
             if wanted[1 + w]:
                 transposed = xp.matrix_transpose(factor)
                 d_heads[w] = add_product(d_heads[w], transposed, weighted_x[:, :m], dtype=d_z.dtype, xp=xp)
@@ -124,7 +122,7 @@ class SeparateHeads(Formula):
                 d_heads[b] = add_row_sum(d_heads[b], d_z, weights, xp)
         if wanted[0]:
             d_x = scale_rows(d_x, weights, xp)
-        return xp.stack(losses), (d_x,), tuple(d_heads)
+        return xp.stack(losses[::-1]), (d_x,), tuple(d_heads)
 
     def finish(self, parameters: Arrays, prepared: Arrays, totals: Totals, xp: Namespace) -> Arrays:
         return totals
@@ -134,11 +132,8 @@ class SeparateHeads(Formula):
 
     def _log_p(self, g: int, rows: Arrays, prepared: Arrays, xp: Namespace) -> Array:
         (x,), weight, bias = rows, prepared[2 * g], prepared[2 * g + 1]
-        dtype = accumulator_dtype(x, xp)
-        start = None if bias is None else repeat_row(xp.astype(bias, dtype, copy=False), length(x, 0, xp), xp)
-        (z,) = running_products(
-            self.factor(x, xp), weight, [slice(0, self.nesting.dims[g])], start=start, dtype=dtype, xp=xp
-        )
+        prefix = slice(0, self.nesting.dims[g])
+        (z,) = running_products(self.factor(x, xp), weight, [prefix], bias=bias, dtype=accumulator_dtype(x, xp), xp=xp)
         return log_softmax(z, xp)
 
 

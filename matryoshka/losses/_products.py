@@ -15,12 +15,15 @@ from matryoshka._typing import Array, Namespace
 
 
 def running_products(
-    x: Array, y: Array, blocks: Sequence[slice], *, start: Array | None, dtype: object, xp: Namespace
+    x: Array, y: Array, blocks: Sequence[slice], *, bias: Array | None = None, dtype: object, xp: Namespace
 ) -> Iterator[Array]:
-    """Yield `start` + x[:, :m] @ y[:, :m].T for each prefix; one array, overwritten on the way where possible."""
-    running = start
+    """Yield x[:, :m] @ y[:, :m].T + bias for each prefix; one array, overwritten on the way where possible."""
+    running = None
     for block in blocks:
         running = add_product(running, x[:, block], xp.matrix_transpose(y[:, block]), dtype=dtype, xp=xp)
+        if bias is not None:
+            running += xp.astype(bias, dtype, copy=False)
+            bias = None
         yield running
 
 
@@ -134,15 +137,15 @@ def add_row_sum(total: Array | None, array: Array, weights: Array | None, xp: Na
     return row_sum if total is None else total + row_sum
 
 
-def add_narrower(array: Array, narrower: Array | None, xp: Namespace) -> Array:
-    """Return `array` (r, m) with `narrower` (r, k), k <= m, added to its first columns; None stands for zero.
+def add_to_prefix(total: Array | None, left: Array, right: Array, *, dtype: object, xp: Namespace) -> Array:
+    """Return `total` (r, dim) with left (r, k) @ right (k, m) added to its first m columns, m <= dim.
 
-    Written over `array` where its library can.
+    None stands for zero, of m columns. Written over `total` where its library can.
     """
-    if narrower is None:
-        return array
-    k = narrower.shape[1]
+    m = right.shape[1]
+    if total is None or m == total.shape[1]:
+        return add_product(total, left, right, dtype=dtype, xp=xp)
     if can_write(xp):
-        array[:, :k] += narrower
-        return array
-    return xp.concat([array[:, :k] + narrower, array[:, k:]], axis=1)
+        write_product(total[:, :m], left, right, keep=True, xp=xp)
+        return total
+    return xp.concat([add_product(total[:, :m], left, right, dtype=dtype, xp=xp), total[:, m:]], axis=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,14 +123,15 @@ def evaluate_with_grad(problem: Problem, options: Options) -> tuple[Any, Arrays,
     parts = xp.sum(weigh(losses, p.weights, xp), axis=-1) / divisor
     total = weigh_prefixes(parts, p.formula.nesting)
 
-    def scaled(gradients: Arrays, arrays: Arrays) -> Arrays:
-        return tuple(
-            None if gradient is None else xp.astype(gradient / divisor, array.dtype, copy=False)
-            for gradient, array in zip(gradients, arrays, strict=True)
-        )
+    def scaled(gradients: Arrays, arrays: Arrays) -> Iterator[Array]:
+        for gradient, array in zip(gradients, arrays, strict=True):
+            if gradient is not None:
+                gradient /= divisor
+                gradient = xp.astype(gradient, array.dtype, copy=False)
+            yield gradient
 
     loss = (total, parts) if options.return_parts else total
-    return loss, scaled(d_rows, p.rows), scaled(d_parameters, p.parameters)
+    return loss, tuple(scaled(d_rows, p.rows)), tuple(scaled(d_parameters, p.parameters))
 
 
 def _divisor(problem: Problem, options: Options) -> Any:

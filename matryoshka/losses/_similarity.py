@@ -100,7 +100,7 @@ class Similarity(Formula):
     def _similarities(self, q: Array, inverse_q: Sequence[Array], prepared: Arrays, xp: Namespace) -> Iterator[Array]:
         k, inverse_k, _, inverse_t = prepared
         dtype = accumulator_dtype(q, xp)
-        dots = running_products(q, k, self.nesting.blocks, start=None, dtype=dtype, xp=xp)
+        dots = running_products(q, k, self.nesting.blocks, dtype=dtype, xp=xp)
         for g, dot in enumerate(dots):
             s = dot * inverse_k[g]
             s *= (inverse_q[g] * inverse_t)[:, None]
