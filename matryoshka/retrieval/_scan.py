@@ -30,8 +30,8 @@ _READ = 1 << 22
 _SERIAL_PRODUCT = 1 << 18
 """Multiply-adds up to which OpenBLAS computes a product in the calling thread, so that our threads run beside it."""
 
-_SERIAL_VECTOR = 9 << 10
-"""The same for a matrix times a vector."""
+_SERIAL_VECTOR, _VECTOR_ROWS = 9 << 10, 128
+"""The same for a matrix times a vector, and the rows from which on a longer matrix gets slower."""
 
 _PENDING = 1 << 21
 """Candidates that are held before all but the best of them are dropped."""
@@ -133,7 +133,7 @@ class _Search:
         n_queries, dim = queries.shape
         self.prefix, self.k, self.floor, self.slack, self.score = prefix, k, floor, slack, score
         self.transposed = np.ascontiguousarray(queries.T)
-        serial = (_SERIAL_VECTOR if n_queries == 1 else _SERIAL_PRODUCT) // (n_queries * dim)
+        serial = min(_SERIAL_VECTOR // dim, _VECTOR_ROWS) if n_queries == 1 else _SERIAL_PRODUCT // (n_queries * dim)
         self.piece = 1 << (serial.bit_length() - 1) if serial >= 16 else 0
         step = min(_SCORES // n_queries, 1 << 16)
         if not self.piece:
