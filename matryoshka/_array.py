@@ -59,7 +59,7 @@ def namespace(*arrays: tuple[str, Array], xp: Namespace | None = None) -> Namesp
     (first_name, first), *others = arrays
     expected = _namespace_of(first_name, first)
     for name, array in others:
-        if array is None:
+        if array is None or type(array) is np.ndarray is type(first):
             continue
         if _namespace_of(name, array) is not expected:
             msg = (
@@ -118,16 +118,22 @@ def _kind(value: object) -> str:
 
 def is_floating(array: Array, xp: Namespace) -> bool:
     """Tell whether `array` holds real floating-point numbers, half precision included."""
+    if isinstance(array, np.ndarray) and array.dtype.kind == "f":
+        return True
     return bool(xp.isdtype(array.dtype, "real floating")) or _dtype_name(array) in _HALF
 
 
 def is_integer(array: Array, xp: Namespace) -> bool:
     """Tell whether `array` holds integers (booleans are none)."""
+    if isinstance(array, np.ndarray):  # what follows is slow there
+        return array.dtype.kind in "iu"
     return bool(xp.isdtype(array.dtype, "integral"))
 
 
 def accumulator_dtype(array: Array, xp: Namespace) -> object:
     """Return the dtype in which sums over `array` are formed: float32 for half precision, else its own."""
+    if isinstance(array, np.ndarray) and array.dtype.kind == "f":
+        return array.dtype if array.dtype.itemsize > 2 else np.dtype(np.float32)
     return xp.float32 if _dtype_name(array) in _HALF else array.dtype
 
 

@@ -6,6 +6,8 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+import numpy as np
+
 from matryoshka._typing import Array
 from matryoshka.retrieval._rows import HostRows, Rows
 from matryoshka.retrieval._scores import Sums, lengths, sums
@@ -86,14 +88,16 @@ def _descend(
     rows: Rows, metric: str, queries: Array, ids: Array, dims: Sequence[int], lists: Sequence[int]
 ) -> tuple[Array, Array]:
     xp, total, start = rows.xp, None, 0
+    padded = not isinstance(ids, np.ndarray) or bool((ids[:, :1] < 0).any())  # on a device, nobody waits to look
     for dim, count in zip(dims, lists, strict=True):
-        total = _sums(rows, metric, queries, xp.where(ids < 0, xp.zeros_like(ids), ids), slice(start, dim), total)
+        taken = xp.where(ids < 0, xp.zeros_like(ids), ids) if padded else ids
+        total = _sums(rows, metric, queries, taken, slice(start, dim), total)
         scores = total.scores(_lengths(rows, metric, queries, dim), xp)
-        scores = xp.where(ids < 0, xp.full_like(scores, -xp.inf), scores)
+        if padded:
+            scores = xp.where(ids < 0, xp.full_like(scores, -xp.inf), scores)
         best = (top_k if dim == dims[-1] else keep_best)(scores, min(count, ids.shape[1]), xp)
-        scores, ids, total = take_along(scores, best, xp), take_along(ids, best, xp), total.take(best, xp)
-        start = dim
-    return scores, ids
+        ids, total, start = take_along(ids, best, xp), total.take(best, xp), dim
+    return take_along(scores, best, xp), ids
 
 
 def _sums(rows: Rows, metric: str, queries: Array, ids: Array, columns: slice, before: Sums | None = None) -> Sums:

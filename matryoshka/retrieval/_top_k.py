@@ -57,6 +57,8 @@ def keep_best(values: Array, k: int, xp: Namespace) -> Array:
 def take_along(array: Array, positions: Array, xp: Namespace) -> Array:
     """Pick array[i, positions[i, j]] for each i, j."""
     if isinstance(array, np.ndarray):
+        if array.shape[0] == 1:
+            return array.take(positions[0], axis=1)
         return array[np.arange(array.shape[0])[:, None], positions]
     if hasattr(xp, "take_along_axis"):
         return xp.take_along_axis(array, positions, axis=-1)
