@@ -9,7 +9,8 @@ nox.options.default_venv_backend = "virtualenv"
 nox.options.reuse_venv = "yes"
 
 PROJECT = nox.project.load_toml("pyproject.toml")
-LIBRARIES = "numpy array_api_strict torch jax faiss"
+LIBRARIES = "numpy array_api_strict torch jax faiss sentence_transformers"
+KERAS_BACKENDS = ("tensorflow", "jax", "torch")
 
 
 def install(session: nox.Session, *what: str, group: str | None = None) -> None:
@@ -34,18 +35,22 @@ def install_wheel(session: nox.Session, extras: str = "", *, group: str) -> None
     session.install("--force-reinstall", "--no-deps", built)
 
 
-def pytest(session: nox.Session, *arguments: str, libraries: str) -> None:
+def pytest(session: nox.Session, *arguments: str, libraries: str, **env: str) -> None:
     """Test the installed package: PYTHONSAFEPATH keeps the checkout off the path of every process."""
-    env = {"MATRYOSHKA_REQUIRE": libraries, "PYTHONSAFEPATH": "1"}
+    env = {"MATRYOSHKA_REQUIRE": libraries, "PYTHONSAFEPATH": "1", **env}
     session.run("pytest", *arguments, *session.posargs, env=env)
 
 
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run every test and every example on every array library, on the installed wheel."""
-    install_wheel(session, "[torch,jax,faiss,cli]", group="test")
-    apart = [f"--ignore-glob=*/matryoshka/{path}" for path in ("keras", "_tensorflow.py", "_hooks/tensorflow.py")]
-    pytest(session, "--doctest-modules", "--pyargs", "matryoshka", "tests", *apart, libraries=LIBRARIES)
+    install_wheel(session, "[torch,jax,keras,sentence-transformers,faiss,cli]", group="test")
+    arguments = ("--doctest-modules", "--pyargs")
+    apart = [f"--ignore-glob=*/{path}" for path in ("matryoshka/keras", "tensorflow.py", "_tensorflow.py")]
+    pytest(session, *arguments, "matryoshka", "tests", "--ignore-glob=*/test_keras.py", *apart, libraries=LIBRARIES)
+    for backend in KERAS_BACKENDS:  # of which a process has one for as long as it lives
+        keras = ("matryoshka.keras", "tests/backends/test_keras.py")
+        pytest(session, *arguments, *keras, libraries=f"keras {backend}", KERAS_BACKEND=backend)
 
 
 @nox.session(python="3.11")

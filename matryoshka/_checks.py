@@ -196,6 +196,23 @@ def width(array: Array, name: str, dim: int) -> None:
         raise ValueError(msg)
 
 
+def model_width(width: int | None, dim: int) -> None:
+    """Require a model whose embeddings are as wide as the nesting; None is a model that does not tell."""
+    if width not in (None, dim):
+        msg = (
+            f"`nesting` must end with the width of the model's embeddings, {width}, got {dim}; "
+            f"choose widths up to {width}."
+        )
+        raise ValueError(msg)
+
+
+def pairs(n_columns: int) -> None:
+    """Require at least two columns of embeddings."""
+    if n_columns < 2:
+        msg = f"the dataset must have columns for anchors and positives, got {n_columns} column(s); add positives."
+        raise ValueError(msg)
+
+
 def temperature(value: float | Array, xp: Namespace) -> None:
     """Check a temperature: a positive float, or a 0-d floating array, whose value is read on NumPy only."""
     if value is None or isinstance(value, float | int):

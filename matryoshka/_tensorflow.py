@@ -36,7 +36,6 @@ __all__ = [
     "sum",
     "take_along_axis",
     "where",
-    "zeros",
     "zeros_like",
 ]
 
@@ -63,11 +62,6 @@ def arange(stop: Any, *, dtype: Any = None, device: Any = None) -> Any:
 def full(shape: Sequence[Any], value: float, *, dtype: Any, device: Any = None) -> Any:
     """Return an array of one value."""
     return tf.fill(shape, tf.constant(value, dtype))
-
-
-def zeros(shape: Sequence[Any], *, dtype: Any, device: Any = None) -> Any:
-    """Return an array of zeros."""
-    return tf.zeros(shape, dtype)
 
 
 def zeros_like(x: Any, *, dtype: Any = None) -> Any:

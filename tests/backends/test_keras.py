@@ -1,0 +1,721 @@
+"""Keras layers, losses and metrics on one backend: run once per KERAS_BACKEND, each time in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import oracles
+import pytest
+from conftest import REQUIRED, load
+
+from matryoshka import (
+    Nesting,
+    info_nce,
+    info_nce_with_grad,
+    mrl_cross_entropy,
+    mrl_cross_entropy_with_grad,
+    mrl_e_cross_entropy,
+    mrl_e_cross_entropy_with_grad,
+    mrl_logits_cross_entropy,
+    nested_loss,
+)
+
+if "KERAS_BACKEND" not in os.environ and "keras" not in REQUIRED:
+    pytest.skip("needs a backend: KERAS_BACKEND=jax pytest tests/backends/test_keras.py", allow_module_level=True)
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    keras = load("keras")
+    layers = load("matryoshka.keras")
+
+# Warnings that Keras and TensorFlow give about their own code.
+pytestmark = [pytest.mark.filterwarnings(f"ignore:{text}") for text in ("__array__ implementation doesn't accept",)]
+
+ops = keras.ops
+BACKEND = keras.backend.backend()
+JIT = {"tensorflow": [False, True], "jax": [False, True], "torch": [False]}[BACKEND]
+MODES = {"tensorflow": ["eager", "graph", "xla"], "jax": ["eager", "jit"], "torch": ["eager"]}[BACKEND]
+
+NESTING = Nesting((2, 3, 7), importance=(2.0, 0.0, 0.5))
+N_CLASSES, IGNORED = 4, -7
+LABELS = np.array([3, 0, 1, IGNORED, 2, 3, 1, 1, 0])
+N = len(LABELS)
+RTOL, GRADIENT_RTOL = 1e-5, 1e-4
+
+BOTH_HEADS = pytest.mark.parametrize("tied", [False, True], ids=["mrl", "mrl-e"])
+ALL_MODES = pytest.mark.parametrize("mode", MODES)
+
+
+def draw(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed + 7 * len(shape) + sum(shape)).normal(size=shape)
+
+
+def single(array: np.ndarray) -> np.ndarray:
+    return array.astype("float32") if array.dtype == "float64" else array
+
+
+def to_host(tensor: Any) -> np.ndarray:
+    return np.asarray(ops.convert_to_numpy(ops.stop_gradient(tensor)))
+
+
+def pairs_of(flat: Sequence[Any]) -> list[tuple[Any, Any]]:
+    return list(zip(flat[::2], flat[1::2], strict=True))
+
+
+def differentiate(
+    function: Callable[..., Any], arrays: Sequence[np.ndarray], *, mode: str = "eager"
+) -> tuple[Any, list[Any]]:
+    """Value and gradients of a scalar function of float32 tensors; in a graph, the first axes are open."""
+    tensors = [ops.convert_to_tensor(single(array)) for array in arrays]
+    if BACKEND == "torch":
+        for tensor in tensors:
+            tensor.requires_grad_()
+        value = function(*tensors)
+        value.backward()
+        gradients = [tensor.grad for tensor in tensors]
+    elif BACKEND == "jax":
+        import jax
+
+        slope = jax.value_and_grad(function, argnums=tuple(range(len(tensors))))
+        value, gradients = (jax.jit(slope) if mode == "jit" else slope)(*tensors)
+    else:
+        import tensorflow as tf
+
+        def slope(*inner: Any) -> Any:
+            with tf.GradientTape() as tape:
+                tape.watch(inner)
+                value = function(*inner)
+            return value, tape.gradient(value, inner)
+
+        if mode != "eager":
+            signature = [tf.TensorSpec([None, *a.shape[1:]] if a.ndim > 1 else a.shape, "float32") for a in arrays]
+            slope = tf.function(slope, input_signature=signature, jit_compile=mode == "xla", autograph=False)
+        value, gradients = slope(*tensors)
+    return to_host(value), [to_host(gradient) for gradient in gradients]
+
+
+def assert_slopes(actual: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> None:
+    for ours, exact in zip(actual, expected, strict=True):
+        assert ours.dtype == np.float32
+        np.testing.assert_allclose(ours, exact, rtol=GRADIENT_RTOL, atol=GRADIENT_RTOL * np.abs(exact).max())
+
+
+# The functions of the core, on tensors of the backend.
+
+
+@ALL_MODES
+@pytest.mark.parametrize("row_block", [None, 4, 1])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_cross_entropies_take_tensors_of_the_backend(mode: str, row_block: int | None, reduction: str) -> None:
+    x, weights = draw(N, 7), np.abs(draw(N)) + 0.1
+    heads = [draw(*shape) for m in NESTING for shape in ((N_CLASSES, m), (N_CLASSES,))]
+    options = {"nesting": NESTING, "ignore_index": IGNORED, "label_smoothing": 0.1}
+    labels = ops.convert_to_tensor(LABELS)
+
+    def of_all(x: Any, weight: Any, bias: Any, *flat: Any) -> Any:
+        kept = {"sample_weight": ops.convert_to_tensor(single(weights)), "reduction": reduction, "xp": layers.xp}
+        tied = mrl_e_cross_entropy(x, weight, bias, labels, row_block=row_block, **kept, **options)
+        own = mrl_cross_entropy(x, pairs_of(flat), labels, row_block=row_block, **kept, **options)
+        if reduction == "none":
+            assert tuple(tied.shape)[0] in (N, None)
+            tied, own = (
+                ops.sum(tied) / weights[LABELS != IGNORED].sum(),
+                ops.sum(own) / weights[LABELS != IGNORED].sum(),
+            )
+        return tied + 2 * own
+
+    value, slopes = differentiate(of_all, [x, *heads[-2:], *heads], mode=mode)
+    tied, d_tied = mrl_e_cross_entropy_with_grad(x, *heads[-2:], LABELS, sample_weight=weights, **options)
+    own, d_own = mrl_cross_entropy_with_grad(x, pairs_of(heads), LABELS, sample_weight=weights, **options)
+    expected = oracles.losses_cross_entropy(
+        oracles.losses_logits(x, pairs_of(heads)),
+        LABELS.tolist(),
+        importance=NESTING.importance,
+        label_smoothing=0.1,
+        ignore_index=IGNORED,
+        sample_weight=weights,
+    )[0]
+    np.testing.assert_allclose(own, expected, rtol=1e-12)
+    np.testing.assert_allclose(value, tied + 2 * expected, rtol=RTOL)
+    d_heads = [2 * slope for pair in d_own.heads for slope in pair]
+    assert_slopes(slopes, [d_tied.embeddings + 2 * d_own.embeddings, d_tied.weight, d_tied.bias, *d_heads])
+
+
+@ALL_MODES
+@pytest.mark.parametrize("row_block", [None, 4])
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_info_nce_takes_tensors_of_the_backend(
+    mode: str, row_block: int | None, symmetric: bool, reduction: str
+) -> None:
+    queries, keys, temperature = draw(N, 7), draw(N + 3, 7), np.array(0.3)
+    options = {"nesting": NESTING, "symmetric": symmetric, "label_smoothing": 0.1}
+
+    def loss(queries: Any, keys: Any, temperature: Any) -> Any:
+        kept = {"temperature": temperature, "row_block": row_block, "reduction": reduction, "xp": layers.xp}
+        return ops.mean(info_nce(queries, keys, **kept, **options))
+
+    value, slopes = differentiate(loss, [queries, keys, temperature], mode=mode)
+    expected, _ = oracles.losses_info_nce(
+        queries,
+        keys,
+        NESTING.dims,
+        importance=NESTING.importance,
+        temperature=0.3,
+        symmetric=symmetric,
+        label_smoothing=0.1,
+    )
+    np.testing.assert_allclose(value, expected, rtol=RTOL)
+    _, exact = info_nce_with_grad(queries, keys, temperature=0.3, **options)
+    assert_slopes(slopes, exact)
+
+
+@ALL_MODES
+def test_stacked_logits_and_any_loss_take_tensors_of_the_backend(mode: str) -> None:
+    logits, labels = draw(N, 3, N_CLASSES), ops.convert_to_tensor(np.maximum(LABELS, 0))
+
+    def apart(*logits: Any) -> Any:
+        return mrl_logits_cross_entropy(list(logits), labels, nesting=NESTING, xp=layers.xp)
+
+    def stacked(logits: Any) -> Any:
+        return mrl_logits_cross_entropy(ops.moveaxis(logits, 1, 0), labels, nesting=NESTING, xp=layers.xp)
+
+    one, slopes = differentiate(apart, list(np.moveaxis(logits, 1, 0)), mode=mode)
+    other, (slope,) = differentiate(stacked, [logits], mode=mode)
+    expected, _ = oracles.losses_cross_entropy(
+        np.moveaxis(logits, 1, 0), np.maximum(LABELS, 0).tolist(), importance=NESTING.importance
+    )
+    np.testing.assert_allclose([one, other], expected, rtol=RTOL)
+    np.testing.assert_allclose(np.stack(slopes, axis=1), slope, rtol=RTOL, atol=1e-7)
+
+    def distance(x: Any, y: Any) -> Any:
+        return nested_loss(lambda a, b: ops.sum((a - b) ** 2), x, y, nesting=NESTING, normalize=True, xp=layers.xp)
+
+    value, _ = differentiate(distance, [draw(N, 7), draw(N, 7, seed=1)], mode=mode)
+    units = [
+        (a[:, :m] / np.linalg.norm(a[:, :m], axis=1, keepdims=True) for a in (draw(N, 7), draw(N, 7, seed=1)))
+        for m in NESTING
+    ]
+    expected = sum(c * ((a - b) ** 2).sum() for c, (a, b) in zip(NESTING.importance, units, strict=True))
+    np.testing.assert_allclose(value, expected, rtol=RTOL)
+
+
+# The head.
+
+
+def built_head(tied: bool, **options: Any) -> tuple[Any, list[tuple[np.ndarray, np.ndarray | None]]]:
+    """A head with drawn weights, and these as the (weight, bias) pairs of the oracle."""
+    head = layers.MRLHead(NESTING, N_CLASSES, tied=tied, **options)
+    head.build((None, 7))
+    for i, variable in enumerate(head.weights):
+        variable.assign(draw(*variable.shape, seed=i))
+    weights = [to_host(variable.value).astype("float64") for variable in head.weights]
+    kernels, biases = [w for w in weights if w.ndim == 2], [w for w in weights if w.ndim == 1] or [None] * 3
+    if tied:
+        kernels, biases = [kernels[0][:m] for m in NESTING], [biases[0]] * 3
+    return head, [(kernel.T, bias) for kernel, bias in zip(kernels, biases, strict=True)]
+
+
+@BOTH_HEADS
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_head_stacks_the_logits_of_all_prefixes(tied: bool, bias: bool) -> None:
+    head, pairs = built_head(tied, bias=bias)
+    x = draw(N, 7)
+    logits = head(single(x))
+    assert keras.backend.standardize_dtype(logits.dtype) == "float32"
+    np.testing.assert_allclose(to_host(logits), np.stack(oracles.losses_logits(x, pairs), axis=1), rtol=RTOL, atol=1e-6)
+    assert head.losses == []
+    tokens = head(single(x.reshape(3, 3, 7)))
+    np.testing.assert_allclose(to_host(tokens).reshape(N, 3, N_CLASSES), to_host(logits), rtol=1e-6, atol=1e-6)
+
+
+@BOTH_HEADS
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_the_head_adds_the_loss(tied: bool, reduction: str) -> None:
+    head, pairs = built_head(tied, label_smoothing=0.1, ignore_index=IGNORED, reduction=reduction)
+    x, weights = draw(N, 7), np.abs(draw(N)) + 0.1
+    arguments = (single(x), LABELS, single(weights))
+    expected, parts = oracles.losses_cross_entropy(
+        oracles.losses_logits(x, pairs),
+        LABELS.tolist(),
+        importance=NESTING.importance,
+        label_smoothing=0.1,
+        ignore_index=IGNORED,
+        sample_weight=single(weights),
+        reduction=reduction,
+    )
+    logits = head(*arguments)
+    assert tuple(logits.shape) == (N, 3, N_CLASSES)
+    (loss,) = head.losses
+    np.testing.assert_allclose(to_host(loss), expected, rtol=RTOL)
+    repeated = head(*arguments, return_parts=True)
+    np.testing.assert_allclose(to_host(repeated), np.tile(parts, (N, 1)), rtol=RTOL)
+    assert len(head.losses) == 1  # of the last call only
+    head(single(x).reshape(3, 3, 7), LABELS.reshape(3, 3, 1), single(weights).reshape(3, 3))
+    np.testing.assert_allclose(to_host(head.losses[0]), expected, rtol=RTOL)
+
+
+def test_no_row_that_counts_gives_no_loss() -> None:
+    head, _ = built_head(True, ignore_index=IGNORED)
+    head(single(draw(2, 7)), np.array([IGNORED, IGNORED]))
+    assert to_host(head.losses[0]) == 0.0
+    head(single(draw(2, 7)), np.array([0, 1]), np.zeros(2, "float32"))
+    assert to_host(head.losses[0]) == 0.0
+
+
+# Losses for compile.
+
+REDUCTIONS = pytest.mark.parametrize(
+    "reduction", ["sum_over_batch_size", "mean", "sum", "mean_with_sample_weight", "none", None]
+)
+
+
+@REDUCTIONS
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("ignored", [None, IGNORED])
+@pytest.mark.parametrize("masked", [False, True])
+def test_one_prefix_is_the_loss_of_keras(
+    reduction: str | None, weighted: bool, ignored: int | None, masked: bool
+) -> None:
+    labels = LABELS.reshape(3, 3) if ignored else np.maximum(LABELS, 0).reshape(3, 3)
+    weights = single(np.abs(draw(3, 3)) + 0.1) if weighted else None
+    x = single(draw(3, 3, 7))
+    if masked:
+        x[0, 2], x[2] = 0.0, 0.0
+        x = keras.layers.Masking()(x)
+    head = layers.MRLHead((7,), N_CLASSES)
+    logits = head(x)
+    plain = keras.layers.Lambda(lambda z: z[:, :, 0])  # hands the mask on
+    plain.supports_masking = True
+    theirs = keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=ignored, reduction=reduction)
+    ours = layers.MRLCrossEntropy((7,), ignore_index=ignored, reduction=reduction)
+    expected = to_host(theirs(labels, plain(logits), weights))
+    np.testing.assert_allclose(to_host(ours(labels, logits, weights)), expected, rtol=RTOL, atol=1e-7)
+
+
+def test_the_loss_weighs_prefixes_by_importance() -> None:
+    logits, labels = draw(N, 3, N_CLASSES), np.maximum(LABELS, 0)
+    expected, _ = oracles.losses_cross_entropy(
+        np.moveaxis(logits, 1, 0), labels.tolist(), importance=NESTING.importance, label_smoothing=0.2, reduction="none"
+    )
+    loss = layers.MRLCrossEntropy(NESTING, label_smoothing=0.2)
+    np.testing.assert_allclose(to_host(loss(labels, single(logits))), expected.mean(), rtol=RTOL)
+    np.testing.assert_allclose(to_host(loss.call(labels[:, None], single(logits))), expected, rtol=RTOL)
+
+
+def test_large_class_ids_stay_apart() -> None:
+    label = 2**24 + 1  # not a float32
+    logits = np.zeros((1, 1, label + 1), "float32")
+    logits[0, 0, label] = 20.0
+    expected = np.log(label + np.exp(20.0)) - 20.0
+    loss = layers.MRLCrossEntropy((1,))(np.array([label]), logits)
+    np.testing.assert_allclose(to_host(loss), expected, rtol=1e-3)
+
+    inputs = keras.Input((7,))
+    model = keras.Model(inputs, layers.MRLHead(NESTING, N_CLASSES)(inputs))
+    model.compile(loss=layers.MRLCrossEntropy(NESTING, ignore_index=label))
+    x, labels = single(draw(2, 7)), np.array([label, 2])
+    alone = layers.MRLCrossEntropy(NESTING)(labels[1:], model(x[1:]))
+    np.testing.assert_allclose(model.evaluate(x, labels, verbose=0), to_host(alone), rtol=RTOL)
+
+
+def test_bfloat16_class_ids_stay_apart() -> None:
+    logits = np.zeros((1, 1, 300), "float32")
+    logits[0, 0, 299] = 5.0
+    losses = [layers.MRLCrossEntropy((1,), dtype="bfloat16")(np.array([i]), logits) for i in (298, 299)]
+    assert abs(float(losses[0]) - float(losses[1])) > 4.0
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_nested_loss_is_the_sum_over_prefixes(normalize: bool) -> None:
+    student, teacher, weights = draw(N, 7), draw(N, 7, seed=1), np.abs(draw(N))
+    rows = np.zeros(N)
+    for m, c in zip(NESTING, NESTING.importance, strict=True):
+        a, b = student[:, :m], teacher[:, :m]
+        if normalize:
+            a, b = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (a, b))
+        rows += c * ((a - b) ** 2).mean(axis=1)
+    for loss in ("mse", keras.losses.MeanSquaredError(), lambda t, p: ops.mean((t - p) ** 2, axis=-1)):
+        nested = layers.NestedLoss(loss, NESTING, normalize=normalize)
+        value = nested(single(teacher), single(student), single(weights))
+        np.testing.assert_allclose(to_host(value), (rows * weights).mean(), rtol=RTOL)
+
+
+# InfoNCE.
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("learnable", [False, True])
+def test_info_nce_adds_and_returns_the_loss(symmetric: bool, learnable: bool) -> None:
+    queries, keys = draw(N, 7), draw(N + 3, 7)
+    layer = layers.InfoNCE(NESTING, temperature=0.3, symmetric=symmetric, learnable_temperature=learnable)
+    expected, parts = oracles.losses_info_nce(
+        queries, keys, NESTING.dims, importance=NESTING.importance, temperature=0.3, symmetric=symmetric
+    )
+    loss = layer(single(queries), single(keys))
+    np.testing.assert_allclose([to_host(loss), to_host(layer.losses[0])], expected, rtol=RTOL)
+    repeated = layer(single(queries), single(keys), return_parts=True)
+    np.testing.assert_allclose(to_host(repeated), np.tile(parts, (N, 1)), rtol=RTOL)
+    assert [weight.name for weight in layer.trainable_weights] == ["log_temperature"] * learnable
+
+
+@pytest.mark.parametrize("jit_compile", JIT)
+def test_two_towers_train(jit_compile: bool) -> None:
+    keras.utils.set_random_seed(0)
+    left, right = keras.Input((5,)), keras.Input((6,))
+    loss = layers.InfoNCE(NESTING, symmetric=True, learnable_temperature=True)
+    towers = keras.layers.Dense(7, name="left")(left), keras.layers.Dense(7, name="right")(right)
+    model = keras.Model([left, right], loss(*towers, return_parts=True))
+    model.compile(keras.optimizers.Adam(0.05), metrics=[layers.PrefixLoss(NESTING)], jit_compile=jit_compile)
+    x, y = single(draw(30, 5)), single(draw(30, 6))
+    history = model.fit([x, y], batch_size=8, epochs=4, verbose=0).history
+    assert history["loss"][-1] < 0.8 * history["loss"][0]
+    parts = [history[f"prefix_loss_{m}"][-1] for m in NESTING]
+    np.testing.assert_allclose(np.dot(parts, NESTING.importance), history["loss"][-1], rtol=1e-4)
+    assert float(to_host(loss.log_temperature.value)) != pytest.approx(np.log(0.05), abs=1e-4)
+
+
+# Training.
+
+
+def data(n: int = 50) -> tuple[np.ndarray, np.ndarray]:
+    """Classes that the first two columns tell apart."""
+    labels = np.arange(n) % N_CLASSES
+    x = draw(n, 7)
+    x[:, 0] += 3 * (labels // 2)
+    x[:, 1] += 3 * (labels % 2)
+    return single(x), labels
+
+
+@BOTH_HEADS
+@pytest.mark.parametrize("jit_compile", JIT)
+def test_fit_with_a_compiled_loss(tied: bool, jit_compile: bool) -> None:
+    keras.utils.set_random_seed(0)
+    x, labels = data()
+    model = keras.Sequential([keras.Input((7,)), keras.layers.Dense(7), layers.MRLHead(NESTING, N_CLASSES, tied=tied)])
+    metrics = [layers.PrefixAccuracy(NESTING), layers.PrefixLoss(NESTING)]
+    model.compile(
+        keras.optimizers.Adam(0.05), layers.MRLCrossEntropy(NESTING), metrics=metrics, jit_compile=jit_compile
+    )
+    history = model.fit(x, labels, batch_size=16, epochs=8, validation_data=(x, labels), verbose=0).history
+    assert history["loss"][-1] < 0.7 * history["loss"][0]
+    names = {f"{kind}_{m}" for kind in ("accuracy", "prefix_loss") for m in NESTING}
+    assert {"loss", *names} <= set(history)
+    assert {"val_loss", *(f"val_{name}" for name in names)} <= set(history)
+
+    logits = model.predict(x, verbose=0)
+    assert logits.shape == (50, 3, N_CLASSES)
+    found = model.evaluate(x, labels, verbose=0, return_dict=True)
+    _, parts = oracles.losses_cross_entropy(np.moveaxis(logits, 1, 0), labels.tolist(), importance=NESTING.importance)
+    for g, m in enumerate(NESTING):
+        np.testing.assert_allclose(found[f"accuracy_{m}"], np.mean(logits[:, g].argmax(-1) == labels), rtol=1e-6)
+        np.testing.assert_allclose(found[f"prefix_loss_{m}"], parts[g], rtol=RTOL)
+    np.testing.assert_allclose(found["loss"], np.dot(parts, NESTING.importance), rtol=RTOL)
+
+
+@BOTH_HEADS
+@pytest.mark.parametrize("jit_compile", JIT)
+def test_fit_with_the_loss_of_the_head(tied: bool, jit_compile: bool) -> None:
+    keras.utils.set_random_seed(0)
+    x, labels = data()
+    inputs, ids = keras.Input((7,)), keras.Input((), dtype="int32")
+    head = layers.MRLHead(NESTING, N_CLASSES, tied=tied)
+    model = keras.Model([inputs, ids], head(keras.layers.Dense(7)(inputs), ids))
+    model.compile(keras.optimizers.Adam(0.05), metrics=[layers.PrefixAccuracy(NESTING)], jit_compile=jit_compile)
+    history = model.fit([x, labels], labels, batch_size=16, epochs=8, verbose=0).history
+    assert history["loss"][-1] < 0.7 * history["loss"][0]
+    assert history["accuracy_7"][-1] > 0.6
+
+
+@BOTH_HEADS
+def test_both_ways_to_train_take_the_same_steps(tied: bool) -> None:
+    x, labels = data(24)
+    weights = single(np.abs(draw(24)) + 0.1)
+    inputs, ids, weight = keras.Input((7,)), keras.Input((), dtype="int64"), keras.Input(())
+    head = layers.MRLHead(NESTING, N_CLASSES, tied=tied)
+    whole = keras.Model([inputs, ids, weight], head(inputs, ids, weight))
+    twin = layers.MRLHead(NESTING, N_CLASSES, tied=tied)
+    parts = keras.Model(inputs, twin(inputs))
+    twin.set_weights(head.get_weights())
+    whole.compile(keras.optimizers.SGD(0.5))
+    parts.compile(keras.optimizers.SGD(0.5), layers.MRLCrossEntropy(NESTING, reduction="mean_with_sample_weight"))
+    for _ in range(3):
+        one = whole.train_on_batch([x, labels, weights])
+        other = parts.train_on_batch(x, labels, sample_weight=weights)
+        np.testing.assert_allclose(one, other, rtol=RTOL)
+    for ours, theirs in zip(head.get_weights(), twin.get_weights(), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_padding_counts_nowhere() -> None:
+    tokens, labels = np.array([[3, 1, 4, 0, 0], [2, 5, 0, 0, 0]]), np.array([[0, 1, 2, 3, 3], [1, 0, 2, 2, 2]])
+    inputs, ids = keras.Input((5,), dtype="int32"), keras.Input((5,), dtype="int32")
+    embeddings = keras.layers.Embedding(6, 7, mask_zero=True)(inputs)
+    head = layers.MRLHead(NESTING, N_CLASSES)
+    model = keras.Model(inputs, head(embeddings))
+    model.compile(
+        loss=layers.MRLCrossEntropy(NESTING), metrics=[layers.PrefixAccuracy(NESTING), layers.PrefixLoss(NESTING)]
+    )
+    whole = keras.Model([inputs, ids], head(embeddings, ids))
+    whole.compile()
+    keep = tokens != 0
+    logits = np.moveaxis(model.predict(tokens, verbose=0)[keep], 1, 0)
+    expected, parts = oracles.losses_cross_entropy(logits, labels[keep].tolist(), importance=NESTING.importance)
+    found = model.evaluate(tokens, labels, verbose=0, return_dict=True)
+    np.testing.assert_allclose(found["loss"], expected, rtol=RTOL)
+    np.testing.assert_allclose([found[f"prefix_loss_{m}"] for m in NESTING], parts, rtol=RTOL)
+    right = (logits.argmax(-1) == labels[keep]).mean(axis=1)
+    np.testing.assert_allclose([found[f"accuracy_{m}"] for m in NESTING], right, rtol=1e-6)
+    np.testing.assert_allclose(whole.evaluate([tokens, labels], verbose=0), expected, rtol=RTOL)
+
+
+def test_metrics_take_weights_and_leave_out_ignored_rows() -> None:
+    logits, weights = draw(N, 3, N_CLASSES), np.abs(draw(N)) + 0.1
+    accuracy = layers.PrefixAccuracy(NESTING, ignore_index=IGNORED)
+    losses = layers.PrefixLoss(NESTING, ignore_index=IGNORED, label_smoothing=0.1)
+    for half in (slice(0, 4), slice(4, None)):
+        for metric in (accuracy, losses):
+            metric.update_state(LABELS[half], single(logits[half]), single(weights[half]))
+    counted = np.where(LABELS == IGNORED, 0.0, weights)
+    right = (logits.argmax(-1) == LABELS[:, None]) * counted[:, None]
+    found = {name: float(value) for name, value in accuracy.result().items()}
+    np.testing.assert_allclose(list(found.values()), right.sum(0) / counted.sum(), rtol=1e-6)
+    assert list(found) == ["accuracy_2", "accuracy_3", "accuracy_7"]
+    _, parts = oracles.losses_cross_entropy(
+        np.moveaxis(logits, 1, 0),
+        LABELS.tolist(),
+        importance=NESTING.importance,
+        label_smoothing=0.1,
+        ignore_index=IGNORED,
+        sample_weight=weights,
+    )
+    np.testing.assert_allclose([float(value) for value in losses.result().values()], parts, rtol=RTOL)
+    accuracy.reset_state()
+    assert set(map(float, accuracy.result().values())) == {0.0}
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_mixed_precision_sums_in_float32(policy: str) -> None:
+    head = layers.MRLHead(NESTING, N_CLASSES, tied=True, dtype=policy)
+    exact, pairs = built_head(True)
+    head.build((None, 7))
+    head.set_weights(exact.get_weights())
+    x, labels, weights = single(draw(N, 7)), np.maximum(LABELS, 0), single(np.abs(draw(N)) * 1e-7)
+    expected, _ = oracles.losses_cross_entropy(
+        oracles.losses_logits(x, pairs), labels.tolist(), importance=NESTING.importance, sample_weight=weights
+    )
+    logits = head(x, labels, weights)  # weights that float16 would round to 0
+    assert keras.backend.standardize_dtype(logits.dtype) == policy.removeprefix("mixed_")
+    (loss,) = head.losses
+    assert keras.backend.standardize_dtype(loss.dtype) == "float32"
+    np.testing.assert_allclose(to_host(loss), expected, rtol=2e-2)
+    compiled = layers.MRLCrossEntropy(NESTING, reduction="mean_with_sample_weight")(labels, logits, weights)
+    assert keras.backend.standardize_dtype(compiled.dtype) == "float32"
+    np.testing.assert_allclose(to_host(compiled), expected, rtol=2e-2)
+
+    layer = layers.InfoNCE(NESTING, learnable_temperature=True, dtype=policy)
+    found = layer(x, single(draw(N, 7, seed=1)))
+    expected, _ = oracles.losses_info_nce(x, draw(N, 7, seed=1), NESTING.dims, importance=NESTING.importance)
+    np.testing.assert_allclose(to_host(found), expected, rtol=2e-2)
+    assert keras.backend.standardize_dtype(found.dtype) == "float32"
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "float32"])
+def test_a_custom_loop_trains(policy: str) -> None:
+    keras.utils.set_random_seed(0)
+    x, labels = data(24)
+    head = layers.MRLHead(NESTING, N_CLASSES, dtype=policy)
+    head.build((None, 7))
+    optimizer = keras.optimizers.SGD(0.2)
+    optimizer.build(head.trainable_variables)
+    losses = []
+    for _ in range(12):
+        if BACKEND == "torch":
+            head.zero_grad()
+            head(x, labels)
+            loss = head.losses[0]
+            loss.backward()
+            gradients = [variable.value.grad for variable in head.trainable_variables]
+            with sys.modules["torch"].no_grad():
+                optimizer.apply(gradients, head.trainable_variables)
+        elif BACKEND == "tensorflow":
+            with sys.modules["tensorflow"].GradientTape() as tape:
+                head(x, labels)
+                loss = head.losses[0]
+            optimizer.apply(tape.gradient(loss, head.trainable_variables), head.trainable_variables)
+        else:
+            loss, gradients = jax_step(head, x, labels)
+            optimizer.apply(gradients, head.trainable_variables)
+        losses.append(float(to_host(loss)))
+    assert losses[-1] < 0.6 * losses[0]
+
+
+def jax_step(head: Any, x: np.ndarray, labels: np.ndarray) -> tuple[Any, Any]:
+    def loss(trainable: Any) -> Any:
+        _, _, losses = head.stateless_call(trainable, [], x, labels, return_losses=True)
+        return losses[0]
+
+    return sys.modules["jax"].value_and_grad(loss)([variable.value for variable in head.trainable_variables])
+
+
+# Saving.
+
+
+def distance(y_true: Any, y_pred: Any) -> Any:
+    return ops.mean(ops.abs(y_true - y_pred), axis=-1)
+
+
+@pytest.mark.parametrize(
+    "built",
+    [
+        lambda: layers.MRLHead(NESTING, 4, tied=True, bias=False, label_smoothing=0.1, ignore_index=-1, name="top"),
+        lambda: layers.InfoNCE(NESTING, temperature=0.1, symmetric=True, learnable_temperature=True, dtype="float64"),
+        lambda: layers.MRLCrossEntropy(NESTING, label_smoothing=0.1, ignore_index=3, reduction="sum", name="mine"),
+        lambda: layers.NestedLoss("cosine_similarity", NESTING, normalize=True),
+        lambda: layers.NestedLoss(keras.losses.Huber(delta=0.3), NESTING, reduction=None),
+        lambda: layers.PrefixAccuracy(NESTING, ignore_index=3, name="top1"),
+        lambda: layers.PrefixLoss(NESTING, label_smoothing=0.1),
+    ],
+    ids=["head", "info_nce", "cross_entropy", "nested-name", "nested-loss", "accuracy", "losses"],
+)
+def test_configuration_round_trip(built: Callable[[], Any]) -> None:
+    first = built()
+    second = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(first))
+    assert type(second) is type(first)
+    assert second.get_config() == first.get_config()
+    assert second.nesting == NESTING
+
+
+def test_a_function_of_ones_own_is_named_when_loading() -> None:
+    config = keras.saving.serialize_keras_object(layers.NestedLoss(distance, NESTING))
+    again = keras.saving.deserialize_keras_object(config, custom_objects={"distance": distance})
+    assert again.loss is distance
+
+
+@BOTH_HEADS
+def test_a_saved_model_gives_the_same_logits_in_another_process(tied: bool, tmp_path: Path) -> None:
+    x, labels = data(12)
+    inputs = keras.Input((7,))
+    model = keras.Model(inputs, layers.MRLHead(NESTING, N_CLASSES, tied=tied)(keras.layers.Dense(7)(inputs)))
+    model.compile("adam", layers.MRLCrossEntropy(NESTING), metrics=[layers.PrefixAccuracy(NESTING)])
+    model.fit(x, labels, epochs=1, verbose=0)
+    np.save(tmp_path / "x.npy", x)
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_allclose(again.predict(x, verbose=0), model.predict(x, verbose=0), rtol=1e-6, atol=1e-6)
+    assert again.loss.get_config() == model.loss.get_config()
+    code = """
+import sys, numpy as np
+if sys.argv[2] == "torch":
+    import torch
+import keras, matryoshka.keras
+model = keras.saving.load_model(sys.argv[1] + "/model.keras")
+np.save(sys.argv[1] + "/logits.npy", model.predict(np.load(sys.argv[1] + "/x.npy"), verbose=0))
+"""
+    subprocess.run([sys.executable, "-c", code, str(tmp_path), BACKEND], check=True, capture_output=True)
+    np.testing.assert_allclose(np.load(tmp_path / "logits.npy"), model.predict(x, verbose=0), rtol=1e-6, atol=1e-6)
+
+
+def test_fused_training_can_be_saved(tmp_path: Path) -> None:
+    x, labels = data(12)
+    inputs, ids = keras.Input((7,)), keras.Input((), dtype="int32")
+    model = keras.Model([inputs, ids], layers.MRLHead(NESTING, N_CLASSES)(inputs, ids, return_parts=True))
+    model.compile("adam", metrics=[layers.PrefixLoss(NESTING)])
+    model.fit([x, labels], epochs=1, verbose=0)
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_allclose(again.predict([x, labels], verbose=0), model.predict([x, labels], verbose=0), rtol=1e-5)
+
+
+# Bad input.
+
+
+def test_the_head_refuses_what_does_not_fit() -> None:
+    head = layers.MRLHead(NESTING, N_CLASSES)
+    with pytest.raises(
+        ValueError, match=r"last axis of `embeddings` must be as wide as the nesting, 7, got .*\(None, 8\)"
+    ):
+        head(keras.Input((8,)))
+    with pytest.raises(ValueError, match=r"`embeddings` must have shape \(\.\.\., dim\), got \(None,\)"):
+        head(keras.Input(()))
+    with pytest.raises(TypeError, match="`labels` must hold integer class ids, got dtype float32"):
+        head(keras.Input((7,)), keras.Input(()))
+    with pytest.raises(ValueError, match=r"`labels` must have one class id per row, shape \(None,\), got \(None, 4\)"):
+        head(keras.Input((7,)), keras.Input((4,), dtype="int32"))
+    head(keras.Input((7,)), keras.Input((1,), dtype="int32"))
+    x = single(draw(N, 7))
+    with pytest.raises(ValueError, match="as wide as the nesting, 7"):
+        head(x[:, :6])
+    with pytest.raises(TypeError, match="integer class ids, got dtype"):
+        head(x, np.zeros(N, "float32"))
+    with pytest.raises(ValueError, match=rf"shape \({N},\), got \({N}, 4\)"):
+        head(x, np.eye(4, dtype=int)[np.maximum(LABELS, 0)])
+
+
+@pytest.mark.parametrize(
+    ("build", "error", "text"),
+    [
+        (lambda: layers.MRLHead((4, 2), 3), ValueError, "`nesting` must be positive and strictly increasing"),
+        (lambda: layers.MRLHead((2, 4), 0), ValueError, "`num_classes` must be an integer >= 1"),
+        (lambda: layers.MRLHead((2, 4), 3, reduction="none"), ValueError, "`reduction` must be one of 'mean', 'sum'"),
+        (lambda: layers.MRLHead((2, 4), 3, label_smoothing=2.0), ValueError, "`label_smoothing` must be finite and in"),
+        (lambda: layers.MRLCrossEntropy((2, 4), ignore_index=0.5), TypeError, "`ignore_index` must be an integer"),
+        (lambda: layers.MRLCrossEntropy((2, 4), reduction="average"), ValueError, "reduction"),
+        (lambda: layers.InfoNCE((2, 4), temperature=0.0), ValueError, "`temperature` must be finite and in"),
+        (lambda: layers.InfoNCE((2, 4), reduction="none"), ValueError, "`reduction` must be one of"),
+        (lambda: layers.InfoNCE((2, 4))(keras.Input((5,)), keras.Input((4,))), ValueError, "`queries` must be as wide"),
+        (lambda: layers.InfoNCE((2, 4))(keras.Input((4,)), keras.Input((3, 4))), ValueError, "`keys` must have shape"),
+        (lambda: layers.NestedLoss("no_such_loss", (2, 4)), ValueError, "no_such_loss"),
+        (lambda: layers.NestedLoss(None, (2, 4)), TypeError, "`loss` must be callable"),
+        (lambda: layers.PrefixLoss((2, 4), label_smoothing=-1.0), ValueError, "`label_smoothing` must be finite"),
+    ],
+)
+def test_bad_options_are_refused_when_built(build: Callable[[], Any], error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match=text):
+        build()
+
+
+def test_losses_and_metrics_refuse_what_does_not_fit() -> None:
+    logits = single(draw(N, 3, N_CLASSES))
+    for judge in (layers.MRLCrossEntropy(NESTING), layers.PrefixAccuracy(NESTING), layers.PrefixLoss(NESTING)):
+        with pytest.raises(TypeError, match="`y_true` must hold integer class ids, got dtype"):
+            judge(np.zeros(N, "float32"), logits)
+        with pytest.raises(ValueError, match=rf"`y_true` must have one class id per row, shape \({N},\)"):
+            judge(np.eye(4, dtype=int)[np.maximum(LABELS, 0)], logits)
+        with pytest.raises(ValueError, match=r"`y_pred` must have shape \(batch, \.\.\., G, num_classes\)"):
+            judge(LABELS, logits[:, 0])
+        with pytest.raises(ValueError, match=r"`y_pred` must have shape .* = \(9, 3, 4\), got \(9, 2, 4\)"):
+            judge(LABELS, logits[:, :2])
+    with pytest.raises(ValueError, match="as wide as the nesting, 7"):
+        layers.NestedLoss("mse", NESTING)(single(draw(2, 8)), single(draw(2, 8)))
+
+
+def test_a_missing_backend_names_the_command() -> None:
+    code = """
+import sys
+from importlib.machinery import PathFinder
+class Hide:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == sys.argv[1]:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Hide())
+try:
+    import matryoshka.keras
+except ImportError as error:
+    print(error)
+"""
+    run = subprocess.run([sys.executable, "-c", code, BACKEND], capture_output=True, text=True, check=True)
+    extra = {"tensorflow": "keras"}.get(BACKEND, BACKEND)
+    assert f"Keras is set to the backend {BACKEND}, which is not installed" in run.stdout
+    assert f'pip install "matryoshka-mrl[{extra}]"' in run.stdout
+    run = subprocess.run([sys.executable, "-c", code, "keras"], capture_output=True, text=True, check=True)
+    assert (
+        '`matryoshka.keras` needs keras, which is not installed; run: pip install "matryoshka-mrl[keras]"' in run.stdout
+    )
