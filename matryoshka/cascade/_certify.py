@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,8 +20,7 @@ PATHS = ("auto", "shared", "fitted")
 _FEW_ROWS = 2000
 
 
-@dataclass(frozen=True)
-class Promise:
+class Promise(NamedTuple):
     """What a certified cascade keeps, with probability at least 1 - delta over the rows it was tested on."""
 
     max_gap: float | None

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,8 +19,7 @@ Prefixes = Array | Sequence[Array]
 """Probabilities or logits of every prefix: an array (G, n, c), or a sequence of G arrays (n, c)."""
 
 
-@dataclass(frozen=True)
-class Reader:
+class Reader(NamedTuple):
     """How the probabilities of a ladder are read."""
 
     dims: tuple[int, ...]
@@ -67,7 +66,7 @@ class Reader:
         for i, prefix in enumerate(prefixes):
             selected = prefix if rows is None else xp.take(prefix, index, axis=0)
             temperatures.append(_temperature.fit(self.weights(i, selected, xp), labels, xp))
-        return replace(self, temperatures=tuple(temperatures))
+        return self._replace(temperatures=tuple(temperatures))
 
     def prefixes(self, probabilities: Any) -> tuple[list[Array], Namespace]:
         """Return one (n, c) array per prefix, of one library, device, dtype and shape."""
@@ -111,8 +110,7 @@ class Reader:
         return weigh(rows, temperature, xp)
 
 
-@dataclass(frozen=True)
-class Stages:
+class Stages(NamedTuple):
     """The answers (n,) of G prefixes and their confidences (n,), in the library of the probabilities."""
 
     answers: tuple[Array, ...]

@@ -7,7 +7,7 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -121,8 +121,7 @@ class RecallCertificate:
         return f"<RecallCertificate: {self}>"
 
 
-@dataclass(frozen=True)
-class Search:
+class Search(NamedTuple):
     """Which funnels to consider."""
 
     k: int

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
@@ -131,8 +132,7 @@ def build(rows: Rows, dim: int, metric: str) -> Prefix:
     return of_block(rows, dim, metric, block)
 
 
-@dataclass
-class _Seen:
+class _Seen(NamedTuple):
     """What one pass over the rows found."""
 
     squares: Array

@@ -14,8 +14,8 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 
@@ -40,8 +40,7 @@ Score = Callable[[int, np.ndarray], np.ndarray]
 """Gives the final scores of rows, by ids, for one query."""
 
 
-@dataclass(frozen=True)
-class _Found:
+class _Found(NamedTuple):
     """Scores that reach the threshold, in the order of rows or sorted by query."""
 
     rows: np.ndarray
