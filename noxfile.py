@@ -49,7 +49,7 @@ def tests(session: nox.Session) -> None:
     apart = [f"--ignore-glob=*/{path}" for path in ("matryoshka/keras", "tensorflow.py", "_tensorflow.py")]
     pytest(session, *arguments, "matryoshka", "tests", "--ignore-glob=*/test_keras.py", *apart, libraries=LIBRARIES)
     for backend in KERAS_BACKENDS:  # of which a process has one for as long as it lives
-        keras = ("matryoshka.keras", "tests/backends/test_keras.py")
+        keras = ("matryoshka.keras", "tests/backends/test_keras.py", "tests/test_documents.py::test_examples")
         pytest(session, *arguments, *keras, libraries=f"keras {backend}", KERAS_BACKEND=backend)
 
 

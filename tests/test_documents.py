@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import os
 import re
 from pathlib import Path
 
@@ -15,13 +16,23 @@ DOCUMENTS = {
     for path in [ROOT / "README.md", *sorted(ROOT.joinpath("docs").glob("*.md"))]
 }
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+OPTIONAL = "datasets|faiss|jax|keras|sentence_transformers|sklearn|tensorflow|tokenizers|torch"
+KERAS = {"docs/keras.md": ("tensorflow", "jax", "torch"), "docs/tensorflow.md": ("tensorflow",)}
+"""What runs once for each of these backends, in the processes that KERAS_BACKEND is set for."""
 
 
-@pytest.mark.parametrize("name", [name for name, text in DOCUMENTS.items() if ">>> " in text])
+def here() -> list[str]:
+    """Return the documents with examples that belong to this process."""
+    backend = os.environ.get("KERAS_BACKEND")
+    named = [name for name, text in DOCUMENTS.items() if ">>> " in text]
+    return [name for name in named if (backend in KERAS[name] if name in KERAS else backend is None)]
+
+
+@pytest.mark.parametrize("name", here())
 def test_examples(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     text = re.sub(r"^```.*$", "", DOCUMENTS[name], flags=re.MULTILINE)  # a blank line ends the expected output
-    for library in set(re.findall(r">>> (?:import|from) (?:matryoshka\.)?(faiss|jax|sklearn|torch)\b", text)):
+    for library in set(re.findall(rf">>> (?:import|from) (?:matryoshka\.)?({OPTIONAL})\b", text)):
         load(library)
     examples = doctest.DocTestParser().get_doctest(text, {"__name__": "__main__"}, name, str(ROOT / name), 0)
     report: list[str] = []

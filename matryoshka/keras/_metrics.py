@@ -110,8 +110,9 @@ class PrefixLoss(_PrefixMean):
         if y_true is None:
             self._add(ops.sum(y_pred, axis=0), ops.shape(y_pred)[0])
             return
-        logits, labels = logits_and_labels(ops.stop_gradient(y_pred), y_true, self.nesting)
+        logits, labels = logits_and_labels(y_pred, y_true, self.nesting)
+        logits = ops.moveaxis(ops.stop_gradient(logits), -2, 0)
         weights = row_weights(labels, y_pred, sample_weight)
         options = {"sample_weight": weights, "reduction": "sum", "return_parts": True, "xp": xp, **self._options}
-        _, parts = mrl_logits_cross_entropy(ops.moveaxis(logits, -2, 0), labels, nesting=self.nesting, **options)
+        _, parts = mrl_logits_cross_entropy(logits, labels, nesting=self.nesting, **options)
         self._add(parts, ops.sum(counting(labels, weights, self._options["ignore_index"])))

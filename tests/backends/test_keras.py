@@ -35,9 +35,6 @@ with warnings.catch_warnings():
     keras = load("keras")
     layers = load("matryoshka.keras")
 
-# Warnings that Keras and TensorFlow give about their own code.
-pytestmark = [pytest.mark.filterwarnings(f"ignore:{text}") for text in ("__array__ implementation doesn't accept",)]
-
 ops = keras.ops
 BACKEND = keras.backend.backend()
 JIT = {"tensorflow": [False, True], "jax": [False, True], "torch": [False]}[BACKEND]
@@ -72,7 +69,7 @@ def pairs_of(flat: Sequence[Any]) -> list[tuple[Any, Any]]:
 def differentiate(
     function: Callable[..., Any], arrays: Sequence[np.ndarray], *, mode: str = "eager"
 ) -> tuple[Any, list[Any]]:
-    """Value and gradients of a scalar function of float32 tensors; in a graph, the first axes are open."""
+    """Value and gradients of a scalar function of float32 tensors; in a graph, the number of rows is open."""
     tensors = [ops.convert_to_tensor(single(array)) for array in arrays]
     if BACKEND == "torch":
         for tensor in tensors:
@@ -95,7 +92,8 @@ def differentiate(
             return value, tape.gradient(value, inner)
 
         if mode != "eager":
-            signature = [tf.TensorSpec([None, *a.shape[1:]] if a.ndim > 1 else a.shape, "float32") for a in arrays]
+            shapes = [(None, *a.shape[1:]) if a.ndim > 1 and len(a) >= N else a.shape for a in arrays]
+            signature = [tf.TensorSpec(shape, "float32") for shape in shapes]
             slope = tf.function(slope, input_signature=signature, jit_compile=mode == "xla", autograph=False)
         value, gradients = slope(*tensors)
     return to_host(value), [to_host(gradient) for gradient in gradients]
@@ -124,7 +122,7 @@ def test_cross_entropies_take_tensors_of_the_backend(mode: str, row_block: int |
         tied = mrl_e_cross_entropy(x, weight, bias, labels, row_block=row_block, **kept, **options)
         own = mrl_cross_entropy(x, pairs_of(flat), labels, row_block=row_block, **kept, **options)
         if reduction == "none":
-            assert tuple(tied.shape)[0] in (N, None)
+            assert list(tied.shape) in ([N], [None])
             tied, own = (
                 ops.sum(tied) / weights[LABELS != IGNORED].sum(),
                 ops.sum(own) / weights[LABELS != IGNORED].sum(),
@@ -200,7 +198,7 @@ def test_stacked_logits_and_any_loss_take_tensors_of_the_backend(mode: str) -> N
 
     value, _ = differentiate(distance, [draw(N, 7), draw(N, 7, seed=1)], mode=mode)
     units = [
-        (a[:, :m] / np.linalg.norm(a[:, :m], axis=1, keepdims=True) for a in (draw(N, 7), draw(N, 7, seed=1)))
+        [a[:, :m] / np.linalg.norm(a[:, :m], axis=1, keepdims=True) for a in (draw(N, 7), draw(N, 7, seed=1))]
         for m in NESTING
     ]
     expected = sum(c * ((a - b) ** 2).sum() for c, (a, b) in zip(NESTING.importance, units, strict=True))
@@ -277,6 +275,15 @@ REDUCTIONS = pytest.mark.parametrize(
 )
 
 
+class OnlyPrefix(keras.layers.Layer):
+    """Takes the axis of prefixes away, and hands the mask on."""
+
+    supports_masking = True
+
+    def call(self, logits: Any) -> Any:
+        return logits[..., 0, :]
+
+
 @REDUCTIONS
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("ignored", [None, IGNORED])
@@ -292,11 +299,9 @@ def test_one_prefix_is_the_loss_of_keras(
         x = keras.layers.Masking()(x)
     head = layers.MRLHead((7,), N_CLASSES)
     logits = head(x)
-    plain = keras.layers.Lambda(lambda z: z[:, :, 0])  # hands the mask on
-    plain.supports_masking = True
     theirs = keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=ignored, reduction=reduction)
     ours = layers.MRLCrossEntropy((7,), ignore_index=ignored, reduction=reduction)
-    expected = to_host(theirs(labels, plain(logits), weights))
+    expected = to_host(theirs(labels, OnlyPrefix()(logits), weights))
     np.testing.assert_allclose(to_host(ours(labels, logits, weights)), expected, rtol=RTOL, atol=1e-7)
 
 
@@ -316,7 +321,7 @@ def test_large_class_ids_stay_apart() -> None:
     logits[0, 0, label] = 20.0
     expected = np.log(label + np.exp(20.0)) - 20.0
     loss = layers.MRLCrossEntropy((1,))(np.array([label]), logits)
-    np.testing.assert_allclose(to_host(loss), expected, rtol=1e-3)
+    np.testing.assert_allclose(to_host(loss), expected, rtol=2e-2)  # a neighbour would lose 20
 
     inputs = keras.Input((7,))
     model = keras.Model(inputs, layers.MRLHead(NESTING, N_CLASSES)(inputs))
@@ -438,7 +443,7 @@ def test_fit_with_the_loss_of_the_head(tied: bool, jit_compile: bool) -> None:
 def test_both_ways_to_train_take_the_same_steps(tied: bool) -> None:
     x, labels = data(24)
     weights = single(np.abs(draw(24)) + 0.1)
-    inputs, ids, weight = keras.Input((7,)), keras.Input((), dtype="int64"), keras.Input(())
+    inputs, ids, weight = keras.Input((7,)), keras.Input((), dtype="int32"), keras.Input(())
     head = layers.MRLHead(NESTING, N_CLASSES, tied=tied)
     whole = keras.Model([inputs, ids, weight], head(inputs, ids, weight))
     twin = layers.MRLHead(NESTING, N_CLASSES, tied=tied)
@@ -576,7 +581,7 @@ def distance(y_true: Any, y_pred: Any) -> Any:
     "built",
     [
         lambda: layers.MRLHead(NESTING, 4, tied=True, bias=False, label_smoothing=0.1, ignore_index=-1, name="top"),
-        lambda: layers.InfoNCE(NESTING, temperature=0.1, symmetric=True, learnable_temperature=True, dtype="float64"),
+        lambda: layers.InfoNCE(NESTING, temperature=0.1, symmetric=True, learnable_temperature=True, dtype="bfloat16"),
         lambda: layers.MRLCrossEntropy(NESTING, label_smoothing=0.1, ignore_index=3, reduction="sum", name="mine"),
         lambda: layers.NestedLoss("cosine_similarity", NESTING, normalize=True),
         lambda: layers.NestedLoss(keras.losses.Huber(delta=0.3), NESTING, reduction=None),
