@@ -16,7 +16,8 @@ from conftest import load
 
 from matryoshka import Corpus, Funnel, _files, costs, metrics
 from matryoshka._commands import _measure, benchmark
-from matryoshka._commands._measure import Engine, Plan, Task
+from matryoshka._commands._measure import Engine, Measured, Plan, Task, Times
+from matryoshka._commands.benchmark import Report
 from matryoshka.cli import main
 
 
@@ -70,6 +71,7 @@ def test_counts_and_qualities_are_those_of_the_library(files: tuple[np.ndarray, 
         assert plan["theory"] == pytest.approx(costs.search(300, 32) / funnel.multiply_adds(300))
         assert [times["batch"] for times in plan["times"]] == [1, 8]
         assert all(0 < times["median"] <= times["p95"] for times in plan["times"])
+        assert all(times["speedup"] == times["exact"] / times["median"] for times in plan["times"])
 
 
 def test_prints_table_and_advice_plainly(files: tuple[np.ndarray, np.ndarray]) -> None:
@@ -89,6 +91,33 @@ def test_prints_table_and_advice_plainly(files: tuple[np.ndarray, np.ndarray]) -
     assert any(line.startswith("fastest with recall@10 >= 0.95 at batch 64: ") for line in lines)
     assert lines[-1].startswith("calibrated")
     assert names() == ["labels.npy", "queries.npy", "query_labels.npy", "rows.npy"]
+
+
+def row_of_report(recall: float, plan: Plan, median: float, exact: float) -> Measured:
+    return Measured("faiss:IVF64,Flat", plan, None, None, None, (Times(1, median, median, exact),), recall, None)
+
+
+SETTINGS = {
+    "source": "rows.npy", "n": 300, "dim": 32, "metric": "cosine", "k": 10, "n_queries": 20, "batches": (1,),
+    "threads": 1, "recall": 0.95,
+}  # fmt: skip
+
+
+def test_nothing_may_reach_the_recall() -> None:
+    measured = [row_of_report(0.2, Plan("prefix", Funnel((8,), ())), 1e-3, 2e-3)]
+    measured.append(row_of_report(0.94, Plan("full", Funnel((32,), ())), 1e-3, 2e-3))
+    text = benchmark._text(Report(SETTINGS, measured, ["a note."]))
+    assert text.splitlines()[-2:] == [
+        "nothing reached recall@10 >= 0.95; faiss:IVF64,Flat, full 32 came closest: 0.940.", "a note."
+    ]  # fmt: skip
+
+
+def test_the_clock_is_the_ratio_of_two_columns() -> None:
+    measured = [row_of_report(1.0, Plan("full", Funnel((32,), ())), 0.599e-3, 2.941e-3)]
+    lines = benchmark._text(Report(SETTINGS, measured, [])).splitlines()
+    assert lines[2].split()[-6:] == ["batch", "1", "p95", "exact", "clock", "recall@10"]
+    assert lines[3].split()[-6:] == ["0.599", "0.599", "2.941", "4.9", "x", "1.000"]
+    assert lines[5].startswith("clock = exact / ms")
 
 
 def test_a_bar_shows_progress_on_a_terminal(
