@@ -288,6 +288,7 @@ def labels(
     *,
     n_classes: int | None = None,
     ignore_index: int | None = None,
+    remedy: str = "",
 ) -> None:
     """Check shape and integer dtype of labels, and, on NumPy, that they lie within [0, n_classes).
 
@@ -309,8 +310,8 @@ def labels(
         outside &= array != ignore_index
     if outside.any():
         msg = (
-            f"`{name}` must lie within [0, {n_classes}), got {int(outside.sum())} outside it; "
-            "map class ids to 0 … n_classes - 1, or name the id of rows to skip as ignore_index."
+            f"`{name}` must lie within [0, {n_classes}), got {int(outside.sum())} outside it, such as {array[outside][0]}; "
+            f"map class ids to 0 … n_classes - 1{remedy}."
         )
         raise ValueError(msg)
 
@@ -327,7 +328,8 @@ def probabilities(rows: Array, name: str, xp: Namespace, *, note: str) -> None:
     if count:
         msg = (
             f"`{name}` ({note}) must hold probabilities, non-negative and summing to 1 within {tolerance:g}, "
-            f"got {count} of {rows.shape[0]} rows that are not; apply a softmax to logits first."
+            f"got {count} of {rows.shape[0]} rows that are not (first: {_first(~good, xp)}); apply a softmax to "
+            "logits first, and drop rows with NaN."
         )
         raise ValueError(msg)
 
@@ -340,11 +342,12 @@ def logits(rows: Array, name: str, xp: Namespace, *, note: str) -> None:
     if rows.shape[-1] == 0:
         msg = f"`{name}` ({note}) must have at least one class, got shape {tuple(rows.shape)}; pass some data."
         raise ValueError(msg)
-    count = count_true(xp.any(~xp.isfinite(rows), axis=-1), xp)
+    bad = xp.any(~xp.isfinite(rows), axis=-1)
+    count = count_true(bad, xp)
     if count:
         msg = (
-            f"`{name}` ({note}) must hold finite logits, got {count} of {rows.shape[0]} rows with NaN or infinity; "
-            "repair the model or drop these rows."
+            f"`{name}` ({note}) must hold finite logits, got NaN or infinity in {count} of {rows.shape[0]} rows "
+            f"(first: {_first(bad, xp)}); repair the model or drop these rows."
         )
         raise ValueError(msg)
 
@@ -411,26 +414,33 @@ def not_empty(array: Array, name: str, *, axis: int = 0) -> None:
         raise ValueError(msg)
 
 
-def record(text: str, *, kind: str, keys: Collection[str], version: int = 1) -> dict[str, Any]:
-    """Parse the JSON of one of this package's values and check kind, version and keys."""
-    remedy = f"pass what `to_json` of a {kind} wrote"
+def record(
+    text: str | bytes, *, kind: str, keys: Collection[str], version: int = 1, source: object = "text"
+) -> dict[str, Any]:
+    """Parse the JSON of one of this package's values and check kind, version and keys; `source` is where it stood."""
+    remedy = f"pass what `to_json` of a {kind} wrote" if source == "text" else f"save the {kind} anew"
     try:
         parsed = json.loads(text)
     except (TypeError, ValueError) as error:
-        msg = f"`text` must be JSON, got {_describe(text)}; {remedy}."
+        msg = f"`{source}` must be JSON, got {_describe(text)}; {remedy}."
         raise ValueError(msg) from error
     if not isinstance(parsed, dict) or parsed.get("kind") != kind:
         found = parsed.get("kind") if isinstance(parsed, dict) else type(parsed).__name__
-        msg = f"`text` must be the JSON of a {kind}, got {found!r}; {remedy}."
+        msg = f"`{source}` must be the JSON of a {kind}, got {found!r}; {remedy}."
         raise ValueError(msg)
     if parsed.get("version") != version:
-        msg = f"`text` must be version {version} of a {kind}, got {parsed.get('version')!r}; write it anew."
+        msg = f"`{source}` must be version {version} of a {kind}, got {parsed.get('version')!r}; write it anew."
         raise ValueError(msg)
     missing = [key for key in keys if key not in parsed]
     if missing:
-        msg = f"`text` must hold {', '.join(keys)}, got a {kind} without {', '.join(missing)}; {remedy}."
+        msg = f"`{source}` must hold {', '.join(keys)}, got a {kind} without {', '.join(missing)}; {remedy}."
         raise ValueError(msg)
     return parsed
+
+
+def _first(mask: Array, xp: Namespace) -> int:
+    """Return the position of the first True."""
+    return int(xp.argmax(xp.astype(mask, xp.int32)))
 
 
 def _describe(value: object) -> str:

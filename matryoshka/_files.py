@@ -19,9 +19,41 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     """Write `data` to `path`: whole, or not at all."""
-    target = Path(path)
+    write_all({Path(path): data})
+
+
+def write_all(contents: Mapping[Path, bytes]) -> None:
+    """Write files, each whole: all are written before the first takes its place."""
+    written: dict[Path, Path] = {}
+    try:
+        for path, data in contents.items():
+            with _naming(path):
+                written[path] = _write_beside(path, data)
+        for path, temporary in written.items():
+            with _naming(path):
+                temporary.replace(path)
+    finally:
+        for temporary in written.values():
+            temporary.unlink(missing_ok=True)
+
+
+def write_together(folder: str | os.PathLike[str], contents: Mapping[str, bytes]) -> None:
+    """Write files into `folder`, which is made if absent: all are written before the first takes its place."""
+    target = Path(folder)
+    made = not target.exists()
+    target.mkdir(exist_ok=True)
+    try:
+        write_all({target / name: data for name, data in contents.items()})
+    except BaseException:
+        if made:
+            shutil.rmtree(target)
+        raise
+
+
+def _write_beside(path: Path, data: bytes) -> Path:
+    """Write `data` to a temporary file beside `path`, and return that."""
     with tempfile.NamedTemporaryFile(
-        "wb", dir=target.parent, prefix=f".{target.name}.", suffix=".tmp", delete=False
+        "wb", dir=path.parent, prefix=f".{path.name}.", suffix=".tmp", delete=False
     ) as file:
         temporary = Path(file.name)
         try:
@@ -32,24 +64,28 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
             temporary.unlink()
             raise
     _give_usual_permissions(temporary, 0o666)
-    temporary.replace(target)
+    return temporary
 
 
-def write_together(folder: str | os.PathLike[str], contents: Mapping[str, bytes]) -> None:
-    """Write files into `folder`, which is made if absent: all are written before the first takes its place."""
-    target = Path(folder)
-    made = not target.exists()
-    target.mkdir(exist_ok=True)
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Let errors of the system name `path`, not the temporary file behind it."""
     try:
-        with tempfile.TemporaryDirectory(dir=target, prefix=".", suffix=".tmp") as temporary:
-            for name, data in contents.items():
-                write_bytes(Path(temporary, name), data)
-            for name in contents:
-                Path(temporary, name).replace(target / name)
-    except BaseException:
-        if made:
-            shutil.rmtree(target)
-        raise
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
+
+
+def check_replaceable(path: str | os.PathLike[str], marker: str) -> None:
+    """Refuse to replace anything but an empty folder or one that holds the file `marker`, which says whose it is."""
+    target = Path(path)
+    ours = target.is_dir() and ((target / marker).is_file() or not any(target.iterdir()))
+    if target.exists() and not ours:
+        msg = (
+            f"`path` must be new, empty, or a folder that was saved here before, got {os.fspath(path)!r}, "
+            f"which holds other things and no {marker}; choose another path."
+        )
+        raise FileExistsError(msg)
 
 
 @contextmanager
@@ -59,7 +95,8 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     A folder that stands at `path` is replaced only then; until the move, readers see the old one.
     """
     target = Path(path)
-    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp"))
+    with _naming(target):
+        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp"))
     try:
         yield temporary
         _give_usual_permissions(temporary, 0o777)
@@ -75,26 +112,52 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise
 
 
-def load_array(path: str | os.PathLike[str], *, mmap: bool = False) -> np.ndarray:
-    """Read one array from a .npy file, memory-mapped if asked; pickled objects are refused.
+def load_array(
+    path: str | os.PathLike[str],
+    name: str = "path",
+    *,
+    mmap: bool = False,
+    remedy: str = "save a numeric array with np.save",
+) -> np.ndarray:
+    """Read one array from a .npy file, memory-mapped if asked; pickled objects are refused, with a `remedy`.
 
     Raises
     ------
-    FileNotFoundError
-        There is no such file.
+    OSError
+        There is no such file, or it cannot be read; the message calls it the argument `name`.
     ValueError
         The file holds no plain array.
     """
     try:
         loaded = np.load(path, allow_pickle=False, mmap_mode="r" if mmap else None)
+    except OSError as error:
+        msg = f"`{name}` must be a file to read, got {os.fspath(path)!r}: {error.strerror}; check the path."
+        raise type(error)(msg) from error
     except (ValueError, EOFError) as error:
-        msg = f"`{os.fspath(path)}` must be a .npy file of numbers, got something else ({error}); save it with np.save."
+        msg = f"`{os.fspath(path)}` must be a .npy file of numbers, got {_instead(path)}; {remedy}."
         raise ValueError(msg) from error
     if not isinstance(loaded, np.ndarray):
         loaded.close()
         msg = f"`{os.fspath(path)}` must hold one array, got an .npz archive; save the one array with np.save."
         raise ValueError(msg)  # noqa: TRY004 (the file's content is wrong, not the kind of an argument)
     return loaded
+
+
+def _instead(path: str | os.PathLike[str]) -> str:
+    """Say what a file that NumPy refused holds."""
+    with Path(path).open("rb") as file:
+        if file.read(6) != np.lib.format.MAGIC_PREFIX:
+            return "a file of another format"
+        file.seek(0)
+        try:
+            major, _ = np.lib.format.read_magic(file)
+            read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
+            _, _, dtype = read(file)
+        except ValueError:
+            return "a damaged one"
+    if dtype.hasobject:
+        return "Python objects; cast them, for instance with astype(np.float32)"
+    return "a damaged or shortened one"
 
 
 def _give_usual_permissions(path: Path, mode: int) -> None:

@@ -217,7 +217,11 @@ def test_too_few_rows_certify_the_full_width_only() -> None:
     assert cascade.certificate is not None
     assert (cascade.thresholds, cascade.certificate.chosen, cascade.certificate.rows_needed) == ((1.0,), None, 230)
     assert cascade.predict([rows, rows])[1].tolist() == [16] * 229
-    assert "nothing but the full width could be certified (at least 230 rows are needed)" in str(cascade.certificate)
+    assert str(cascade.certificate).endswith("certified (at least 230 tested rows are needed)")
+    fitted = Cascade.certify([rows, rows], labels, nesting=(8, 16), path="fitted").certificate
+    assert str(fitted).endswith("certified (at least 230 tested rows are needed, so 460 in all)")
+    alone = Cascade.certify([np.tile(rows, (2, 1))], np.tile(labels, 2), nesting=(16,)).certificate
+    assert str(alone).endswith("nothing but the full width could be certified")
     rows, labels = np.concatenate([rows, rows[:1]]), np.concatenate([labels, labels[:1]])
     assert Cascade.certify([rows, rows], labels, nesting=(8, 16)).thresholds == (0.0,)
 

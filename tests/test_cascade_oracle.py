@@ -127,5 +127,8 @@ def test_calibrate_reads_logits_as_their_softmax(library: Library, rng: np.rando
     assert cascade.predict(huge, from_logits=True)[1].shape == (60,)
     broken = logits.copy()
     broken[1, 3:5, 2] = math.inf
-    with pytest.raises(ValueError, match=r"`probabilities\[1\]` .* must hold finite logits, got 2 of 60 rows"):
+    with pytest.raises(
+        ValueError,
+        match=r"`probabilities\[1\]` .* must hold finite logits, got NaN or infinity in 2 of 60 rows \(first: 3\)",
+    ):
         cascade.predict(library.array(broken), from_logits=True)

@@ -498,7 +498,7 @@ def heads_with(g: int, weight: Any = None, bias: Any = None) -> list[tuple[Any, 
         (
             {"labels": SOME_IGNORED, "ignore_index": -8},
             ValueError,
-            r"`labels` must lie within \[0, 4\), got 2 outside it; .* ignore_index",
+            r"`labels` must lie within \[0, 4\), got 2 outside it, such as -7; .* ignore_index",
         ),
         ({"label_smoothing": -0.1}, ValueError, r"`label_smoothing` must be finite and in \[0, 1\], got -0.1"),
         ({"label_smoothing": 1.5}, ValueError, "`label_smoothing`"),

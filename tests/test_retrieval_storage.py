@@ -165,6 +165,23 @@ def test_a_corpus_may_be_saved_over_itself(tmp_path: Path, rows: np.ndarray, que
     same_results(mapped, Corpus(rows), queries)
 
 
+def test_what_is_no_corpus_is_not_replaced(tmp_path: Path, rows: np.ndarray) -> None:
+    """Neither a folder of other things nor a file; an empty folder may be filled."""
+    folder, file, empty = (tmp_path / name for name in ("folder", "file", "empty"))
+    folder.mkdir()
+    empty.mkdir()
+    (folder / "mine.txt").write_text("mine")
+    file.write_text("mine")
+    corpus = Corpus(rows)
+    for path in (folder, file):
+        with pytest.raises(FileExistsError, match=r"`path` must be new, empty, or a folder that was saved here before"):
+            corpus.save(path)
+    assert (folder / "mine.txt").read_text() == file.read_text() == "mine"
+    corpus.save(empty)
+    assert len(Corpus.load(empty)) == len(corpus)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "file", "folder"]
+
+
 def test_extreme_rows_survive_a_round_trip(tmp_path: Path, rows: np.ndarray, queries: np.ndarray) -> None:
     original = Corpus(rows * np.float32(1e-25), search_dims=(5,))
     original.save(tmp_path / "corpus")
@@ -237,14 +254,14 @@ def edit(key: str, value: Any) -> Any:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (truncate_rows, r"`.*embeddings.npy` must be a .npy file"),
+        (truncate_rows, r"`.*embeddings.npy` must be a .npy file .* save the corpus anew"),
         (swap_rows, r"`.*embeddings.npy` must hold float32 of shape \(500, 24\), as corpus.json says, got float32 of"),
         (change_dtype, r"`.*prefix-5.npy` must hold float32 of shape \(500, 5\), .* got float64"),
         (lambda folder: (folder / "squares.npy").unlink(), r"`.*squares.npy` must exist"),
         (lambda folder: (folder / "corpus.json").unlink(), "`path` must be a folder that Corpus.save wrote"),
-        (lambda folder: (folder / "corpus.json").write_text("{"), "`text` must be JSON"),
-        (edit("kind", "funnel"), "`text` must be the JSON of a corpus, got 'funnel'"),
-        (edit("version", 9), "`text` must be version 1 of a corpus"),
+        (lambda folder: (folder / "corpus.json").write_text("{"), "corpus.json` must be JSON"),
+        (edit("kind", "funnel"), "corpus.json` must be the JSON of a corpus, got 'funnel'"),
+        (edit("version", 9), "corpus.json` must be version 1 of a corpus"),
         (edit("metric", "dot"), "`metric` must be one of"),
         (edit("dtype", "int8"), "`dtype` must be one of"),
         (edit("shape", [500]), "`shape` must hold two sizes"),

@@ -132,10 +132,17 @@ class Certificate:
         promise = " and ".join(f"{name} <= {bound:g}" for name, bound in targets.items() if bound is not None)
         rows = f"{self.n_rows} rows" + (f" ({self.n_fit_rows} others fitted the path)" if self.n_fit_rows else "")
         if self.chosen is None:
-            outcome = f"nothing but the full width could be certified (at least {self.rows_needed} rows are needed)"
+            outcome = f"nothing but the full width could be certified{self._advice()}"
         else:
             outcome = f"p = {self.p_values[self.chosen]:.3g}, {len(self.p_values)} policies tested"
         return f"{promise} with probability >= {1 - self.delta:g} over {rows}: {outcome}"
+
+    def _advice(self) -> str:
+        """Say how many rows to bring, where their number alone rules a promise out."""
+        if self.n_rows >= self.rows_needed:
+            return ""
+        in_all = f", so {2 * self.rows_needed} in all" if self.n_fit_rows else ""
+        return f" (at least {self.rows_needed} tested rows are needed{in_all})"
 
     def __repr__(self) -> str:
         return f"<Certificate: {self}>"

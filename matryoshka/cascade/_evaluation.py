@@ -32,7 +32,8 @@ class CascadeEvaluation:
         Mean width at which rows exit, sum over m of p_m * m: what a tied head (MRL-E) pays, since its logits
         accumulate from prefix to prefix.
     cumulative_dim : float
-        Mean sum of the widths that a row visits, sum over m of p_m * (m_1 + … + m): what separate heads (MRL) pay.
+        Mean sum of the widths that a row visits, sum over m of p_m * (m_1 + … + m): what separate heads (MRL) pay. A
+        prefix with a threshold of 1 counts as visited, although `classify` passes over it.
     exit_shares : tuple of float
         Share of rows that exit at each width; they sum to 1.
     exit_accuracy : tuple of (float or None)

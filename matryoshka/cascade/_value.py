@@ -78,8 +78,12 @@ class CascadeValue:
         ValueError
             `text` is not the JSON of a cascade.
         """
+        return cls._read(text, "text")
+
+    @classmethod
+    def _read(cls, text: str | bytes, source: object) -> Self:
         keys = ("dims", "thresholds", "confidence", "temperatures", "certificate")
-        record = _checks.record(text, kind="cascade", keys=keys)
+        record = _checks.record(text, kind="cascade", keys=keys, source=source)
         certificate = record["certificate"]
         return cls(
             record["dims"],
@@ -120,7 +124,7 @@ class CascadeValue:
         """
         from pathlib import Path
 
-        cascade = cls.from_json(Path(path).read_text(encoding="utf-8"))
+        cascade = cls._read(Path(path).read_bytes(), path)
         if nesting is not None and cascade.dims != (dims := as_nesting(nesting).dims):
             msg = (
                 f"`{os.fspath(path)}` must hold a cascade for {dims}, got one for {cascade.dims}; "

@@ -75,7 +75,8 @@ def row_weights(
 ) -> tuple[Array, Array | None]:
     """Return the labels (n,), 0 in place of the ignored, and the weight of each row (n,) or None for all ones."""
     ignore_index, sample_weight = options.ignore_index, options.sample_weight
-    _checks.labels(labels, "labels", axes, xp, n_classes=n_classes, ignore_index=ignore_index)
+    remedy = ", or name the id of rows to skip as ignore_index"
+    _checks.labels(labels, "labels", axes, xp, n_classes=n_classes, ignore_index=ignore_index, remedy=remedy)
     labels = xp.astype(xp.reshape(labels, (-1,)), index_dtype(xp), copy=False)
     if sample_weight is not None:
         _checks.floating(sample_weight, "sample_weight", xp)

@@ -109,7 +109,9 @@ class RecallCertificate:
         promise = f"expected recall@{self.k} >= {self.recall:g} with probability >= {1 - self.delta:g}"
         queries = f"{self.n_queries} queries ({self.n_choice_queries} others chose the candidates)"
         if self.chosen is None:
-            outcome = f"only the exact search could be certified (at least {self.queries_needed} queries are needed)"
+            outcome = "only the exact search could be certified"
+            if self.n_queries < self.queries_needed:
+                outcome += f" (at least {self.queries_needed} are needed, so {2 * self.queries_needed} in all)"
         else:
             outcome = (
                 f"p = {self.p_values[self.chosen]:.3g}, recall {self.recalls[self.chosen]:.4f}, "

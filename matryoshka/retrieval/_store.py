@@ -21,6 +21,7 @@ _DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 def save(path: str | os.PathLike[str], rows: Rows, prefixes: dict[int, Prefix], metric: str) -> None:
     """Write everything to a new folder, which takes its place only when it is whole."""
+    _files.check_replaceable(path, "corpus.json")
     with _files.new_folder(path) as folder:
         dtype = _write_rows(folder / "embeddings.npy", rows)
         np.save(folder / "squares.npy", to_numpy(rows.squares))
@@ -45,11 +46,11 @@ def load(path: str | os.PathLike[str], *, mmap: bool) -> tuple[dict[str, Any], d
     """Read the record and the arrays of a folder, after checking that they fit each other."""
     folder = Path(path)
     record_file = folder / "corpus.json"
-    if folder.is_dir() and not record_file.is_file():
+    if folder.exists() and not record_file.is_file():
         msg = f"`path` must be a folder that Corpus.save wrote, got {os.fspath(path)!r} without corpus.json; save anew."
         raise ValueError(msg)
     keys = ("metric", "shape", "dtype", "search_dims", "scaled")
-    record = _checks.record(record_file.read_text(encoding="utf-8"), kind="corpus", keys=keys)
+    record = _checks.record(record_file.read_bytes(), kind="corpus", keys=keys, source=record_file)
     n, dim = _shape(record["shape"])
     _checks.choice(record["metric"], "metric", METRICS)
     stored = _checks.choice(record["dtype"], "dtype", _DTYPES)
@@ -95,7 +96,7 @@ def _read(file: Path, *, mmap: bool) -> np.ndarray:
     if not file.is_file():
         msg = f"`{file}` must exist, as corpus.json says; the folder is damaged: save the corpus anew."
         raise ValueError(msg)
-    return _files.load_array(file, mmap=mmap)
+    return _files.load_array(file, mmap=mmap, remedy="the folder is damaged: save the corpus anew")
 
 
 def _write_rows(file: Path, rows: Rows) -> np.dtype[Any]:
