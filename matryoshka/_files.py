@@ -156,7 +156,7 @@ def _instead(path: str | os.PathLike[str]) -> str:
         except ValueError:
             return "a damaged one"
     if dtype.hasobject:
-        return "Python objects; cast them, for instance with astype(np.float32)"
+        return "Python objects (numbers among them can be cast with astype(np.float32))"
     return "a damaged or shortened one"
 
 

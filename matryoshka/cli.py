@@ -35,8 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        The exit status: 0, or 2 with one line on standard error about what is wrong with the input, in which case
-        nothing was written; 1 if whoever reads the output stopped reading.
+        The exit status: 0, or 2 with one line on standard error about what is wrong, in which case no file was
+        written; 1 if whoever reads the output stopped reading.
     """
     parser = _Parser(prog="matryoshka", description="Matryoshka representation learning: tools for .npy files.")
     parser.add_argument("--version", action="version", version=f"matryoshka {matryoshka.__version__}")
@@ -54,6 +54,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains once more at exit
             return 1
         except (ImportError, OSError, TypeError, ValueError) as error:
-            print(f"matryoshka: error: {' '.join(str(error).split())}", file=sys.stderr)
+            print(f"matryoshka: error: {' '.join(_reason(error).split())}", file=sys.stderr)
             return 2
     return 0
+
+
+def _reason(error: Exception) -> str:
+    """Return what an error says, without the number that the system gives it."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"'{error.filename}': {error.strerror}"
+    return str(error)

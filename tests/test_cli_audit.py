@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -93,15 +94,18 @@ def save_bad_files() -> None:
     np.savez("archive.npz", np.eye(50))
     Path("text.npy").write_text("not an array", encoding="utf-8")
     Path("cut.npy").write_bytes(Path("rows.npy").read_bytes()[:500])
+    Path("head.npy").write_bytes(Path("rows.npy").read_bytes()[:40])
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("absent.npy", "absent.npy"),
-        ("objects.npy", "`objects.npy` must be a .npy file of numbers"),
-        ("text.npy", "`text.npy` must be a .npy file of numbers"),
-        ("cut.npy", "`cut.npy` must be a .npy file of numbers"),
+        ("absent.npy", "`EMB.npy` must be a file to read, got 'absent.npy': No such file or directory; check the path"),
+        ("objects.npy", "`objects.npy` must be a .npy file of numbers, got Python objects (numbers among them can be cast"),
+        ("text.npy", "`text.npy` must be a .npy file of numbers, got a file of another format; save a numeric array"),
+        ("cut.npy", "`cut.npy` must be a .npy file of numbers, got a damaged or shortened one; save a numeric array"),
+        ("head.npy", "`head.npy` must be a .npy file of numbers, got a damaged one; save a numeric array"),
+        (".", "`EMB.npy` must be a file to read, got '.': Is a directory"),
         ("archive.npz", "must hold one array, got an .npz archive"),
         ("flat.npy", "`embeddings` must have shape (n, dim), got (5,)"),
         ("empty.npy", "`embeddings` must have at least one row, got shape (0, 5)"),
@@ -111,7 +115,7 @@ def save_bad_files() -> None:
         ("few.npy", "`embeddings` must have more than 2 k = 20 rows of different directions, got 12"),
         ("rows.npy --labels short.npy", "`labels` must have one class id per row, shape (120,), got (119,)"),
         ("rows.npy --labels fractions.npy", "`labels` must hold integer class ids, got dtype float64"),
-        ("rows.npy --labels absent.npy", "absent.npy"),
+        ("rows.npy --labels absent.npy", "`--labels` must be a file to read, got 'absent.npy'"),
         ("rows.npy --dims 64", "`dims` must lie within [1, 32]"),
         ("rows.npy --k 0", "`k` must be an integer >= 1"),
     ],
@@ -137,35 +141,42 @@ def test_a_folder_that_cannot_be_is_refused_before_any_work(output: str, capsys:
     assert f"{output!r} must be a folder, or a new one in a folder that exists" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("output", ["out", "."])
 @pytest.mark.usefixtures("rows")
-def test_a_folder_without_permission_is_refused(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_folder_that_cannot_be_written_is_refused_before_any_work(
+    output: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(os, "access", lambda *_: False)  # the tests may run as root, who may write anywhere
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(30, "Read-only file system")  # the tests may run as root, who may write anywhere else
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", fail)
     with pytest.raises(SystemExit, match="2"):
-        main(["audit", "rows.npy", "-o", "out"])
-    assert "'out' must be a folder that can be written to" in capsys.readouterr().err
+        main(["audit", "rows.npy", "-o", output])
+    printed = capsys.readouterr().err
+    assert "argument -o/--output: " in printed
+    assert f"{output!r} must be a folder that can be written to, the system says: Read-only file system" in printed
 
 
 @pytest.mark.parametrize("exists", [False, True])
-@pytest.mark.usefixtures("rows")
 def test_a_full_disk_leaves_nothing_half_written(
-    exists: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    rows: np.ndarray, exists: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     load("matplotlib")
     if exists:
         Path("out").mkdir()
         Path("out", "audit.json").write_text("old", encoding="utf-8")
-    write = _files.write_bytes
+    write = _files._write_beside
 
-    def fail(path: Path, data: bytes) -> None:
+    def fail(path: Path, data: bytes) -> Path:
         if path.suffix == ".png":
-            raise OSError(28, "No space left on device")
-        write(path, data)
+            raise OSError(28, "No space left on device", "/temporary/name")
+        return write(path, data)
 
-    monkeypatch.setattr(_files, "write_bytes", fail)
+    monkeypatch.setattr(_files, "_write_beside", fail)
     assert main(["audit", "rows.npy", "-o", "out"]) == 2
-    assert "No space left on device" in capsys.readouterr().err
+    printed = capsys.readouterr()
+    assert printed.err == f"matryoshka: error: '{Path('out', 'audit.png')}': No space left on device\n"
+    assert printed.out == f"{audit(rows)}\n"  # the work is not lost
     if exists:
         assert names("out") == ["audit.json"]
         assert Path("out", "audit.json").read_text(encoding="utf-8") == "old"

@@ -232,7 +232,8 @@ def save_bad_files() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("absent.npy queries.npy", "absent.npy"),
+        ("absent.npy queries.npy", "`CORPUS.npy` must be a file to read, got 'absent.npy': No such file"),
+        ("rows.npy absent.npy", "`QUERIES.npy` must be a file to read, got 'absent.npy': No such file"),
         ("rows.npy", "QUERIES.npy must come with CORPUS.npy, got none"),
         ("objects.npy queries.npy", "`objects.npy` must be a .npy file of numbers"),
         ("flat.npy queries.npy", "`corpus` must have shape (n, dim), got (5,)"),
@@ -300,18 +301,19 @@ def test_a_full_disk_leaves_nothing_half_written(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     load("matplotlib")
-    write = _files.write_bytes
+    write = _files._write_beside
 
-    def fail(path: Path, data: bytes) -> None:
+    def fail(path: Path, data: bytes) -> Path:
         if path.suffix == ".png":
             raise OSError(28, "No space left on device")
-        write(path, data)
+        return write(path, data)
 
-    monkeypatch.setattr(_files, "write_bytes", fail)
+    monkeypatch.setattr(_files, "_write_beside", fail)
     assert main(["benchmark", "rows.npy", "queries.npy", "--dims", "8", "-o", "out"]) == 2
     printed = capsys.readouterr()
     assert "No space left on device" in printed.err
-    assert printed.out == ""
+    assert printed.out.startswith("rows.npy: 300 rows")  # the work is not lost
+    assert "wrote" not in printed.out
     assert not Path("out").exists()
 
 

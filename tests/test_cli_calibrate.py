@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import load
 
-from matryoshka import Cascade, cli
+from matryoshka import Cascade, _files, cli
 from matryoshka.cascade import oracle_routing
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -97,8 +98,45 @@ def test_the_figure_is_a_picture(folder: Path, capsys: pytest.CaptureFixture[str
     assert (folder / "curve.png").read_bytes().startswith(PNG)
     assert capsys.readouterr().out.endswith("wrote curve.png\n")
     assert calibrate("p.npy y.npy --figure curve.nonsense -o c.json") == 2
-    assert "nonsense" in capsys.readouterr().err
+    assert "--figure must end in one of " in capsys.readouterr().err
+    assert calibrate("p.npy y.npy --figure c.svg -o c.svg") == 2
+    assert "--figure and -o must be two files, got 'c.svg' for both" in capsys.readouterr().err
     assert files(folder) == {"p.npy", "z.npy", "y.npy", "curve.png"}
+
+
+@pytest.mark.parametrize("option", ["-o c.json", "--figure c.png"])
+def test_a_place_that_cannot_be_written_is_refused_before_any_work(
+    folder: Path, option: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", fail)
+    with pytest.raises(SystemExit, match="2"):
+        calibrate(f"p.npy y.npy {option}")
+    name, path = option.split()
+    printed = capsys.readouterr().err
+    assert f"argument {name}" in printed
+    assert f"{path!r} must be a file in a folder that can be written to, the system says: Read-only" in printed
+
+
+def test_figure_and_cascade_are_written_together_or_not_at_all(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load("matplotlib")
+    write = _files._write_beside
+
+    def fail(path: Path, data: bytes) -> Path:
+        if path.suffix == ".png":
+            raise OSError(28, "No space left on device")
+        return write(path, data)
+
+    monkeypatch.setattr(_files, "_write_beside", fail)
+    assert calibrate("p.npy y.npy --figure curve.png -o c.json") == 2
+    printed = capsys.readouterr()
+    assert printed.err == "matryoshka: error: 'curve.png': No space left on device\n"
+    assert printed.out.startswith("Cascade (published rule")  # the work is not lost
+    assert files(folder) == {"p.npy", "z.npy", "y.npy"}
 
 
 def test_without_matplotlib_the_extra_is_named(
@@ -120,8 +158,8 @@ def test_few_rows_warn(folder: Path, capsys: pytest.CaptureFixture[str]) -> None
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("none.npy y.npy", "none.npy"),
-        ("p.npy none.npy", "none.npy"),
+        ("none.npy y.npy", "`PROBS.npy` must be a file to read, got 'none.npy': No such file or directory"),
+        ("p.npy none.npy", "`LABELS.npy` must be a file to read, got 'none.npy': No such file or directory"),
         ("y.npy y.npy", "`probabilities` must have shape (prefixes, rows, classes)"),
         ("z.npy y.npy", "`probabilities[0]` (the prefix of width 8) must hold probabilities"),
         ("p.npy p.npy", "`labels` must hold integer class ids"),

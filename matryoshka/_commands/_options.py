@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import os
+import tempfile
 from pathlib import Path
 
 
@@ -17,21 +17,30 @@ def widths(text: str) -> tuple[int, ...]:
 
 
 def output(text: str) -> Path:
-    """Read the path of a file to write: its folder must exist before any work is done."""
+    """Read the path of a file to write: that it can be written is known before any work is done."""
     path = Path(text)
     if not path.parent.is_dir() or path.is_dir():
         msg = f"{text!r} must be a file in a folder that exists"
         raise argparse.ArgumentTypeError(msg)
+    _try_to_write(path.parent, f"{text!r} must be a file in a folder that can be written to")
     return path
 
 
 def folder(text: str) -> Path:
-    """Read the path of a folder to write to, which is made if absent: its parent must exist before any work is done."""
+    """Read the path of a folder to write to, which is made if absent: that it can be is known before any work."""
     path = Path(text)
     if not (path.is_dir() or (path.parent.is_dir() and not path.exists())):
         msg = f"{text!r} must be a folder, or a new one in a folder that exists"
         raise argparse.ArgumentTypeError(msg)
-    if not os.access(path if path.is_dir() else path.parent, os.W_OK):
-        msg = f"{text!r} must be a folder that can be written to"
-        raise argparse.ArgumentTypeError(msg)
+    _try_to_write(path if path.is_dir() else path.parent, f"{text!r} must be a folder that can be written to")
     return path
+
+
+def _try_to_write(place: Path, rule: str) -> None:
+    """Make a file that goes away by itself: permissions do not tell of read-only disks and of /proc."""
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        msg = f"{rule}, the system says: {error.strerror}"
+        raise argparse.ArgumentTypeError(msg) from None

@@ -34,16 +34,15 @@ def add(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Audit, and only when all is known, write and print it."""
+    """Audit, print the result, and then write it."""
     if options.output is not None:
         require("matplotlib", extra="cli", purpose="-o")
-    embeddings = _files.load_array(options.embeddings, mmap=True)
-    labels = None if options.labels is None else _files.load_array(options.labels)
+    embeddings = _files.load_array(options.embeddings, "EMB.npy", mmap=True)
+    labels = None if options.labels is None else _files.load_array(options.labels, "--labels")
     report = audit(embeddings, labels=labels, dims=options.dims, k=options.k, seed=options.seed)
+    print(report, flush=True)
     if options.output is not None:
         _files.write_together(options.output, _contents(report))
-    print(report)
-    if options.output is not None:
         print(f"wrote {options.output / 'audit'}.txt, .json and .png")
 
 

@@ -102,13 +102,14 @@ class Report:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Measure, and only when all is known, write and print it."""
+    """Measure, print the result, and then write it."""
     if options.output is not None:
         require("matplotlib", extra="cli", purpose="-o")
     _checks.integer(options.seed, "seed", minimum=0)
     vectors = _load(options) if options.corpus is not None else _generate(options)
     report = _benchmark(options, vectors)
     text = _text(report)
+    print(text, flush=True)
     if options.output is not None:
         contents = {
             "benchmark.txt": f"{text}\n".encode(),
@@ -116,8 +117,6 @@ def run(options: argparse.Namespace) -> None:
             "benchmark.png": _picture.draw(report.settings, report.measured),
         }
         _files.write_together(options.output, contents)
-    print(text)
-    if options.output is not None:
         print(f"wrote {options.output / 'benchmark'}.txt, .json and .png")
 
 
@@ -129,8 +128,8 @@ def _load(options: argparse.Namespace) -> Vectors:
     if (options.labels is None) != (options.query_labels is None):
         msg = "--labels and --query-labels must come together, got one of them; name both or leave both out."
         raise ValueError(msg)
-    rows = _files.load_array(options.corpus, mmap=True)
-    queries = _files.load_array(options.queries)
+    rows = _files.load_array(options.corpus, "CORPUS.npy", mmap=True)
+    queries = _files.load_array(options.queries, "QUERIES.npy")
     for array, name in ((rows, "corpus"), (queries, "queries")):
         _checks.signed_numbers(array, name, np)
         _checks.ndim(array, name, 2, "(n, dim)")
@@ -142,7 +141,8 @@ def _load(options: argparse.Namespace) -> Vectors:
         queries = queries.astype(np.float64 if rows.dtype == np.float64 else np.float32, copy=False)
     if options.labels is None:
         return Vectors(rows, queries, None, f"{options.corpus}")
-    labels, query_labels = _files.load_array(options.labels), _files.load_array(options.query_labels)
+    labels = _files.load_array(options.labels, "--labels")
+    query_labels = _files.load_array(options.query_labels, "--query-labels")
     _checks.labels(labels, "labels", (len(rows),), np)
     _checks.labels(query_labels, "query_labels", (len(queries),), np)
     return Vectors(rows, queries, (labels, query_labels), f"{options.corpus}")

@@ -53,11 +53,10 @@ def add(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Calibrate, and only when all is known, write and print it."""
-    if options.figure is not None:
-        require("matplotlib", extra="cli", purpose="--figure")
-    probabilities = _files.load_array(options.probabilities, mmap=True)
-    labels = _files.load_array(options.labels)
+    """Calibrate, print the result, and then write it."""
+    _check_outputs(options)
+    probabilities = _files.load_array(options.probabilities, "PROBS.npy", mmap=True)
+    labels = _files.load_array(options.labels, "LABELS.npy")
     dims = options.dims or _doubling(probabilities)
     cascade = _calibrate(options, probabilities, labels, dims)
     evaluation = cascade.evaluate(probabilities, labels, from_logits=options.logits)
@@ -65,15 +64,32 @@ def run(options: argparse.Namespace) -> None:
     text = report(cascade, evaluation, oracle)
     if options.dims is None:
         text += f"\n\nWidths taken to double from 8 to {dims[-1]}; --dims names others."
+    print(text, flush=True)
+    contents = {}
+    if options.output is not None:
+        contents[options.output] = f"{cascade.to_json()}\n".encode()
     if options.figure is not None:
         curve = cascade.curve(probabilities, labels, from_logits=options.logits)
-        image = figure(curve, evaluation, oracle, options.figure.suffix[1:] or "png")
-        _files.write_bytes(options.figure, image)
-    if options.output is not None:
-        cascade.save(options.output)
-    print(text)
-    for path in filter(None, (options.output, options.figure)):
+        contents[options.figure] = figure(curve, evaluation, oracle, options.figure.suffix[1:] or "png")
+    _files.write_all(contents)
+    for path in contents:
         print(f"wrote {path}")
+
+
+def _check_outputs(options: argparse.Namespace) -> None:
+    """Refuse a figure that cannot be drawn, before any work is done."""
+    if options.figure is None:
+        return
+    require("matplotlib", extra="cli", purpose="--figure")
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    types = FigureCanvasBase.get_supported_filetypes()
+    if (options.figure.suffix[1:] or "png") not in types:
+        msg = f"--figure must end in one of {', '.join(sorted(types))}, got '{options.figure}'; choose one of these."
+        raise ValueError(msg)
+    if options.figure == options.output:
+        msg = f"--figure and -o must be two files, got '{options.figure}' for both; rename one."
+        raise ValueError(msg)
 
 
 def _doubling(probabilities: np.ndarray) -> tuple[int, ...]:
