@@ -103,8 +103,9 @@ def dims(values: object, name: str = "dims") -> tuple[int, ...]:
     if not widths:
         msg = f"`{name}` must hold at least one width, got none; pass for instance (8, 16, 32)."
         raise ValueError(msg)
-    if widths[0] < 1 or any(a >= b for a, b in itertools.pairwise(widths)):
-        msg = f"`{name}` must be positive and strictly increasing, got {widths}; sort it and drop duplicates."
+    if min(widths) < 1 or any(a >= b for a, b in itertools.pairwise(widths)):
+        remedy = "drop what is below 1" if min(widths) < 1 else "sort it and drop duplicates"
+        msg = f"`{name}` must be positive and strictly increasing, got {widths}; {remedy}."
         raise ValueError(msg)
     return widths
 
@@ -310,8 +311,8 @@ def labels(
         outside &= array != ignore_index
     if outside.any():
         msg = (
-            f"`{name}` must lie within [0, {n_classes}), got {int(outside.sum())} outside it, such as {array[outside][0]}; "
-            f"map class ids to 0 … n_classes - 1{remedy}."
+            f"`{name}` must lie within [0, {n_classes}), got {int(outside.sum())} outside it, such as "
+            f"{array[outside][0]}; map class ids to 0 … n_classes - 1{remedy}."
         )
         raise ValueError(msg)
 
@@ -396,11 +397,17 @@ def finite_rows(array: Array, name: str, xp: Namespace) -> None:
         no_bad_rows([int(rows[i]) for i in range(min(count, 5))], bad.shape[0], name, count=count)
 
 
-def no_bad_rows(bad: Sequence[int], n_rows: int, name: str, *, count: int | None = None) -> None:
-    """Check that no rows were found that are not finite; `bad` may hold the first of `count` only."""
+def no_bad_rows(
+    bad: Sequence[int], n_rows: int, name: str, *, count: int | None = None, drawn_from: int | None = None
+) -> None:
+    """Check that no rows were found that are not finite; `bad` may hold the first of `count` only.
+
+    Where not all rows were looked at, `n_rows` were drawn from `drawn_from`.
+    """
     if bad:
+        drawn = "" if drawn_from in (None, n_rows) else f" drawn from {drawn_from}"
         msg = (
-            f"`{name}` must be finite, got NaN or infinity in {count or len(bad)} of {n_rows} rows "
+            f"`{name}` must be finite, got NaN or infinity in {count or len(bad)} of {n_rows} rows{drawn} "
             f"(first: {', '.join(map(str, bad[:5]))}); remove or repair these rows."
         )
         raise ValueError(msg)

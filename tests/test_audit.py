@@ -357,6 +357,18 @@ def test_the_figure_is_drawn(rng: np.random.Generator, tmp_path: Any, labelled: 
 
 # Bad input
 
+
+def test_bad_rows_of_a_sample_are_named_as_in_the_input(rng: np.random.Generator) -> None:
+    rows = rng.normal(size=(300, 6))
+    rows[140:, 2] = np.nan
+    with pytest.raises(ValueError, match=r"in \d+ of 60 rows drawn from 300 \(first: 1[4-9]\d, ") as raised:
+        audit(rows, max_rows=60)
+    first = [int(text) for text in str(raised.value).partition("first: ")[2].partition(")")[0].split(",")]
+    assert all(not np.isfinite(rows[i]).all() for i in first)
+    with pytest.raises(ValueError, match=r"in 160 of 300 rows \(first: 140, 141, 142, 143, 144\)"):
+        audit(rows)
+
+
 ROWS = np.random.default_rng(0).normal(size=(30, 6))
 
 

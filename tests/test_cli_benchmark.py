@@ -88,7 +88,7 @@ def test_prints_table_and_advice_plainly(files: tuple[np.ndarray, np.ndarray]) -
     assert lines[0].startswith("rows.npy: 300 rows of 32 columns, cosine; 20 queries")
     assert lines[2].split()[:3] == ["engine", "plan", "multiply-adds"]
     assert lines[3].split()[:4] == ["exact", "full", "32", "9,600"]
-    assert any(line.startswith("fastest with recall@10 >= 0.95 at batch 64: ") for line in lines)
+    assert any(line.startswith("fastest with recall@10 >= 0.95 at batch 20: ") for line in lines)
     assert lines[-1].startswith("calibrated")
     assert names() == ["labels.npy", "queries.npy", "query_labels.npy", "rows.npy"]
 
@@ -178,7 +178,7 @@ def test_indexes_are_measured_beside_the_exact_engine(files: tuple[np.ndarray, n
         assert flat["recall"] == lists["recall"] == exact["recall"]
         assert codes["multiply_adds"] is codes["bytes"] is codes["theory"] is None
         assert codes["recall"] > 0.9 * exact["recall"]
-    assert "an index misses rows of its own" in record["notes"][-1] or "left out" in record["notes"][0]
+    assert "an index misses rows of its own" in record["notes"][-1] or "left out" in record["notes"][-1]
 
 
 def test_graphs_count_what_they_visit(rng: np.random.Generator) -> None:
@@ -210,6 +210,30 @@ def test_unknown_engines_are_refused(text: str, capsys: pytest.CaptureFixture[st
     assert "argument --engine: engines must " in capsys.readouterr().err
 
 
+def test_batches_are_no_larger_than_the_queries(
+    files: tuple[np.ndarray, np.ndarray], capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = record_of("rows.npy queries.npy --dims 8 --batch 4,30,1000")
+    assert record["batches"] == [4, 20]
+    assert record["notes"][0] == "batch 1000: only 20 queries are left to measure on, asked all at once."
+    printed = capsys.readouterr().out
+    assert record["notes"][0] in printed
+    assert "at batch 20: " in printed
+    assert "at batch 1000" not in printed
+
+
+def test_batches_are_called_batches(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["benchmark", "--batch", "a"])
+    assert "batch sizes must be integers with commas between them, such as 1,64, got 'a'" in capsys.readouterr().err
+
+
+def test_bad_rows_are_found_block_by_block() -> None:
+    rows = np.zeros((9, 2**21))
+    rows[[2, 3, 8], [0, 5, 2**21 - 1]] = np.nan, np.inf, -np.inf
+    assert benchmark._bad_rows(rows) == [2, 3, 8]
+
+
 def test_few_queries_are_not_calibrated_on(
     files: tuple[np.ndarray, np.ndarray], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -225,6 +249,7 @@ def save_bad_files() -> None:
     np.save("bits.npy", np.ones((50, 4), np.uint8))
     np.save("narrow.npy", np.ones((50, 31)))
     np.save("nan.npy", np.full((50, 32), np.nan))
+    np.save("one_nan.npy", np.where(np.arange(50)[:, None] == 4, np.nan, np.ones((50, 32))))
     np.save("short.npy", np.arange(39))
     np.save("fractions.npy", np.ones(300))
 
@@ -241,8 +266,12 @@ def save_bad_files() -> None:
         ("rows.npy empty.npy", "`queries` must have at least one row"),
         ("bits.npy queries.npy", "`corpus` must hold floating-point numbers or signed integers, got dtype uint8"),
         ("rows.npy narrow.npy", "`queries` must have shape (n_queries, dim) = (50, 32), got (50, 31)"),
-        ("nan.npy queries.npy", "`embeddings` must be finite, got NaN or infinity in 50 of 50 rows"),
-        ("rows.npy nan.npy", "`queries` must be finite, got NaN or infinity in"),
+        ("nan.npy queries.npy", "`corpus` must be finite, got NaN or infinity in 50 of 50 rows (first: 0, 1, 2, 3, 4)"),
+        ("rows.npy one_nan.npy", "`queries` must be finite, got NaN or infinity in 1 of 50 rows (first: 4)"),
+        ("rows.npy queries.npy --n 5", "--n and --dim must come without files, got them with CORPUS.npy"),
+        ("rows.npy queries.npy --dim 5", "--n and --dim must come without files, got them with CORPUS.npy"),
+        ("rows.npy queries.npy --dims 0,8", "`dims` must be positive and strictly increasing, got (0, 8); drop what"),
+        ("rows.npy queries.npy --batch 4,2", "`batch` must be positive and strictly increasing, got (4, 2); sort it"),
         ("rows.npy queries.npy --labels labels.npy", "--labels and --query-labels must come together"),
         (f"--n 50 {LABELS}", "--labels and --query-labels must come with CORPUS.npy"),
         (
@@ -255,7 +284,7 @@ def save_bad_files() -> None:
         ),
         ("rows.npy queries.npy --k 301", "`k` must be an integer in [1, 300], got 301"),
         ("rows.npy queries.npy --dims 64", "`dims` must lie within [1, 32], the width of `corpus`, got 64"),
-        ("rows.npy queries.npy --batch 0,4", "`batch` must be positive and strictly increasing"),
+        ("rows.npy queries.npy --batch 0,4", "`batch` must be positive and strictly increasing, got (0, 4); drop what is"),
         ("rows.npy queries.npy --recall 1", "`recall` must be finite and in (0, 1)"),
         ("--n 0", "`n` must be an integer >= 1"),
         ("--n 9 --seed -1", "`seed` must be an integer >= 0"),

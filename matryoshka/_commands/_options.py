@@ -9,10 +9,19 @@ from pathlib import Path
 
 def widths(text: str) -> tuple[int, ...]:
     """Read a ladder such as 8,16,32."""
+    return _integers(text, "widths", "8,16,32")
+
+
+def batches(text: str) -> tuple[int, ...]:
+    """Read batch sizes such as 1,64."""
+    return _integers(text, "batch sizes", "1,64")
+
+
+def _integers(text: str, name: str, example: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
-        msg = f"widths must be integers with commas between them, such as 8,16,32, got {text!r}"
+        msg = f"{name} must be integers with commas between them, such as {example}, got {text!r}"
         raise argparse.ArgumentTypeError(msg) from None
 
 

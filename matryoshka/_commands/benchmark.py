@@ -15,13 +15,13 @@ import numpy as np
 from matryoshka import _checks, _files
 from matryoshka._commands import _measure, _picture
 from matryoshka._commands._measure import Engine, Measured, Task
-from matryoshka._commands._options import folder, widths
+from matryoshka._commands._options import batches, folder, widths
 from matryoshka._optional import require
 from matryoshka.retrieval import Corpus, Funnel
 from matryoshka.retrieval._scores import METRICS
 from matryoshka.retrieval._threads import n_threads
 
-GENERATED_QUERIES = 1000
+GENERATED_ROWS, GENERATED_QUERIES, GENERATED_DIM = 20_000, 1000, 2048
 ROWS_PER_CLASS = 50
 
 
@@ -47,14 +47,14 @@ def add(commands: Any) -> None:
         "faiss:IVF64,Flat@nprobe=8; several with commas between them",
     )
     parser.add_argument("--k", type=int, default=10, help="results per query; default 10")
-    parser.add_argument("--batch", type=widths, default=(1, 64), metavar="1,64", help="queries asked at once")
+    parser.add_argument("--batch", type=batches, default=(1, 64), metavar="1,64", help="queries asked at once")
     parser.add_argument("--dims", type=widths, metavar="8,16,...", help="widths; default the full one, halved to 8")
     parser.add_argument("--metric", choices=sorted(METRICS), default="cosine", help="default cosine")
     parser.add_argument(
         "--recall", type=float, default=0.95, metavar="R", help="that the calibrated funnel promises; default 0.95"
     )
-    parser.add_argument("--n", type=int, default=20_000, help="generated rows, instead of files; default 20000")
-    parser.add_argument("--dim", type=int, default=2048, help="generated columns; default 2048")
+    parser.add_argument("--n", type=int, help="generated rows, instead of files; default 20000")
+    parser.add_argument("--dim", type=int, help="generated columns; default 2048")
     parser.add_argument("--seed", type=int, default=0, help="draws vectors and the queries that calibrate; default 0")
     parser.add_argument(
         "-o", "--output", type=folder, metavar="DIR", help="write benchmark.txt, .json and .png to this folder"
@@ -125,6 +125,9 @@ def _load(options: argparse.Namespace) -> Vectors:
     if options.queries is None:
         msg = "QUERIES.npy must come with CORPUS.npy, got none; name both, or neither to generate vectors."
         raise ValueError(msg)
+    if options.n is not None or options.dim is not None:
+        msg = "--n and --dim must come without files, got them with CORPUS.npy; they are of generated vectors."
+        raise ValueError(msg)
     if (options.labels is None) != (options.query_labels is None):
         msg = "--labels and --query-labels must come together, got one of them; name both or leave both out."
         raise ValueError(msg)
@@ -139,6 +142,8 @@ def _load(options: argparse.Namespace) -> Vectors:
         rows = rows.astype(np.float32)
     with np.errstate(over="ignore"):  # what becomes infinite is reported as such
         queries = queries.astype(np.float64 if rows.dtype == np.float64 else np.float32, copy=False)
+    for array, name in ((queries, "queries"), (rows, "corpus")):
+        _checks.no_bad_rows(_bad_rows(array), len(array), name)
     if options.labels is None:
         return Vectors(rows, queries, None, f"{options.corpus}")
     labels = _files.load_array(options.labels, "--labels")
@@ -148,13 +153,21 @@ def _load(options: argparse.Namespace) -> Vectors:
     return Vectors(rows, queries, (labels, query_labels), f"{options.corpus}")
 
 
+def _bad_rows(array: np.ndarray) -> list[int]:
+    """Return which rows hold NaN or infinity, reading a block at a time."""
+    step = max(1, 2**22 // array.shape[1])
+    bad = [~np.isfinite(array[start : start + step]).all(axis=1) for start in range(0, len(array), step)]
+    found: list[int] = np.flatnonzero(np.concatenate(bad)).tolist()
+    return found
+
+
 def _generate(options: argparse.Namespace) -> Vectors:
     """Draw classes and rows around them, whose columns shrink like those of vectors from nested training."""
     if options.labels is not None or options.query_labels is not None:
         msg = "--labels and --query-labels must come with CORPUS.npy and QUERIES.npy; generated vectors have their own."
         raise ValueError(msg)
-    n = _checks.integer(options.n, "n", minimum=1)
-    dim = _checks.integer(options.dim, "dim", minimum=1)
+    n = _checks.integer(GENERATED_ROWS if options.n is None else options.n, "n", minimum=1)
+    dim = _checks.integer(GENERATED_DIM if options.dim is None else options.dim, "dim", minimum=1)
     rng = np.random.default_rng(options.seed)
     scale = ((1.0 + np.arange(dim)) ** -0.8).astype(np.float32)
     centres = rng.standard_normal((-(-n // ROWS_PER_CLASS), dim), np.float32)
@@ -170,7 +183,7 @@ def _generate(options: argparse.Namespace) -> Vectors:
 def _benchmark(options: argparse.Namespace, vectors: Vectors) -> Report:
     """Check all options, calibrate on one half of the queries, and measure on the other."""
     k = _checks.integer(options.k, "k", minimum=1, maximum=len(vectors.rows))
-    batches = _checks.dims(options.batch, "batch")
+    wanted = _checks.dims(options.batch, "batch")
     corpus = Corpus(vectors.rows, metric=options.metric)
     dims = _measure.ladder(corpus.dim) if options.dims is None else _checks.dims(options.dims)
     _checks.dims_within(dims, corpus.dim, of="corpus")
@@ -181,6 +194,9 @@ def _benchmark(options: argparse.Namespace, vectors: Vectors) -> Report:
     half = len(order) // 2
     calibrated, notes = _calibrated(options, corpus, vectors.queries[order[:half]], dims)
     asked = order[half:]
+    batches = tuple(dict.fromkeys(min(batch, len(asked)) for batch in wanted))
+    if batches != wanted:
+        notes.insert(0, f"batch {wanted[-1]}: only {len(asked)} queries are left to measure on, asked all at once.")
     labels = None if vectors.labels is None else (vectors.labels[0], vectors.labels[1][asked])
     task = Task(corpus, vectors.queries[asked], k, batches, labels)
     chosen = _measure.plans(corpus.dim, dims, k, calibrated)

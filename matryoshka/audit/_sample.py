@@ -44,7 +44,8 @@ def draw(
         _checks.labels(labels, "labels", (n_total,), xp)
     drawn = np.sort(rng.choice(n_total, size=min(n_total, max_rows), replace=False))
     rows = _take(embeddings, drawn, xp).astype(np.float64)
-    _checks.finite_rows(rows, "embeddings", np)
+    bad = drawn[~np.isfinite(rows).all(axis=1)].tolist()
+    _checks.no_bad_rows(bad, len(drawn), "embeddings", drawn_from=n_total)
     rows = truncate(rows, rows.shape[1]).astype(np.float32)
     first = _first_of_each(rows)
     if len(first) <= 2 * k:
