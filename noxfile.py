@@ -87,7 +87,7 @@ def docs(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Run benchmark suites, `nox -s bench -- losses retrieval`, or all; writes report/bench-SUITE.json and tables."""
-    install(session, "-e", ".[torch,jax]", group="bench")
+    install(session, "-e", ".[torch,jax,keras,sentence-transformers]", group="bench")
     Path("report").mkdir(exist_ok=True)
     suites = session.posargs or sorted(path.stem.removeprefix("test_") for path in Path("benchmarks").glob("test_*.py"))
     for suite in suites:

@@ -4,8 +4,12 @@
 - `loop`: a framework's own loss, called once per prefix, as the official layer and MatryoshkaLoss do;
 - `full`: the framework's own loss at full width only, without any prefix.
 
-`python -m benchmarks.losses CASE FRAMEWORK WAY` prints the peak memory of one step above its inputs, in bytes: that
-has to be measured in a process of its own.
+In Keras a step is `train_on_batch`, the optimizer included; in sentence-transformers it begins with token embeddings
+that are there, and the loop is `MatryoshkaLoss` around `MultipleNegativesRankingLoss`.
+
+`python -m benchmarks.losses memory CASE FRAMEWORK WAY` prints the peak memory of one step above its inputs, in bytes:
+that has to be measured in a process of its own. `serve` in place of `memory` runs a step for each line it is sent: a
+backend of Keras needs a process of its own, too.
 """
 
 from __future__ import annotations
@@ -85,7 +89,10 @@ CASES = [
 
 def step(case: Case, framework: str, way: str) -> Step:
     """Return a function that runs one forward and backward pass and returns the gradients."""
-    return {"torch": _torch_step, "jax": _jax_step, "numpy": _numpy_step}[framework](case, way)
+    if framework.startswith("keras"):
+        return _keras_step(case, way)
+    steps = {"torch": _torch_step, "jax": _jax_step, "numpy": _numpy_step, "sentence-transformers": _st_step}
+    return steps[framework](case, way)
 
 
 def _torch_step(case: Case, way: str) -> Step:
@@ -130,6 +137,70 @@ def _torch_step(case: Case, way: str) -> Step:
         return [leaf.grad for leaf in leaves]
 
     return run
+
+
+def _st_step(case: Case, way: str) -> Step:
+    import torch
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss, MultipleNegativesRankingLoss
+    from sentence_transformers.sentence_transformer.modules import Pooling
+
+    from matryoshka.sentence_transformers import MatryoshkaMultipleNegativesRankingLoss
+
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+    inputs, n_tokens = case.inputs(), 4
+    tokens = [torch.from_numpy(inputs[name]).repeat(n_tokens, 1, 1).transpose(0, 1) for name in ("x", "keys")]
+    leaves = [array.contiguous().requires_grad_() for array in tokens]
+    mask = torch.ones(case.n, n_tokens, dtype=torch.int64)
+    model = SentenceTransformer(modules=[Pooling(case.nesting.dim)], device="cpu")
+    loss: Any = MultipleNegativesRankingLoss(model)
+    if way == "loop":
+        loss = MatryoshkaLoss(model, loss, case.nesting.dims)
+    elif way == "ours":
+        loss = MatryoshkaMultipleNegativesRankingLoss(model, case.nesting)
+
+    def run() -> Any:
+        for leaf in leaves:
+            leaf.grad = None
+        value = loss([{"token_embeddings": leaf, "attention_mask": mask} for leaf in leaves], None)
+        (sum(value.values()) if way == "ours" else value).backward()
+        return [leaf.grad for leaf in leaves]
+
+    return run
+
+
+def _keras_step(case: Case, way: str) -> Step:
+    import keras
+    from keras import ops
+
+    from matryoshka.keras import MRLHead
+
+    widths = case.nesting.dims[-1:] if way == "full" else case.nesting.dims
+
+    class Loop(keras.layers.Layer):  # type: ignore[misc]
+        """The classifier of every prefix, shared, with Keras' own loss of each."""
+
+        def build(self, x_shape: Any, labels_shape: Any) -> None:
+            self.kernel = self.add_weight(shape=(case.nesting.dim, case.n_classes))
+            self.bias = self.add_weight(shape=(case.n_classes,), initializer="zeros")
+
+        def call(self, x: Any, labels: Any) -> Any:
+            for m in widths:
+                logits = x[:, :m] @ self.kernel[:m] + self.bias
+                self.add_loss(ops.mean(keras.losses.sparse_categorical_crossentropy(labels, logits, from_logits=True)))
+            return labels
+
+    inputs = case.inputs()
+    x, labels = keras.Input((case.nesting.dim,)), keras.Input((), dtype="int32")
+    embeddings = keras.layers.LayerNormalization()(x)  # cheap, and trained: embeddings have a gradient
+    if way == "ours":
+        found = MRLHead(case.nesting, case.n_classes, tied=True)(embeddings, labels, return_parts=True)
+    else:
+        found = Loop()(embeddings, labels)
+    model = keras.Model([x, labels], found)
+    model.compile(keras.optimizers.SGD(0.01))
+    batch = [inputs["x"], inputs["labels"].astype("int32")]
+    return lambda: model.train_on_batch(batch)
 
 
 def _jax_step(case: Case, way: str) -> Step:
@@ -226,8 +297,18 @@ def peak_bytes(run: Step) -> int:
     return read("VmHWM") - before
 
 
+def serve(run: Step) -> None:
+    """Run a step for each line of the standard input, and answer with a line."""
+    for _ in sys.stdin:
+        run()
+        print("done", flush=True)
+
+
 if __name__ == "__main__":
-    index, framework, way = sys.argv[1:]
+    task, index, framework, way = sys.argv[1:]
     case = CASES[int(index)]
-    step(case, framework, way)()  # what a library itself keeps from its first use on does not count
-    print(peak_bytes(step(case, framework, way)))
+    if task == "serve":
+        serve(step(case, framework, way))
+    else:
+        step(case, framework, way)()  # what a library itself keeps from its first use on does not count
+        print(peak_bytes(step(case, framework, way)))
