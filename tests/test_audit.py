@@ -254,37 +254,54 @@ def test_a_recommended_funnel_keeps_99_percent_and_costs_least(
     rng: np.random.Generator, shape: tuple[int, int, int]
 ) -> None:
     n_widths, n_queries, k = shape
+    n = 200_000
     dims = tuple(4 * 2**i for i in range(n_widths))
     places = np.stack([rng.integers(1, 2000 // 3**i + k + 1, size=(n_queries, k)) for i in range(n_widths)])
-    funnel = _rule.cheapest_funnel(places, dims, 2000, 2000)
+    funnel = _rule.cheapest_funnel(places, dims, n, n)
     stages = [dims.index(dim) for dim in funnel.dims]
-    lists = (*funnel.keep, 2000)
+    lists = (*funnel.keep, n)
     survive = np.all([places[stage] <= length for stage, length in zip(stages[:-1], lists, strict=False)], axis=0)
     assert np.mean(survive) >= 0.99
-    assert funnel.multiply_adds(2000) < costs.search(2000, dims[-1])
+    assert funnel.multiply_adds(n) < costs.search(n, dims[-1])
     direct = max(k, int(np.quantile(places[0], 0.99, method="higher")))
-    assert funnel.multiply_adds(2000, executed=True) <= costs.funnel(
-        2000, (dims[0], dims[-1]), (direct,), executed=True
-    )
+    assert funnel.multiply_adds(n, executed=True) <= costs.funnel(n, (dims[0], dims[-1]), (direct,), executed=True)
 
 
 def test_plans_whose_lists_would_grow_are_tried_with_longer_ones() -> None:
     places = np.stack([np.full((50, 4), place) for place in (5, 9, 4)])
-    assert _rule.cheapest_funnel(places, (2, 32, 64), 100, 100) == Funnel((2, 64), (5,))
+    assert _rule.cheapest_funnel(places, (2, 32, 64), 1000, 1000) == Funnel((2, 64), (5,))
 
 
 def test_fewer_stages_may_lose_more_each() -> None:
     places = np.full((3, 250, 4), 4)
     places[0].flat[:8] = 90  # more than half of one percent, less than one
-    assert _rule.cheapest_funnel(places, (2, 32, 64), 100, 100) == Funnel((2, 64), (4,))
+    assert _rule.cheapest_funnel(places, (2, 32, 64), 9000, 9000) == Funnel((2, 64), (4,))
 
 
 def test_lists_grow_with_the_rows_that_were_not_audited() -> None:
     places = np.full((2, 50, 4), 7)
-    assert _rule.cheapest_funnel(places, (2, 64), 100, 100).keep == (7,)
-    assert _rule.cheapest_funnel(places, (2, 64), 1000, 100).keep == (70,)
-    assert _rule.cheapest_funnel(np.ones((2, 50, 4), int), (2, 64), 100, 100).keep == (4,)
-    assert _rule.cheapest_funnel(np.full((2, 50, 4), 100), (63, 64), 100, 100).keep in ((100,), ())
+    assert _rule.cheapest_funnel(places, (2, 64), 1000, 1000).keep == (7,)
+    assert _rule.cheapest_funnel(places, (2, 64), 10_000, 1000).keep == (70,)
+    assert _rule.cheapest_funnel(np.ones((2, 50, 4), int), (2, 64), 1000, 1000).keep == (4,)
+    assert _rule.cheapest_funnel(np.full((2, 50, 4), 100), (63, 64), 10_000, 10_000).keep in ((100,), ())
+
+
+def test_no_list_is_longer_than_a_hundredth_of_the_rows() -> None:
+    places = np.stack([np.full((50, 4), place) for place in (300, 90, 4)])
+    assert _rule.cheapest_funnel(places, (2, 32, 64), 30_000, 30_000) == Funnel((2, 32, 64), (300, 90))
+    assert _rule.cheapest_funnel(places, (2, 32, 64), 29_999, 29_999) == Funnel((32, 64), (90,))
+    assert _rule.cheapest_funnel(places, (2, 32, 64), 8999, 8999) == Funnel((64,), ())
+
+
+def test_the_funnel_starts_on_the_ladder(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    def leap(places: np.ndarray, dims: tuple[int, ...], *_: int) -> Funnel:
+        assert len(places) == len(dims)
+        assert (places[-1] <= 1).all()  # at full width the nearest row stays the nearest
+        return Funnel((dims[0], dims[-1]), (9,))
+
+    monkeypatch.setattr(_rule, "cheapest_funnel", leap)
+    report = audit(nested(rng, decay=0.85), dims=(2, 12, 24), k=1)
+    assert (report.smallest_dim, report.funnel) == (12, Funnel((12, 48), (9,)))
 
 
 # The report
@@ -338,8 +355,21 @@ def test_printed_and_as_json(rng: np.random.Generator) -> None:
 
 def test_a_funnel_that_does_not_pay_is_not_recommended() -> None:
     report = replace(report_of(row(4), row(8)), funnel=Funnel((8,), ()))
-    assert "Funnel: none is cheaper than an exact search of 9 rows." in str(report)
-    assert "Funnel: 4 > 8, keep 5: " in str(replace(report, funnel=Funnel((4, 8), (5,))))
+    assert "Funnel: none pays for 9 rows: to lose at most 1 % of the neighbours, each would rerank" in str(report)
+    funnel = Funnel((2, 4, 8), (9, 5))
+    executed, published = funnel.speedup(9, executed=True), funnel.speedup(9)
+    assert f"{executed:.1f}" != f"{published:.1f}"
+    assert (
+        f"Funnel: 2 > 4 > 8, keep 9, 5: {executed:.1f} x fewer multiply-adds over 9 rows as executed, "
+        f"{published:.1f} x as the paper counts;"
+    ) in str(replace(report, funnel=funnel))
+
+
+def test_every_header_is_explained() -> None:
+    lines = str(report_of(row(4), row(8))).splitlines()
+    legend = "\n".join(lines[6:])
+    for header in lines[3].split()[1:]:
+        assert header in "kept random 95 %" or f"{header}: " in legend
 
 
 @pytest.mark.parametrize("labelled", [False, True])

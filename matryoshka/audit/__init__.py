@@ -102,9 +102,11 @@ def audit(
     comparison with random columns, made on the same rows, is not tilted by this. Tied rows share the places they tie
     for. Of rows of one direction (to six digits) only one is audited.
 
-    **The funnel.** Each list is as long as it takes to lose at most 1 % of the neighbours over all stages among
-    the audited rows, scaled to all rows; the cheapest of the plans tried wins, by multiply-adds as executed. It is a
-    starting point; `Funnel.calibrate` tests one with queries of your own.
+    **The funnel.** It starts at a width of the ladder. Each list is as long as it takes to lose at most 1 % of the
+    neighbours over all stages among the audited rows, scaled to all rows, and holds at most 1 % of all rows: longer
+    ones take more time to rerank than they save. The cheapest of the plans tried wins, by multiply-adds as executed; if
+    none is left, the funnel is the full width alone. It is a starting point; `Funnel.calibrate` tests one with queries
+    of your own.
 
     Cost: (`orders` + 1) · `max_queries` · `max_rows` · dim multiply-adds and a partial selection per width and order.
 
@@ -134,7 +136,7 @@ def audit(
     survival, rows = _measure(sample, widths, k, orders, rng)
     report = Audit(
         rows=rows,
-        funnel=_rule.cheapest_funnel(survival.places, widths, sample.n_total, len(sample.rows)),
+        funnel=None,
         k=k,
         n_rows=sample.n_total,
         n_audited=len(sample.rows),
@@ -143,7 +145,10 @@ def audit(
         orders=orders,
         seed=seed,
     )
-    return report if report.truncates else replace(report, funnel=None)
+    if not report.truncates:
+        return report
+    places = survival.places[-len(report.ladder) :]
+    return replace(report, funnel=_rule.cheapest_funnel(places, report.ladder, sample.n_total, len(sample.rows)))
 
 
 def _widths(dims: Iterable[int] | None, dim: int) -> tuple[int, ...]:

@@ -18,6 +18,10 @@ KEPT = 0.5
 LOST = 0.01
 """The share of neighbours that a recommended funnel may lose, over all its stages."""
 
+SHARE = 0.01
+"""The longest list of a recommended funnel, as a share of all rows: rows that are fetched one by one cost far more time
+than multiply-adds tell, and of many queries at once a longer list takes more than the exact search."""
+
 
 def order_test(kept: np.ndarray) -> np.ndarray:
     """Return for each width the p-value of "the given order is better than a random one", over all widths at once.
@@ -48,7 +52,7 @@ def interval(kept: np.ndarray, rng: np.random.Generator, *, draws: int = 1000) -
 def cheapest_funnel(places: np.ndarray, dims: Sequence[int], n_rows: int, n_audited: int) -> Funnel:
     """Return the cheapest plan that loses at most 1 % of the neighbours, from their places (G, q, k) at each width.
 
-    Tried are, from each width, the way through all wider ones and the jump to full width. A neighbour is lost at
+    No list may be longer than 1 % of the rows; the full width alone is a plan, too. Tried are, from each width, the way through all wider ones and the jump to full width. A neighbour is lost at
     a stage if its place among all rows exceeds the list, so it is counted lost even where rows before it have gone.
     """
     scale = n_rows / n_audited
@@ -59,7 +63,8 @@ def cheapest_funnel(places: np.ndarray, dims: Sequence[int], n_rows: int, n_audi
         keep = [max(places.shape[-1], math.ceil(ordered[stage, -1 - allowed] * scale)) for stage in stages[:-1]]
         return Funnel([dims[stage] for stage in stages], [max(keep[i:]) for i in range(len(keep))])
 
-    return min(map(plan, _paths(len(dims))), key=lambda funnel: funnel.multiply_adds(n_rows, executed=True))
+    pay = (funnel for funnel in map(plan, _paths(len(dims))) if all(kept <= SHARE * n_rows for kept in funnel.keep))
+    return min(pay, key=lambda funnel: funnel.multiply_adds(n_rows, executed=True))
 
 
 def _paths(n_widths: int) -> Iterator[Sequence[int]]:
