@@ -80,7 +80,7 @@ def types(session: nox.Session) -> None:
 @nox.session
 def docs(session: nox.Session) -> None:
     """Build the documentation into docs/_build; a warning is an error."""
-    install(session, "-e", ".[torch,keras,faiss]", group="docs")
+    install(session, "-e", ".[torch,keras,sentence-transformers,faiss]", group="docs")
     session.run("sphinx-build", "-W", "--keep-going", "-E", "docs", "docs/_build")
 
 
