@@ -88,6 +88,13 @@ def check_replaceable(path: str | os.PathLike[str], marker: str) -> None:
         raise FileExistsError(msg)
 
 
+def check_saved(path: str | os.PathLike[str], marker: str, *, by: str) -> None:
+    """Refuse what stands at `path` unless it is a folder with the file `marker`, which the method `by` writes."""
+    if Path(path).exists() and not Path(path, marker).is_file():
+        msg = f"`path` must be a folder that {by} wrote, got {os.fspath(path)!r} without {marker}; save anew."
+        raise ValueError(msg)
+
+
 @contextmanager
 def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a temporary folder beside `path` to fill, and move it to `path` if the block ends without an error.

@@ -1,8 +1,4 @@
-"""A faiss index on leading columns as the first stage of a funnel.
-
-Prefixes and vector compression complement each other: the index holds few columns of each row, graphs, lists or codes
-of them if it likes, and the later stages of the funnel take the rows of the corpus.
-"""
+"""A faiss index on leading columns as the first stage of a funnel."""
 
 from __future__ import annotations
 
@@ -41,11 +37,10 @@ class FaissCorpus:
         The rows, their metric, and the later stages.
     index : faiss.Index or str
         An index, or a text for ``faiss.index_factory`` such as "Flat", "HNSW32", "IVF1024,Flat" or "IVF1024,PQ8". An
-        index that is empty is trained if it must be, and filled; one that holds as many rows as the corpus is taken to
-        hold its prefixes in their order (of unit length under "cosine"). It is kept, not copied.
+        empty index is trained if it must be, and filled; one with as many rows as the corpus is taken to hold its
+        prefixes in their order (of unit length under "cosine"). It is kept, not copied.
     dim : int, optional
-        Leading columns that the index holds. By default the width of an index that is given, and for a text the full
-        width.
+        Leading columns that the index holds. By default all, or as many as an index that is given is wide.
     parameters : str, default ""
         Search-time settings as ``faiss.ParameterSpace`` reads them, such as "nprobe=16" or "efSearch=64".
     seed : int, default 0
@@ -53,11 +48,9 @@ class FaissCorpus:
 
     Raises
     ------
-    TypeError
-        `corpus` is no Corpus, or `index` neither an index nor a text.
-    ValueError
-        faiss does not know the text or a parameter, or needs more rows to train on; or width, metric or number of rows
-        of the index do not fit the corpus.
+    TypeError, ValueError
+        `corpus` is no Corpus, `index` neither an index nor a text, or they do not fit each other; or faiss does not
+        know the text or a parameter, or needs more rows to train on.
 
     Notes
     -----
@@ -65,8 +58,7 @@ class FaissCorpus:
     that is given serves "cosine" too. faiss computes in float32 and runs on the threads that OMP_NUM_THREADS names, as
     the rest of the search does. On several threads it builds other graphs from run to run.
 
-    A funnel that was certified on the `corpus` alone is not certified here: the index misses rows of its own. Measure
-    with `metrics.overlap_at_k` what is left.
+    A funnel that was certified on the corpus alone is not certified here: measure it with `metrics.overlap_at_k`.
 
     Examples
     --------
@@ -138,8 +130,8 @@ class FaissCorpus:
         k : int
             Results per query, at least 1, and at most the last list of the funnel.
         funnel : Funnel, optional
-            It starts at the width of the index, which is asked for ``keep[0]`` candidates. A funnel of one width takes
-            the `k` best of the index. None searches exactly at full width, without the index, as every corpus does.
+            It starts at the width of the index, which is asked for ``keep[0]`` candidates, or for `k` without later
+            stages. None searches exactly at full width, without the index.
 
         Returns
         -------
@@ -149,9 +141,7 @@ class FaissCorpus:
 
         Raises
         ------
-        TypeError
-            As for `Corpus.search`.
-        ValueError
+        TypeError, ValueError
             As for `Corpus.search`, or the funnel starts at another width than that of the index.
         """
         if funnel is None:
@@ -160,9 +150,7 @@ class FaissCorpus:
         k = _checks.integer(k, "k", minimum=1)
         plan = self._corpus._plan(funnel, k)
         if plan.dims[0] != self._index.d:
-            msg = (
-                f"`funnel` must start at the width of the index, {self._index.d}, got {plan.dims}; change one of them."
-            )
+            msg = f"`funnel` must start at the width of the index, {self._index.d}, got {plan.dims}; change one."
             raise ValueError(msg)
         prefix = _as_faiss_reads(rows[:, : self._index.d])  # the length of a query does not change who is near it
         with _threads():
@@ -176,19 +164,18 @@ class FaissCorpus:
         Parameters
         ----------
         path : path
-            The folder. One that stands there is replaced when the new one is whole; an error leaves it as it was.
+            The folder: new, empty, or one that this method wrote, which is replaced when the new one is whole.
 
         Raises
         ------
         OSError
-            The folder cannot be written.
+            The folder cannot be written, or holds other things.
         """
+        _files.check_replaceable(path, _RECORD)
         with _files.new_folder(path) as folder:
             self._corpus.save(folder / _CORPUS)
-            try:
+            with _explained(f"`path` must be a folder that can be written, got {os.fspath(path)!r}", OSError):
                 faiss.write_index(self._index, str(folder / _INDEX))
-            except RuntimeError as error:
-                raise OSError(_reason(error)) from error
             _files.write_text(folder / _RECORD, json.dumps({"kind": "faiss corpus", "version": 1}))
 
     @classmethod
@@ -211,21 +198,14 @@ class FaissCorpus:
 
         Raises
         ------
-        FileNotFoundError
-            There is no such folder.
-        ValueError
-            The folder holds no corpus with an index, or a damaged one.
+        FileNotFoundError, ValueError
+            There is no such folder, or it holds no corpus with an index, or a damaged one.
         """
         folder = Path(path)
-        if folder.is_dir() and not (folder / _RECORD).is_file():
-            msg = (
-                f"`path` must be a folder that FaissCorpus.save wrote, got {os.fspath(path)!r} without {_RECORD}; "
-                "save anew."
-            )
-            raise ValueError(msg)
-        _checks.record((folder / _RECORD).read_text(encoding="utf-8"), kind="faiss corpus", keys=())
+        _files.check_saved(folder, _RECORD, by="FaissCorpus.save")
+        _checks.record((folder / _RECORD).read_bytes(), kind="faiss corpus", keys=(), source=folder / _RECORD)
         corpus = Corpus.load(folder / _CORPUS, mmap=mmap, like=like)
-        with _explained(f"`{folder / _INDEX}` must be the index that FaissCorpus.save wrote"):
+        with _explained(f"`{folder / _INDEX}` must be the index that FaissCorpus.save wrote: save the corpus anew"):
             index = faiss.read_index(str(folder / _INDEX))
         if index.ntotal == 0:
             msg = f"`{folder / _INDEX}` must hold {len(corpus)} rows, got none; save the corpus anew."
@@ -235,34 +215,30 @@ class FaissCorpus:
     def _train(self, rng: np.random.Generator) -> None:
         if self._index.is_trained:
             return
-        inverted = faiss.try_extract_index_ivf(self._index)
-        most = max(_TRAINING_ROWS, 0 if inverted is None else _ROWS_PER_LIST * inverted.nlist)
-        n = len(self)
+        most, n = _TRAINING_ROWS, len(self)
+        if (inverted := faiss.try_extract_index_ivf(self._index)) is not None:
+            most = max(most, _ROWS_PER_LIST * inverted.nlist)
+            inverted.cp.min_points_per_centroid = 1  # there are no more rows to be asked for: faiss need not warn
         drawn = np.sort(rng.choice(n, size=min(n, most), replace=False))
         parts = [rows[drawn[(drawn >= at.start) & (drawn < at.stop)] - at.start] for at, rows in self._blocks()]
-        with _explained(f"`index` must be one that can be trained on {len(drawn)} rows"):
+        rule = f"`index` must be one that can be trained on {len(drawn)} rows: choose fewer lists or shorter codes"
+        with _explained(f"{rule}, or pass more rows"):
             self._index.train(np.concatenate(parts))
 
     def _fill(self) -> None:
         named = isinstance(self._index, faiss.IndexIDMap | faiss.IndexIDMap2)
+        add = self._index.add_with_ids if named else lambda rows, _: self._index.add(rows)
         with _explained("`index` must take rows"):
             for at, rows in self._blocks():
-                if named:
-                    self._index.add_with_ids(rows, np.arange(at.start, at.stop))
-                else:
-                    self._index.add(rows)
+                add(rows, np.arange(at.start, at.stop))
 
     def _blocks(self) -> Iterator[tuple[slice, np.ndarray]]:
         return ((at, _as_faiss_reads(rows)) for at, rows in self._corpus._cut_blocks(self._index.d))
 
 
 _CORPUS, _INDEX, _RECORD = "corpus", "index.faiss", "faiss.json"
-
-_METRICS = {
-    "cosine": (faiss.METRIC_INNER_PRODUCT, faiss.METRIC_L2),
-    "ip": (faiss.METRIC_INNER_PRODUCT,),
-    "l2": (faiss.METRIC_L2,),
-}
+_IP, _L2 = faiss.METRIC_INNER_PRODUCT, faiss.METRIC_L2
+_METRICS = {"cosine": (_IP, _L2), "ip": (_IP,), "l2": (_L2,)}
 """Distances of faiss that order rows as ours do; the first is for new indexes."""
 
 
@@ -272,9 +248,8 @@ def _made(text: str, dim: int, metric: str) -> Any:
 
 
 def _tune(index: Any, parameters: str) -> None:
-    if parameters:
-        with _explained(f"`parameters` must be settings of this index, got {parameters!r}"):
-            faiss.ParameterSpace().set_index_parameters(index, parameters)
+    with _explained(f"`parameters` must be settings of this index, got {parameters!r}"):
+        faiss.ParameterSpace().set_index_parameters(index, parameters)
 
 
 def _given(index: Any, dim: int | None, corpus: Corpus) -> Any:
@@ -288,18 +263,13 @@ def _given(index: Any, dim: int | None, corpus: Corpus) -> Any:
     if index.d > corpus.dim:
         msg = f"`index` must hold at most the {corpus.dim} columns of the corpus, got {index.d}; make a narrower one."
         raise ValueError(msg)
-    if index.metric_type not in _METRICS[corpus.metric]:
-        kind = "inner products" if corpus.metric == "ip" else "Euclidean distances"
-        kind = "inner products or Euclidean distances" if corpus.metric == "cosine" else kind
-        msg = (
-            f"`index` must compute {kind} for metric {corpus.metric!r}, got metric_type {index.metric_type}; remake it."
-        )
+    if (got := index.metric_type) not in _METRICS[corpus.metric]:
+        names = {_IP: "inner products", _L2: "Euclidean distances"}
+        kinds = " or ".join(names[kind] for kind in _METRICS[corpus.metric])
+        msg = f"`index` must compute {kinds} for metric {corpus.metric!r}, got {names.get(got, got)}; remake it."
         raise ValueError(msg)
-    if index.ntotal not in (0, len(corpus)):
-        msg = (
-            f"`index` must be empty or hold the {len(corpus)} rows of the corpus, got {index.ntotal} rows; "
-            "pass an empty one, which is filled."
-        )
+    if index.ntotal not in (0, n := len(corpus)):
+        msg = f"`index` must be empty or hold the {n} rows of the corpus, got {index.ntotal} rows; pass an empty one."
         raise ValueError(msg)
     return index
 
@@ -320,15 +290,11 @@ def _threads() -> Iterator[None]:
 
 
 @contextmanager
-def _explained(rule: str) -> Iterator[None]:
-    """Turn an error of faiss into one that names the argument."""
+def _explained(rule: str, kind: type[Exception] = ValueError) -> Iterator[None]:
+    """Turn an error of faiss into one that names the argument, without the place in faiss' source."""
     try:
         yield
     except RuntimeError as error:
-        msg = f"{rule}; faiss says: {_reason(error)}"
-        raise ValueError(msg) from error
-
-
-def _reason(error: RuntimeError) -> str:
-    """Return what faiss complains about, without the place in its source."""
-    return re.sub(r"^Error in .*? at \S+:\d+: ", "", " ".join(str(error).split()))
+        reason = re.sub(r"^Error in .*? at \S+:\d+: ", "", " ".join(str(error).split()))
+        msg = f"{rule}; faiss says: {reason}"
+        raise kind(msg) from error

@@ -101,7 +101,10 @@ def save_bad_files() -> None:
     ("arguments", "message"),
     [
         ("absent.npy", "`EMB.npy` must be a file to read, got 'absent.npy': No such file or directory; check the path"),
-        ("objects.npy", "`objects.npy` must be a .npy file of numbers, got Python objects (numbers among them can be cast"),
+        (
+            "objects.npy",
+            "`objects.npy` must be a .npy file of numbers, got Python objects (numbers among them can be cast",
+        ),
         ("text.npy", "`text.npy` must be a .npy file of numbers, got a file of another format; save a numeric array"),
         ("cut.npy", "`cut.npy` must be a .npy file of numbers, got a damaged or shortened one; save a numeric array"),
         ("head.npy", "`head.npy` must be a .npy file of numbers, got a damaged one; save a numeric array"),

@@ -284,7 +284,10 @@ def save_bad_files() -> None:
         ),
         ("rows.npy queries.npy --k 301", "`k` must be an integer in [1, 300], got 301"),
         ("rows.npy queries.npy --dims 64", "`dims` must lie within [1, 32], the width of `corpus`, got 64"),
-        ("rows.npy queries.npy --batch 0,4", "`batch` must be positive and strictly increasing, got (0, 4); drop what is"),
+        (
+            "rows.npy queries.npy --batch 0,4",
+            "`batch` must be positive and strictly increasing, got (0, 4); drop what is",
+        ),
         ("rows.npy queries.npy --recall 1", "`recall` must be finite and in (0, 1)"),
         ("--n 0", "`n` must be an integer >= 1"),
         ("--n 9 --seed -1", "`seed` must be an integer >= 0"),
@@ -304,7 +307,7 @@ def test_bad_input_is_one_line_and_status_2(arguments: str, message: str, capsys
         ("faiss:Tree9", "`index` must be a factory string of faiss for 8 columns, such as 'HNSW32', got 'Tree9'"),
         ("faiss:PQ3", "for 8 columns, such as 'HNSW32', got 'PQ3'"),
         ("faiss:Flat@nprobe=3", "`parameters` must be settings of this index, got 'nprobe=3'"),
-        ("faiss:IVF400,Flat", "`index` must be one that can be trained on 300 rows"),
+        ("faiss:IVF400,Flat", "trained on 300 rows: choose fewer lists or shorter codes, or pass more rows"),
     ],
 )
 @pytest.mark.usefixtures("files")

@@ -231,11 +231,11 @@ def _advice(audit: Audit) -> list[str]:
         return []
     lines = [f"Ladder: {', '.join(map(str, audit.ladder))}"]
     if len(audit.funnel.dims) == 1:
-        return [
-            *lines,
+        none = (
             f"Funnel: none pays for {audit.n_rows:,} rows: to lose at most {_percent(LOST)} of the neighbours, each "
-            f"would rerank more than {_percent(SHARE)} of the rows or cost as much as an exact search.",
-        ]
+            f"would rerank more than {_percent(SHARE)} of the rows or cost as much as an exact search."
+        )
+        return [*lines, none]
     stages = " > ".join(map(str, audit.funnel.dims))
     lists = ", ".join(map(str, audit.funnel.keep))
     executed, published = (audit.funnel.speedup(audit.n_rows, executed=executed) for executed in (True, False))

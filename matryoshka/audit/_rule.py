@@ -52,8 +52,9 @@ def interval(kept: np.ndarray, rng: np.random.Generator, *, draws: int = 1000) -
 def cheapest_funnel(places: np.ndarray, dims: Sequence[int], n_rows: int, n_audited: int) -> Funnel:
     """Return the cheapest plan that loses at most 1 % of the neighbours, from their places (G, q, k) at each width.
 
-    No list may be longer than 1 % of the rows; the full width alone is a plan, too. Tried are, from each width, the way through all wider ones and the jump to full width. A neighbour is lost at
-    a stage if its place among all rows exceeds the list, so it is counted lost even where rows before it have gone.
+    Tried are, from each width, the way through all wider ones and the jump to full width, and the full width alone; no
+    list may be longer than 1 % of the rows. A neighbour is lost at a stage if its place among all rows exceeds the
+    list, so it is counted lost even where rows before it have gone.
     """
     scale = n_rows / n_audited
     ordered = np.sort(places.reshape(len(dims), -1), axis=1)

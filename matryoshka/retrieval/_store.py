@@ -46,9 +46,7 @@ def load(path: str | os.PathLike[str], *, mmap: bool) -> tuple[dict[str, Any], d
     """Read the record and the arrays of a folder, after checking that they fit each other."""
     folder = Path(path)
     record_file = folder / "corpus.json"
-    if folder.exists() and not record_file.is_file():
-        msg = f"`path` must be a folder that Corpus.save wrote, got {os.fspath(path)!r} without corpus.json; save anew."
-        raise ValueError(msg)
+    _files.check_saved(folder, "corpus.json", by="Corpus.save")
     keys = ("metric", "shape", "dtype", "search_dims", "scaled")
     record = _checks.record(record_file.read_bytes(), kind="corpus", keys=keys, source=record_file)
     n, dim = _shape(record["shape"])

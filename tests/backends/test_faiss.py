@@ -208,7 +208,7 @@ def test_an_index_that_cannot_be_written_leaves_the_old_folder(
         raise RuntimeError(msg)
 
     monkeypatch.setattr(faiss, "write_index", fail)
-    with pytest.raises(OSError, match=r"^Error: 'ret == n' failed: No space left$"):
+    with pytest.raises(OSError, match=r"^`path` must be a folder .*saved'; faiss says: Error: 'ret == n' failed: No"):
         indexed.save(tmp_path / "saved")
     assert {path: path.read_bytes() for path in (tmp_path / "saved").rglob("*.*")} == before
     assert [path.name for path in tmp_path.iterdir()] == ["saved"]
@@ -224,9 +224,13 @@ def another_index(folder: Path) -> None:
     ("damage", "message"),
     [
         (lambda folder: (folder / "faiss.json").unlink(), "`path` must be a folder that FaissCorpus.save wrote"),
+        (
+            lambda folder: (folder / "faiss.json").write_text("{"),
+            r"`.*faiss.json` must be JSON, .* save the faiss corpus",
+        ),
         (lambda folder: (folder / "faiss.json").write_text(json.dumps({"kind": "funnel"})), "a faiss corpus, got"),
         (lambda folder: (folder / "index.faiss").unlink(), r"`.*index.faiss` must be the index .* could not open"),
-        (lambda folder: (folder / "index.faiss").write_bytes(b"?"), r"`.*index.faiss` must be the index"),
+        (lambda folder: (folder / "index.faiss").write_bytes(b"?"), r"`.*index.faiss` must be .* save the corpus anew"),
         (
             lambda folder: faiss.write_index(faiss.IndexFlatIP(6), str(folder / "index.faiss")),
             r"`.*index.faiss` must hold 400 rows, got none",
@@ -242,6 +246,18 @@ def test_damaged_folders_are_refused(tmp_path: Path, rows: np.ndarray, damage: A
         FaissCorpus.load(tmp_path / "saved")
 
 
+def test_a_folder_of_other_things_is_not_replaced(tmp_path: Path, rows: np.ndarray) -> None:
+    (tmp_path / "mine.txt").write_text("stays", encoding="utf-8")
+    with pytest.raises(FileExistsError, match=r"which holds other things and no faiss\.json"):
+        FaissCorpus(Corpus(rows), "Flat", dim=6).save(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_few_rows_for_each_list_are_no_warning(rows: np.ndarray, capfd: pytest.CaptureFixture[str]) -> None:
+    FaissCorpus(Corpus(rows), "PCA5,IVF64,Flat", dim=6)
+    assert capfd.readouterr() == ("", "")
+
+
 def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"faiss\.json"):
         FaissCorpus.load(tmp_path / "absent")
@@ -252,7 +268,12 @@ def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
     [
         ("Tree9", {}, ValueError, "`index` must be a factory string of faiss for 24 columns, .* got 'Tree9'; faiss sa"),
         ("PQ5", {"dim": 12}, ValueError, r"for 12 columns, .* got 'PQ5'; faiss says: Error: .* should be a multiple"),
-        ("IVF500,Flat", {"dim": 6}, ValueError, r"can be trained on 400 rows; faiss says: .* points \(400\) should"),
+        (
+            "IVF500,Flat",
+            {"dim": 6},
+            ValueError,
+            r"can be trained on 400 rows: choose fewer lists .* says: .* \(400\) should",
+        ),
         ("Flat", {"dim": 25}, ValueError, r"`dim` must be an integer in \[1, 24\], got 25"),
         ("Flat", {"dim": 6.0}, TypeError, "`dim` must be an integer, got float"),
         ("Flat", {"parameters": "probes=3"}, ValueError, "`parameters` must be settings of this index, got 'probes=3'"),
@@ -271,9 +292,17 @@ def test_what_does_not_fit_is_refused(
     assert "/project/" not in str(raised.value)
 
 
-@pytest.mark.parametrize(("metric", "index"), [("ip", faiss.IndexFlatL2(6)), ("l2", faiss.IndexFlatIP(6))])
-def test_an_index_of_another_metric_is_refused(rows: np.ndarray, metric: str, index: Any) -> None:
-    with pytest.raises(ValueError, match=f"`index` must compute .* for metric '{metric}', got metric_type"):
+@pytest.mark.parametrize(
+    ("metric", "index", "kinds"),
+    [
+        ("ip", faiss.IndexFlatL2(6), ("inner products", "Euclidean distances")),
+        ("l2", faiss.IndexFlatIP(6), ("Euclidean distances", "inner products")),
+    ],
+)
+def test_an_index_of_another_metric_is_refused(
+    rows: np.ndarray, metric: str, index: Any, kinds: tuple[str, str]
+) -> None:
+    with pytest.raises(ValueError, match=f"`index` must compute {kinds[0]} for metric '{metric}', got {kinds[1]};"):
         FaissCorpus(Corpus(rows, metric=metric), index)
 
 
