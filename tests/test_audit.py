@@ -380,6 +380,8 @@ def test_the_figure_is_drawn(rng: np.random.Generator, tmp_path: Any, labelled: 
     figure.savefig(tmp_path / "audit.png")
     assert (tmp_path / "audit.png").stat().st_size > 10_000
     left, right = figure.axes
+    for axes in figure.axes:
+        assert not axes.get_legend().get_window_extent().overlaps(axes.get_window_extent())
     assert left.get_legend().get_texts()[0].get_text().startswith("first columns")
     assert ("accuracy" if labelled else "squared length") in right.get_ylabel()
     assert "\n".join(figure.get_suptitle().split()) == "\n".join(report.verdict.split())

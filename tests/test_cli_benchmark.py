@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import pytest
 from conftest import load
 
 from matryoshka import Corpus, Funnel, _files, costs, metrics
-from matryoshka._commands import _measure, benchmark
+from matryoshka._commands import _measure, _picture, benchmark
 from matryoshka._commands._measure import Engine, Measured, Plan, Task, Times
 from matryoshka._commands.benchmark import Report
 from matryoshka.cli import main
@@ -110,6 +112,23 @@ def test_nothing_may_reach_the_recall() -> None:
     assert text.splitlines()[-2:] == [
         "nothing reached recall@10 >= 0.95; faiss:IVF64,Flat, full 32 came closest: 0.940.", "a note."
     ]  # fmt: skip
+
+
+def test_labels_of_the_figure_never_collide_and_names_are_those_of_the_table() -> None:
+    load("matplotlib")
+    measured = []
+    for engine in range(4):
+        for i, dim in enumerate((8, 16, 1024)):
+            row = row_of_report(0.5 + i / 1000, Plan("prefix", Funnel((dim,), ())), 1e-3, 1e-3)
+            measured.append(replace(row, engine=f"engine {engine}", multiply_adds=1e3 * dim))
+    measured.append(replace(measured[0], plan=Plan("full", Funnel((2048,), ())), recall=1.0))
+    canvas = _picture.figure(SETTINGS, measured)
+    for axes in canvas.axes:
+        boxes = [text.get_window_extent() for text in axes.texts]
+        assert len(boxes) >= 3
+        assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+    names = [text.get_text() for text in canvas.legends[0].get_texts()]
+    assert [name.partition(": ")[0] for name in names[4:]] == ["prefix", "full"]
 
 
 def test_the_clock_is_the_ratio_of_two_columns() -> None:

@@ -11,6 +11,7 @@ import pytest
 from conftest import load
 
 from matryoshka import Cascade, _files, cli
+from matryoshka._commands.calibrate import figure
 from matryoshka.cascade import oracle_routing
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -118,6 +119,19 @@ def test_a_place_that_cannot_be_written_is_refused_before_any_work(
     printed = capsys.readouterr().err
     assert f"argument {name}" in printed
     assert f"{path!r} must be a file in a folder that can be written to, the system says: Read-only" in printed
+
+
+def test_the_figure_names_the_widths(folder: Path) -> None:
+    load("matplotlib")
+    probabilities, labels = np.load("p.npy"), np.load("y.npy")
+    cascade = Cascade.calibrate(probabilities, labels, nesting=(24, 40, 90))
+    oracle = oracle_routing(probabilities, labels, nesting=(24, 40, 90))
+    drawing = figure(cascade.curve(probabilities, labels), cascade.evaluate(probabilities, labels), oracle)
+    (axes,) = drawing.axes
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["24", "40", "90"]
+    assert "cascade: a point for each widest prefix allowed" in [t.get_text() for t in axes.get_legend().get_texts()]
+    drawing.draw_without_rendering()
+    assert not axes.get_legend().get_window_extent().overlaps(axes.get_window_extent())
 
 
 def test_figure_and_cascade_are_written_together_or_not_at_all(

@@ -16,6 +16,7 @@ from matryoshka.cascade import Cascade, CascadeEvaluation, OracleRouting, oracle
 from matryoshka.cascade._binomial import interval
 from matryoshka.nesting import Nesting
 
+_CASCADE = "cascade: a point for each widest prefix allowed"
 FOR_CERTIFY = ("max_gap", "max_error", "delta", "path", "cost", "seed")
 
 
@@ -70,7 +71,10 @@ def run(options: argparse.Namespace) -> None:
         contents[options.output] = f"{cascade.to_json()}\n".encode()
     if options.figure is not None:
         curve = cascade.curve(probabilities, labels, from_logits=options.logits)
-        contents[options.figure] = figure(curve, evaluation, oracle, options.figure.suffix[1:] or "png")
+        buffer = io.BytesIO()
+        drawing = figure(curve, evaluation, oracle)
+        drawing.savefig(buffer, format=options.figure.suffix[1:] or "png", dpi=150)
+        contents[options.figure] = buffer.getvalue()
     _files.write_all(contents)
     for path in contents:
         print(f"wrote {path}")
@@ -162,24 +166,23 @@ def _cost(name: str, dim: float, full: int, multiply_adds: float, head: str) -> 
     return f"{name:<14}  {dim:7.1f}  {full / dim:5.1f} x less than {full}; {multiply_adds:,.0f} multiply-adds of {head}"
 
 
-def figure(
-    curve: list[CascadeEvaluation], evaluation: CascadeEvaluation, oracle: OracleRouting, file_type: str
-) -> bytes:
+def figure(curve: list[CascadeEvaluation], evaluation: CascadeEvaluation, oracle: OracleRouting) -> Any:
     """Draw accuracy against the expected dimension, for every cap and for each width alone."""
     from matplotlib.figure import Figure
 
-    drawing = Figure(figsize=(6.4, 4.0), layout="constrained")
+    drawing = Figure(figsize=(6.4, 4.4), layout="constrained")
     axes = drawing.subplots()
     axes.plot(
         evaluation.dims, [100 * a for a in evaluation.prefix_accuracy], "s--", color="0.5", label="one width alone"
     )
     points = curve or [evaluation]
-    axes.plot([p.expected_dim for p in points], [100 * p.accuracy for p in points], "o-", label="cascade, by cap")
+    axes.plot([p.expected_dim for p in points], [100 * p.accuracy for p in points], "o-", label=_CASCADE)
     axes.axhline(100 * oracle.accuracy, linestyle=":", color="0.3", label="perfect router")
     axes.set_xscale("log", base=2)
+    dims = evaluation.dims
+    axes.set_xticks(dims, [str(dim) for dim in dims], rotation=45 if len(dims) > 7 else 0)
+    axes.minorticks_off()
     axes.set_xlabel("expected dimension")
     axes.set_ylabel("accuracy [%]")
-    axes.legend(loc="lower right")
-    buffer = io.BytesIO()
-    drawing.savefig(buffer, format=file_type, dpi=150)
-    return buffer.getvalue()
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, fontsize=9, frameon=False)
+    return drawing

@@ -12,12 +12,20 @@ if TYPE_CHECKING:
     from matryoshka.audit._report import Audit
 
 _PREFIX, _RANDOM, _PCA = "#1f6fb4", "#7f7f7f", "#2a9d5c"
+_BELOW: dict[str, Any] = {
+    "loc": "upper center",
+    "bbox_to_anchor": (0.5, -0.16),
+    "ncols": 2,
+    "fontsize": 9,
+    "frameon": False,
+}
+"""Where a legend covers no curve."""
 
 
 def figure(audit: Audit) -> Any:
     """Draw neighbours kept, and beside it accuracy where labels were given, energy where not."""
     matplotlib = require("matplotlib.figure", extra="cli", purpose="the figure of an audit")
-    canvas = matplotlib.Figure(figsize=(11, 5), layout="constrained")
+    canvas = matplotlib.Figure(figsize=(11, 5.5), layout="constrained")
     left, right = canvas.subplots(1, 2, width_ratios=(3, 2))
     _kept(left, audit)
     if audit.rows[0].nearest_neighbor_accuracy is None:
@@ -63,14 +71,14 @@ def _kept(axes: Any, audit: Audit) -> None:
         axes.axvline(audit.smallest_dim, color=_PREFIX, lw=1, alpha=0.6)
         axes.text(audit.smallest_dim, 2, " truncates down to here", rotation=90, color=_PREFIX, ha="right", fontsize=9)
     handles, names = axes.get_legend_handles_labels()
-    axes.legend(handles[::-1], names[::-1], loc="lower right", fontsize=9)
+    axes.legend(handles[::-1], names[::-1], **_BELOW)
 
 
 def _accuracy(axes: Any, audit: Audit) -> None:
     dims = [row.dim for row in audit.rows]
     axes.plot(dims, [100 * (row.nearest_neighbor_accuracy or 0) for row in audit.rows], "-o", color=_PREFIX)
     axes.plot(dims, [100 * (row.nearest_class_mean_accuracy or 0) for row in audit.rows], "--s", color=_PCA)
-    axes.legend(["nearest neighbour", "nearest class mean"], loc="lower right", fontsize=9)
+    axes.legend(["nearest neighbour", "nearest class mean"], **_BELOW)
     axes.set_ylabel("accuracy of the first columns (%)")
     axes.set_title("against the labels", fontsize=10)
 
@@ -79,6 +87,6 @@ def _energy(axes: Any, audit: Audit) -> None:
     dims = [row.dim for row in audit.rows]
     axes.plot(dims, [100 * row.energy for row in audit.rows], "-o", color=_PREFIX)
     axes.plot(dims, [100 * dim / audit.dim for dim in dims], color=_RANDOM)
-    axes.legend(["first columns", "no order: in proportion"], loc="upper left", fontsize=9)
+    axes.legend(["first columns", "no order: in proportion"], **_BELOW)
     axes.set_ylabel("share of squared length (%)")
     axes.set_title("energy", fontsize=10)
