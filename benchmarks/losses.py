@@ -258,10 +258,12 @@ def _numpy_step(case: Case, way: str) -> Step:
     chosen = (inputs["weights"][-len(widths) :] * len(widths))[: len(widths)]
 
     def run() -> Any:
-        return [
-            _numpy_head(x[:, :m], w[:, :m], inputs["bias"], inputs["labels"])
-            for m, w in zip(widths, chosen, strict=True)
-        ]
+        d_x, gradients = np.zeros_like(x), []
+        for m, w in zip(widths, chosen, strict=True):
+            loss, d_prefix, *d_head = _numpy_head(x[:, :m], w[:, :m], inputs["bias"], inputs["labels"])
+            d_x[:, :m] += d_prefix
+            gradients.append((loss, *d_head))
+        return d_x, gradients
 
     return run
 
