@@ -93,8 +93,7 @@ class MRLHead(_Nested):
         dtype: Any = None,
     ) -> None:
         super().__init__(nesting, num_classes=num_classes, tied=tied)
-        self.num_classes = _checks.integer(num_classes, "num_classes", minimum=1)
-        self.tied = tied
+        self.num_classes, self.tied = _checks.integer(num_classes, "num_classes", minimum=1), tied
         self.options = _options(label_smoothing=label_smoothing, ignore_index=ignore_index, reduction=reduction)
         for i, width in enumerate((self.nesting.dim,) if tied else self.nesting):
             linear = torch.nn.Linear(width, self.num_classes, bias=bias, device=device, dtype=dtype)
@@ -130,8 +129,7 @@ class MRLHead(_Nested):
     def _logits(self, embeddings: torch.Tensor) -> tuple[torch.Tensor, ...]:
         _checks.width(embeddings, "embeddings", self.nesting.dim)
         if not self.tied:
-            pairs = zip(self.classifiers, self.nesting, strict=True)
-            return tuple(linear(embeddings[..., :width]) for linear, width in pairs)
+            return tuple(linear(embeddings[..., :m]) for linear, m in zip(self.classifiers, self.nesting, strict=True))
         (linear,) = self.classifiers
         blocks = self.nesting.blocks
         logits = [torch.nn.functional.linear(embeddings[..., blocks[0]], linear.weight[:, blocks[0]], linear.bias)]
