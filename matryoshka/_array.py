@@ -183,8 +183,7 @@ def full_scalar(value: float, *, like: Array, dtype: object, xp: Namespace) -> A
 
 def full(shape: tuple[int, ...], value: float, *, like: Array, xp: Namespace) -> Array:
     """Return an array of one value, in the dtype and on the device of `like`."""
-    place = None if is_jax_array(like) else getattr(like, "device", None)
-    return xp.full(shape, value, dtype=like.dtype, device=place)
+    return xp.full(shape, value, dtype=like.dtype, device=_creation_device(like, xp))
 
 
 def _creation_device(like: Array, xp: Namespace) -> object:

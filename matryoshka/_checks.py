@@ -51,7 +51,7 @@ def real(
         raise TypeError(msg)
     above = number > minimum if open_minimum else number >= minimum
     below = number < maximum if open_maximum else number <= maximum
-    if not (math.isfinite(number) and above and below):
+    if not (abs(number) < math.inf and above and below):  # torch.compile cannot trace isfinite of an open float
         left, right = "(" if open_minimum else "[", ")" if open_maximum else "]"
         rule = (
             "must be finite"
@@ -202,7 +202,7 @@ def model_width(width: int | None, dim: int) -> None:
     if width not in (None, dim):
         msg = (
             f"`nesting` must end with the width of the model's embeddings, {width}, got {dim}; "
-            f"choose widths up to {width}."
+            f"make {width} its last width."
         )
         raise ValueError(msg)
 

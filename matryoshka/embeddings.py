@@ -59,5 +59,6 @@ def _unit(rows: Array, xp: Namespace) -> Array:
     wide = xp.astype(rows, accumulator_dtype(rows, xp), copy=False)
     largest = xp.max(xp.abs(wide), axis=-1, keepdims=True)
     scaled = wide / xp.where(largest > 0, largest, xp.ones_like(largest))
-    norm = xp.sqrt(xp.sum(scaled * scaled, axis=-1, keepdims=True))
-    return xp.astype(scaled / xp.where(norm > 0, norm, xp.ones_like(norm)), rows.dtype, copy=False)
+    squared = xp.sum(scaled * scaled, axis=-1, keepdims=True)
+    norm = xp.sqrt(xp.where(squared > 0, squared, xp.ones_like(squared)))  # the slope of sqrt at 0 is infinite
+    return xp.astype(scaled / norm, rows.dtype, copy=False)

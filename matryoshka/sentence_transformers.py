@@ -23,6 +23,20 @@ from sentence_transformers.sentence_transformer.losses import MultipleNegativesR
 
 __all__ = ["MatryoshkaMultipleNegativesRankingLoss"]
 
+_CITATION = """
+@inproceedings{kusupati2022matryoshka,
+    title = {Matryoshka Representation Learning},
+    author = {Kusupati, Aditya and Bhatt, Gantavya and Rege, Aniket and Wallingford, Matthew and Sinha, Aditya and
+              Ramanujan, Vivek and Howard-Snyder, William and Chen, Kaifeng and Kakade, Sham and Jain, Prateek and
+              Farhadi, Ali},
+    booktitle = {Advances in Neural Information Processing Systems},
+    volume = {35},
+    year = {2022},
+    eprint = {2205.13147},
+    archivePrefix = {arXiv},
+}
+"""
+
 
 class MatryoshkaMultipleNegativesRankingLoss(MultipleNegativesRankingLoss):
     """Multiple negatives ranking loss (InfoNCE over the batch), summed over prefixes.
@@ -78,7 +92,8 @@ class MatryoshkaMultipleNegativesRankingLoss(MultipleNegativesRankingLoss):
     ) -> None:
         nesting = as_nesting(nesting)
         scale = _checks.real(scale, "scale", minimum=0.0, open_minimum=True)
-        _checks.model_width(model.get_embedding_dimension(), nesting.dim)
+        with model.truncate_embeddings(None):  # which is for encoding: training sees the whole width
+            _checks.model_width(model.get_embedding_dimension(), nesting.dim)
         super().__init__(model, scale=scale)
         self.nesting, self.symmetric, self.gather_across_devices = nesting, symmetric, gather_across_devices
         self.info_nce = InfoNCE(nesting, temperature=1.0 / scale, symmetric=symmetric, gather=gather_across_devices)
@@ -127,17 +142,5 @@ class MatryoshkaMultipleNegativesRankingLoss(MultipleNegativesRankingLoss):
 
     @property
     def citation(self) -> str:
-        """The BibTeX entry of the paper."""
-        return """
-@inproceedings{kusupati2022matryoshka,
-    title = {Matryoshka Representation Learning},
-    author = {Kusupati, Aditya and Bhatt, Gantavya and Rege, Aniket and Wallingford, Matthew and Sinha, Aditya and
-              Ramanujan, Vivek and Howard-Snyder, William and Chen, Kaifeng and Kakade, Sham and Jain, Prateek and
-              Farhadi, Ali},
-    booktitle = {Advances in Neural Information Processing Systems},
-    volume = {35},
-    year = {2022},
-    eprint = {2205.13147},
-    archivePrefix = {arXiv},
-}
-"""
+        """The BibTeX entries of the papers of both losses."""
+        return f"{super().citation.rstrip()}{_CITATION}"

@@ -125,6 +125,30 @@ def test_leading_axes_reach_the_loss() -> None:
     assert seen == [(2, 3, 2), (2, 3, 3), (2, 3, 7)]
 
 
+@pytest.mark.parametrize("name", ["torch", "jax"])
+def test_a_row_with_a_zero_prefix_has_a_finite_gradient(name: str) -> None:
+    """As a ReLU makes them; where the prefix is zero, unit length has no slope, and the gradient there is 0."""
+    library = load(name)
+    rows = np.array([[1.0, 2.0, 3.0], [0.0, 0.0, 4.0], [0.0, 0.0, 0.0]], "float32")
+    teacher = np.array([[0.3, -1.0, 2.0], [1.0, 0.5, 1.0], [2.0, 1.0, 0.0]], "float32")
+
+    def loss(student: Any, target: Any) -> Any:
+        return nested_loss(mse, student, target, nesting=(2, 3), normalize=True)
+
+    if name == "torch":
+        student = library.tensor(rows, requires_grad=True)
+        loss(student, library.tensor(teacher)).backward()
+        gradient = student.grad.numpy()
+    else:
+        gradient = np.asarray(library.grad(loss)(library.numpy.asarray(rows), library.numpy.asarray(teacher)))
+    assert np.isfinite(gradient).all()
+    assert np.abs(gradient[0]).max() > 0
+    step = np.zeros((3, 3))
+    step[0, 0] = 1e-3
+    above, below = (float(loss(rows.astype(float) + sign * step, teacher.astype(float))) for sign in (1, -1))
+    assert gradient[0, 0] == pytest.approx((above - below) / 2e-3, rel=1e-3)
+
+
 def test_half_precision_is_left_to_the_loss(half: Library, rng: np.random.Generator) -> None:
     seen = []
     nested_loss(lambda a: seen.append(a.dtype) or a.sum(), half.array(rng.normal(size=(2, 7))), nesting=(7,))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,8 +50,8 @@ class Problem:
         Weight of each row; None for all ones.
     parameters : tuple of (array or None)
         What all rows share and has a gradient.
-    axes : tuple of int
-        The axes that `n` was flattened from.
+    axes : tuple of (int or array ())
+        The lengths of the axes that `n` was flattened from.
     xp : namespace
         That of all arrays.
     """
@@ -61,8 +61,13 @@ class Problem:
     labels: Array
     weights: Array | None
     parameters: Arrays
-    axes: tuple[int, ...]
+    axes: tuple[Any, ...]
     xp: Namespace
+
+
+def lengths(array: Array, axes: Iterable[int], xp: Namespace) -> tuple[Any, ...]:
+    """Return the lengths of some axes, those that a graph leaves open as arrays ()."""
+    return tuple(length(array, axis, xp) for axis in axes)
 
 
 def flatten_rows(array: Array, xp: Namespace) -> Array:

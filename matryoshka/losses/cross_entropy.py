@@ -11,7 +11,7 @@ from matryoshka._hooks import hook_for
 from matryoshka._typing import Array, Head, Namespace, NestingLike
 from matryoshka.losses._formula import Arrays, Formula
 from matryoshka.losses._heads import Logits, SeparateHeads, TiedHead
-from matryoshka.losses._reduce import Options, Problem, evaluate, evaluate_with_grad, flatten_rows, row_weights
+from matryoshka.losses._reduce import Options, Problem, evaluate, evaluate_with_grad, flatten_rows, lengths, row_weights
 from matryoshka.nesting import Nesting, as_nesting
 
 __all__ = [
@@ -422,7 +422,7 @@ def _head_problem(
         labels,
         weights,
         parameters,
-        axes,
+        lengths(embeddings, range(len(axes)), xp),
         xp,
     )
 
@@ -448,4 +448,5 @@ def _given(logits: Any, labels: Array, nesting: Nesting, options: Options, xp: N
     labels, weights = row_weights(
         labels, options, axes=axes, n_classes=n_classes, dtype=accumulator_dtype(first, xp), xp=xp
     )
+    axes = lengths(first, range(stacked, stacked + len(axes)), xp)
     return Problem(Logits(nesting, options.label_smoothing), rows, labels, weights, (), axes, xp)

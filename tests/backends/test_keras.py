@@ -205,6 +205,27 @@ def test_stacked_logits_and_any_loss_take_tensors_of_the_backend(mode: str) -> N
     np.testing.assert_allclose(value, expected, rtol=RTOL)
 
 
+if BACKEND == "tensorflow":  # only its graphs leave lengths open
+
+    def test_rows_of_open_batches_and_lengths_keep_their_axes() -> None:
+        import tensorflow as tf
+
+        weight, tokens, labels = draw(N_CLASSES, 7), single(draw(3, 3, 7)), LABELS.reshape(3, 3) % N_CLASSES
+
+        @tf.function(input_signature=[tf.TensorSpec([None, None, 7]), tf.TensorSpec([None, None], tf.int32)])
+        def losses(tokens: Any, labels: Any) -> Any:
+            constant = tf.constant(single(weight))
+            options = {"nesting": NESTING, "reduction": "none", "return_parts": True, "xp": layers.xp}
+            return mrl_e_cross_entropy(tokens, constant, None, labels, **options)
+
+        total, parts = losses(tokens, labels.astype("int32"))
+        expected, each = mrl_e_cross_entropy(
+            draw(3, 3, 7), weight, None, labels, nesting=NESTING, reduction="none", return_parts=True
+        )
+        np.testing.assert_allclose(to_host(total), expected, rtol=RTOL)
+        np.testing.assert_allclose(to_host(parts), each, rtol=RTOL)
+
+
 # The head.
 
 

@@ -87,6 +87,15 @@ def test_prefix_of_importance_0_counts_and_logs_0(model: Any) -> None:
     torch.testing.assert_close(parts["dim_7"], alone["dim_7"])
 
 
+def test_a_model_that_truncates_when_it_encodes_is_trained_at_its_whole_width(model: Any) -> None:
+    model.truncate_dim = 3
+    parts = Loss(model, NESTING, scale=SCALE)(features_of(model, 2), None)
+    assert list(parts) == ["dim_2", "dim_3", "dim_7"]
+    assert model.truncate_dim == 3
+    with pytest.raises(ValueError, match="width of the model's embeddings, 7, got 3; make 7 its last width"):
+        Loss(model, (2, 3))
+
+
 def test_nothing_of_the_model_is_replaced(model: Any) -> None:
     class Watched(st.SentenceTransformer):
         def __setattr__(self, name: str, value: Any) -> None:
@@ -156,6 +165,7 @@ def test_model_card_names_loss_dims_and_paper(model: Any, tmp_path: Path) -> Non
     assert "MatryoshkaMultipleNegativesRankingLoss" in card
     assert '"matryoshka_dims": [\n' in card
     assert "Matryoshka Representation Learning" in card
+    assert "Contrastive Predictive Coding" in card
 
 
 def test_config_names_every_option(model: Any) -> None:

@@ -622,6 +622,19 @@ def test_info_nce_compiles_to_one_graph() -> None:
         torch.testing.assert_close(compiled, eager)
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_heads_compile_for_every_batch_at_once(tied: bool) -> None:
+    """With `dynamic=True` floats are symbols too: the checks of options have to be traceable."""
+    torch.compiler.reset()
+    head = modules.MRLHead(NESTING, N_CLASSES, tied=tied, label_smoothing=0.1)
+    compiled = torch.compile(head, fullgraph=True, dynamic=True, backend="aot_eager")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=DeprecationWarning, module="torch")  # the compiler's own
+        for n in (6, 9):
+            x, labels = draw(n, 7), torch.arange(n) % N_CLASSES
+            torch.testing.assert_close(compiled(x, labels), head(x, labels))
+
+
 def test_a_tied_head_compiles_to_generated_code() -> None:
     head = modules.MRLHead(NESTING, N_CLASSES, tied=True)
     for compiled, eager in compiled_and_eager(head, [draw(6, 7), LABELS], "inductor"):
