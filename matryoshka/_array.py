@@ -45,7 +45,7 @@ def namespace(*arrays: tuple[str, Array], xp: Namespace | None = None) -> Namesp
     *arrays : (name, array)
         What to look at; pairs whose array is None are passed over, but for the first.
     xp : namespace, optional
-        Returned as it is, unchecked: whoever hands a namespace in answers for it.
+        Returned as it is: whoever hands a namespace in answers for it. Only what PyTorch would trip over is refused.
 
     Raises
     ------
@@ -55,6 +55,10 @@ def namespace(*arrays: tuple[str, Array], xp: Namespace | None = None) -> Namesp
         Two arguments lie on different devices.
     """
     if xp is not None:
+        for name, array in arrays:
+            if isinstance(array, (np.ndarray, list)) and library(xp) == "torch":
+                msg = f"`{name}` must be a tensor, got {_kind(array)}; convert it with torch.as_tensor."
+                raise TypeError(msg)
         return xp
     (first_name, first), *others = arrays
     expected = _namespace_of(first_name, first)

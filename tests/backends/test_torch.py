@@ -602,6 +602,21 @@ def test_info_nce_under_autocast_survives_long_rows(device: str, dtype: Any) -> 
         torch.testing.assert_close(scale * gradient, full, rtol=0.05, atol=0.02)
 
 
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        (lambda x, y: modules.MRLHead(NESTING, N_CLASSES)(x, torch.tensor(y)), "embeddings"),
+        (lambda x, y: modules.MRLHead(NESTING, N_CLASSES, tied=True)(torch.tensor(x), y), "labels"),
+        (lambda x, y: modules.MRLHead(NESTING, N_CLASSES)(torch.tensor(x), list(y)), "labels"),
+        (lambda x, y: modules.InfoNCE(NESTING)(torch.tensor(x), x), "keys"),
+        (lambda x, y: modules.NestedLoss(torch.nn.MSELoss(), NESTING)(x, x), "arrays\\[0\\]"),
+    ],
+)
+def test_what_is_no_tensor_is_named(call: Any, name: str) -> None:
+    with pytest.raises(TypeError, match=f"`{name}` must be a tensor, got .*; convert it with torch.as_tensor"):
+        call(np.ones((3, 7), "float32"), np.array([0, 1, 2]))
+
+
 def compiled_and_eager(module: Any, arguments: list[Any], backend: str) -> list[tuple[Any, Any]]:
     """Values and gradients of a module, compiled and not; a graph break raises, and so does a warning."""
     torch.compiler.reset()
