@@ -242,6 +242,17 @@ def callable_loss(loss: object) -> None:
         raise TypeError(msg)
 
 
+def same_result_shape(parts: Sequence[Any]) -> None:
+    """Require that a loss returned one shape at every width."""
+    narrowest, widest = (tuple(getattr(part, "shape", ())) for part in (parts[0], parts[-1]))
+    if not _agree(narrowest, widest):
+        msg = (
+            f"`loss` must return one number, or one for each row, at every width, got shapes {narrowest} and {widest}; "
+            "let it take the mean over the last axis."
+        )
+        raise ValueError(msg)
+
+
 def some_arrays(arrays: Sequence[Array]) -> None:
     """Check that there is at least one array."""
     if not arrays:

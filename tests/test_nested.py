@@ -149,6 +149,12 @@ def test_a_row_with_a_zero_prefix_has_a_finite_gradient(name: str) -> None:
     assert gradient[0, 0] == pytest.approx((above - below) / 2e-3, rel=1e-3)
 
 
+def test_a_loss_with_a_number_for_each_column_is_refused(library: Library) -> None:
+    rows = library.array(np.ones((3, 7)))
+    with pytest.raises(ValueError, match=r"`loss` must return one number, .* got shapes \(3, 2\) and \(3, 7\)"):
+        nested_loss(lambda a, b: (a - b) ** 2, rows, rows, nesting=NESTING)
+
+
 def test_half_precision_is_left_to_the_loss(half: Library, rng: np.random.Generator) -> None:
     seen = []
     nested_loss(lambda a: seen.append(a.dtype) or a.sum(), half.array(rng.normal(size=(2, 7))), nesting=(7,))

@@ -77,5 +77,6 @@ def nested_loss(
         _checks.floating(array, name, xp)
         _checks.width(array, name, nesting.dim)
     parts = [loss(*(truncate(array, m, normalize=normalize, xp=xp) for array in arrays)) for m in nesting]
+    _checks.same_result_shape(parts)
     total = sum(part * importance for part, importance in zip(parts, nesting.importance, strict=True) if importance)
     return (total, xp.stack(parts)) if return_parts else total
