@@ -204,12 +204,13 @@ class Corpus:
         Parameters
         ----------
         path : path
-            The folder. One that stands there is replaced when the new one is whole; an error leaves it as it was.
+            The folder: new, empty, or one that this method wrote, which is replaced when the new one is whole; an error
+            leaves it as it was.
 
         Raises
         ------
         OSError
-            The folder cannot be written.
+            The folder cannot be written, or holds other things.
         """
         self._rows.check()
         from matryoshka.retrieval import _store

@@ -46,19 +46,15 @@ def weighed(parts: Any) -> Any:
     return sum(c * part for c, part in zip(NESTING.importance, parts, strict=True))
 
 
+def options(weights: Any, reduction: str, row_block: int | None) -> dict[str, Any]:
+    """What the three cross-entropies are called with, and `cross_entropy` above has built in."""
+    fixed = {"nesting": NESTING, "ignore_index": IGNORED, "label_smoothing": 0.1}
+    return {"sample_weight": weights, "reduction": reduction, "row_block": row_block, **fixed}
+
+
 def mrl(arrays: Any, reduction: str, row_block: int | None) -> Any:
     x, weights, heads = arrays
-    return mrl_cross_entropy(
-        x,
-        heads,
-        jnp.asarray(LABELS),
-        nesting=NESTING,
-        ignore_index=IGNORED,
-        sample_weight=weights,
-        label_smoothing=0.1,
-        reduction=reduction,
-        row_block=row_block,
-    )
+    return mrl_cross_entropy(x, heads, jnp.asarray(LABELS), **options(weights, reduction, row_block))
 
 
 def plain_mrl(arrays: Any, reduction: str) -> Any:
@@ -69,18 +65,7 @@ def plain_mrl(arrays: Any, reduction: str) -> Any:
 
 def mrl_e(arrays: Any, reduction: str, row_block: int | None) -> Any:
     x, weights, weight = arrays
-    return mrl_e_cross_entropy(
-        x,
-        weight,
-        None,
-        jnp.asarray(LABELS),
-        nesting=NESTING,
-        ignore_index=IGNORED,
-        sample_weight=weights,
-        label_smoothing=0.1,
-        reduction=reduction,
-        row_block=row_block,
-    )
+    return mrl_e_cross_entropy(x, weight, None, jnp.asarray(LABELS), **options(weights, reduction, row_block))
 
 
 def plain_mrl_e(arrays: Any, reduction: str) -> Any:
@@ -91,16 +76,7 @@ def plain_mrl_e(arrays: Any, reduction: str) -> Any:
 
 def of_logits(arrays: Any, reduction: str, row_block: int | None) -> Any:
     weights, logits = arrays
-    return mrl_logits_cross_entropy(
-        logits,
-        jnp.asarray(LABELS),
-        nesting=NESTING,
-        ignore_index=IGNORED,
-        sample_weight=weights,
-        label_smoothing=0.1,
-        reduction=reduction,
-        row_block=row_block,
-    )
+    return mrl_logits_cross_entropy(logits, jnp.asarray(LABELS), **options(weights, reduction, row_block))
 
 
 def plain_of_logits(arrays: Any, reduction: str) -> Any:
