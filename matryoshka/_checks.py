@@ -10,7 +10,8 @@ import itertools
 import json
 import math
 import operator
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from matryoshka._array import accumulator_dtype, count_true, is_floating, is_integer, library
@@ -454,6 +455,16 @@ def record(
         msg = f"`{source}` must hold {', '.join(keys)}, got a {kind} without {', '.join(missing)}; {remedy}."
         raise ValueError(msg)
     return parsed
+
+
+@contextmanager
+def reading(kind: str, source: object = "text") -> Iterator[None]:
+    """Let errors about the values in a record say where the record stood."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        msg = f"`{source}` must be the JSON of a {kind}: {error}"
+        raise ValueError(msg) from error
 
 
 def _first(mask: Array, xp: Namespace) -> int:

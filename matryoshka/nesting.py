@@ -128,7 +128,8 @@ class Nesting:
             `text` is not the JSON of a nesting.
         """
         record = _checks.record(text, kind="nesting", keys=("dims", "importance"))
-        return cls(record["dims"], record["importance"])
+        with _checks.reading("nesting"):
+            return cls(record["dims"], record["importance"])
 
     def to_json(self) -> str:
         """Return the nesting as JSON text.

@@ -210,6 +210,11 @@ def test_a_file_of_another_ladder_or_version_is_refused(tmp_path: Path) -> None:
     path.write_text(Nesting((8, 16)).to_json())
     with pytest.raises(ValueError, match="must be the JSON of a cascade, got 'nesting'"):
         Cascade.load(path)
+    for damaged in ({"thresholds": ["high"]}, {"thresholds": [0.5, 0.6]}, {"dims": [16, 8]}, {"confidence": 3}):
+        path.write_text(json.dumps(record | damaged))
+        (key,) = damaged
+        with pytest.raises(ValueError, match=rf"`.*cascade\.json` must be the JSON of a cascade: `{key}.*must "):
+            Cascade.load(path)
     with pytest.raises(FileNotFoundError):
         Cascade.load(tmp_path / "none.json")
 

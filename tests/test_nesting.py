@@ -50,7 +50,13 @@ def test_json_round_trip(nesting: Nesting) -> None:
     assert Nesting.from_json(nesting.to_json()) == nesting
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"kind": "funnel"}', '{"kind": "nesting", "version": 2}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "[]", "{}", '{"kind": "funnel"}', '{"kind": "nesting", "version": 2}'),
+        '{"kind": "nesting", "version": 1, "dims": ["8"], "importance": [1]}',
+    ],
+)
 def test_foreign_json_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="`text` must be"):
         Nesting.from_json(text)

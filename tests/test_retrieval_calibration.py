@@ -115,6 +115,8 @@ def test_certificates_travel_with_the_funnel(rng: np.random.Generator) -> None:
     with pytest.raises(TypeError, match=r"`certificate` must be what `Funnel.calibrate` made, got str"):
         Funnel(plan.dims, plan.keep, certificate="certified")  # type: ignore[arg-type]
     record = json.loads(plan.to_json())
+    with pytest.raises(ValueError, match="`text` must be the JSON of a funnel: `keep` must "):
+        Funnel.from_json(json.dumps(record | {"keep": "all"}))
     record["certificate"].pop("delta")
     with pytest.raises(ValueError, match="`certificate` must hold exactly the fields"):
         Funnel.from_json(json.dumps(record))

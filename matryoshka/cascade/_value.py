@@ -85,13 +85,14 @@ class CascadeValue:
         keys = ("dims", "thresholds", "confidence", "temperatures", "certificate")
         record = _checks.record(text, kind="cascade", keys=keys, source=source)
         certificate = record["certificate"]
-        return cls(
-            record["dims"],
-            record["thresholds"],
-            confidence=record["confidence"],
-            temperatures=record["temperatures"],
-            certificate=None if certificate is None else Certificate.from_record(certificate),
-        )
+        with _checks.reading("cascade", source):
+            return cls(
+                record["dims"],
+                record["thresholds"],
+                confidence=record["confidence"],
+                temperatures=record["temperatures"],
+                certificate=None if certificate is None else Certificate.from_record(certificate),
+            )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the cascade to a JSON file: whole, or not at all."""

@@ -119,11 +119,12 @@ class Funnel:
         """
         record = _checks.record(text, kind="funnel", keys=("dims", "keep", "certificate"))
         certificate = record["certificate"]
-        return cls(
-            record["dims"],
-            record["keep"],
-            certificate=None if certificate is None else RecallCertificate.from_record(certificate),
-        )
+        with _checks.reading("funnel"):
+            return cls(
+                record["dims"],
+                record["keep"],
+                certificate=None if certificate is None else RecallCertificate.from_record(certificate),
+            )
 
     @classmethod
     def calibrate(
