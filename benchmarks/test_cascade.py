@@ -2,7 +2,7 @@
 
 Thresholds are set such that stated shares of 1,024 rows exit at each width. Batches of 1 are 32 calls in a row; their
 time is that of all 32. The full head is one product and the argmax of its logits. Bare products are those that theory
-counts, of the same shapes and with nothing around them: what any way to work stage by stage has to pay.
+counts, of the same shapes, each formed at once by the library's `matmul`, with nothing around them.
 """
 
 from __future__ import annotations
@@ -157,12 +157,11 @@ def bare_products(
     for start in range(0, len(exit_dims), batch):
         met = [widths(policy, int(dim), head) for dim in exit_dims[start : start + batch]]
         shapes.update((sum(len(row) > i for row in met), width) for i, width in enumerate(max(met, key=len)))
-    matmul = np.matmul if framework == "numpy" else importlib.import_module("torch").matmul
+    matmul = importlib.import_module(framework).matmul
     seconds = 0.0
     for (rows, width), count in shapes.items():
-        operands = [np.ascontiguousarray(array[:, :width]) for array in problem(n_classes)]
-        left, right, out = (
-            on(framework, array) for array in (operands[0][:rows], operands[1], np.empty((rows, n_classes), np.float32))
-        )
+        prefixes, columns = (np.ascontiguousarray(array[:, :width]) for array in problem(n_classes))
+        out = np.empty((rows, n_classes), np.float32)
+        left, right, out = (on(framework, array) for array in (prefixes[:rows], columns, out))
         seconds += count * median_seconds(partial(matmul, left, right.T, out=out), n_classes)
     return seconds
