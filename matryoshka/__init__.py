@@ -3,42 +3,80 @@
 One embedding is trained so that every prefix of it is a good embedding (Kusupati et al., NeurIPS 2022).
 """
 
-from matryoshka import costs, metrics
-from matryoshka.audit import Audit, audit
-from matryoshka.cascade import Cascade, CascadeEvaluation
-from matryoshka.embeddings import truncate
-from matryoshka.losses import (
-    info_nce,
-    info_nce_with_grad,
-    mrl_cross_entropy,
-    mrl_cross_entropy_with_grad,
-    mrl_e_cross_entropy,
-    mrl_e_cross_entropy_with_grad,
-    mrl_logits_cross_entropy,
-    nested_loss,
-)
-from matryoshka.nesting import Nesting
-from matryoshka.retrieval import Corpus, Funnel
+import sys
+from importlib import import_module
+from types import ModuleType
+
+TYPE_CHECKING = False  # as type checkers read it, without importing typing
+if TYPE_CHECKING:
+    from matryoshka import costs as costs
+    from matryoshka import metrics as metrics
+    from matryoshka.audit import Audit as Audit
+    from matryoshka.audit import audit as audit
+    from matryoshka.cascade import Cascade as Cascade
+    from matryoshka.cascade import CascadeEvaluation as CascadeEvaluation
+    from matryoshka.embeddings import truncate as truncate
+    from matryoshka.losses import info_nce as info_nce
+    from matryoshka.losses import info_nce_with_grad as info_nce_with_grad
+    from matryoshka.losses import mrl_cross_entropy as mrl_cross_entropy
+    from matryoshka.losses import mrl_cross_entropy_with_grad as mrl_cross_entropy_with_grad
+    from matryoshka.losses import mrl_e_cross_entropy as mrl_e_cross_entropy
+    from matryoshka.losses import mrl_e_cross_entropy_with_grad as mrl_e_cross_entropy_with_grad
+    from matryoshka.losses import mrl_logits_cross_entropy as mrl_logits_cross_entropy
+    from matryoshka.losses import nested_loss as nested_loss
+    from matryoshka.nesting import Nesting as Nesting
+    from matryoshka.retrieval import Corpus as Corpus
+    from matryoshka.retrieval import Funnel as Funnel
+    from matryoshka.retrieval import Searchable as Searchable
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "Audit",
-    "Cascade",
-    "CascadeEvaluation",
-    "Corpus",
-    "Funnel",
-    "Nesting",
-    "audit",
-    "costs",
-    "info_nce",
-    "info_nce_with_grad",
-    "metrics",
-    "mrl_cross_entropy",
-    "mrl_cross_entropy_with_grad",
-    "mrl_e_cross_entropy",
-    "mrl_e_cross_entropy_with_grad",
-    "mrl_logits_cross_entropy",
-    "nested_loss",
-    "truncate",
-]
+_HOMES = {
+    "Audit": "audit",
+    "Cascade": "cascade",
+    "CascadeEvaluation": "cascade",
+    "Corpus": "retrieval",
+    "Funnel": "retrieval",
+    "Nesting": "nesting",
+    "Searchable": "retrieval",
+    "audit": "audit",
+    "info_nce": "losses",
+    "info_nce_with_grad": "losses",
+    "mrl_cross_entropy": "losses",
+    "mrl_cross_entropy_with_grad": "losses",
+    "mrl_e_cross_entropy": "losses",
+    "mrl_e_cross_entropy_with_grad": "losses",
+    "mrl_logits_cross_entropy": "losses",
+    "nested_loss": "losses",
+    "truncate": "embeddings",
+}
+"""Where each public name lives: it is loaded when it is first asked for (PEP 562)."""
+
+_MODULES = ("cascade", "costs", "embeddings", "losses", "metrics", "nesting", "retrieval")
+
+__all__ = sorted([*_HOMES, "costs", "metrics"])
+
+
+def __getattr__(name: str) -> object:
+    if name in _MODULES:
+        return import_module(f"matryoshka.{name}")
+    if name not in _HOMES:
+        msg = f"module 'matryoshka' has no attribute {name!r}"
+        raise AttributeError(msg, name=name, obj=sys.modules[__name__])
+    value = globals()[name] = getattr(import_module(f"matryoshka.{_HOMES[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
+class _Package(ModuleType):
+    """A package whose `audit` is its function also once Python has imported the folder of that name."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name == "audit" and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -9,30 +9,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from array_api_compat import array_namespace, is_cupy_array, is_jax_array, is_numpy_array, is_torch_array
+from array_api_compat import array_namespace
 from array_api_compat import device as _device
+from array_api_compat import is_cupy_array as is_cupy_array
+from array_api_compat import is_jax_array as is_jax_array
+from array_api_compat import is_numpy_array as is_numpy_array
+from array_api_compat import is_torch_array as is_torch_array
 
 from matryoshka._typing import Array, Namespace
-
-__all__ = [
-    "accumulator_dtype",
-    "arange",
-    "count_true",
-    "device",
-    "from_numpy",
-    "full",
-    "is_array",
-    "is_cupy_array",
-    "is_floating",
-    "is_integer",
-    "is_jax_array",
-    "is_numpy_array",
-    "is_torch_array",
-    "library",
-    "namespace",
-    "to_numpy",
-    "widest_dtype",
-]
 
 _HALF = ("float16", "bfloat16")
 
@@ -122,14 +106,14 @@ def _kind(value: object) -> str:
 
 def is_floating(array: Array, xp: Namespace) -> bool:
     """Tell whether `array` holds real floating-point numbers, half precision included."""
-    if isinstance(array, np.ndarray) and array.dtype.kind == "f":
-        return True
+    if isinstance(array, np.ndarray):  # what follows is slow there
+        return array.dtype.kind == "f" or _dtype_name(array) in _HALF
     return bool(xp.isdtype(array.dtype, "real floating")) or _dtype_name(array) in _HALF
 
 
 def is_integer(array: Array, xp: Namespace) -> bool:
     """Tell whether `array` holds integers (booleans are none)."""
-    if isinstance(array, np.ndarray):  # what follows is slow there
+    if isinstance(array, np.ndarray):
         return array.dtype.kind in "iu"
     return bool(xp.isdtype(array.dtype, "integral"))
 
@@ -224,67 +208,11 @@ def can_write(xp: Namespace) -> bool:
     return library(xp) in ("numpy", "torch", "cupy")
 
 
-def log_softmax(logits: Array, xp: Namespace) -> Array:
-    """Return the logarithm of the softmax over the last axis, as a new array; of no columns it is empty."""
-    if logits.shape[-1] == 0:
-        return xp.zeros_like(logits)
-    if hasattr(xp, "log_softmax"):
-        return xp.log_softmax(logits, -1)
-    shifted = logits - xp.max(logits, axis=-1, keepdims=True)
-    shifted -= xp.log(xp.sum(xp.exp(shifted), axis=-1, keepdims=True))
-    return shifted
+def take_rows(array: Array, rows: np.ndarray, xp: Namespace) -> Array:
+    """Return some rows of an array by their numbers on the host, reading no others."""
+    return array[rows] if is_numpy_array(array) else xp.take(array, from_numpy(rows, like=array, xp=xp), axis=0)
 
 
-def exp_(array: Array, xp: Namespace) -> Array:
-    """Return exp(array), written over `array` where its library can."""
-    if library(xp) == "numpy":
-        return np.exp(array, out=array)
-    return array.exp_() if library(xp) == "torch" else xp.exp(array)
-
-
-def subtract_at(matrix: Array, columns: Array, amount: float, xp: Namespace) -> Array:
-    """Return `matrix` less `amount` at one column of each row, written over `matrix` where its library can."""
-    if can_write(xp):
-        matrix[arange(matrix.shape[0], like=matrix, xp=xp), columns] -= amount
-        return matrix
-    hit = arange(length(matrix, 1, xp), like=matrix, xp=xp, dtype=columns.dtype) == columns[:, None]
-    return xp.where(hit, matrix - amount, matrix)
-
-
-def add_product(total: Array | None, left: Array, right: Array, *, dtype: object, xp: Namespace) -> Array:
-    """Return total + left @ right in `dtype`, written over `total` where its library can; None stands for zero."""
-    if total is None:
-        return xp.astype(_product(left, right, xp), dtype, copy=False)
-    if library(xp) == "torch" and left.dtype == total.dtype:
-        return _torch_add_product(total, left, right, keep=1)
-    total += xp.astype(_product(left, right, xp), dtype, copy=False)
-    return total
-
-
-def write_product(target: Array, left: Array, right: Array, *, keep: bool, xp: Namespace) -> None:
-    """Write left @ right to `target`, or with `keep` add it, in a library whose arrays can be written to."""
-    if library(xp) == "torch" and left.dtype == target.dtype:
-        _torch_add_product(target, left, right, keep=int(keep))
-    elif keep:
-        target += _product(left, right, xp)
-    elif left.dtype == target.dtype:
-        xp.matmul(left, right, out=target)
-    else:
-        target[...] = _product(left, right, xp)
-
-
-# PyTorch's CPU products with fewer columns than this are several times slower than their transposes.
-_NARROW = 12
-
-
-def _product(left: Array, right: Array, xp: Namespace) -> Array:
-    if library(xp) == "torch" and right.shape[1] < _NARROW:
-        return (right.T @ left.T).T
-    return left @ right
-
-
-def _torch_add_product(target: Array, left: Array, right: Array, *, keep: int) -> Array:
-    if right.shape[1] < _NARROW:
-        target.T.addmm_(right.T, left.T, beta=keep)
-        return target
-    return target.addmm_(left, right, beta=keep)
+def row_blocks(n: int, size: int) -> list[slice]:
+    """Cut n rows into slices of `size`; no rows make one empty slice, so that every result has its shape."""
+    return [slice(start, min(start + size, n)) for start in range(0, max(n, 1), size)]

@@ -7,15 +7,19 @@ Kinds of things that are wrong raise TypeError, values, shapes and devices raise
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import operator
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
-from matryoshka._array import accumulator_dtype, count_true, is_floating, is_integer, library
+from matryoshka._array import is_floating, is_integer, library
 from matryoshka._typing import Array, Namespace
+
+
+def describe(value: object) -> str:
+    """Say of what kind a value is, and, where that is short, what it is."""
+    text = repr(value)
+    return f"{type(value).__name__} {text}" if len(text) <= 40 else type(value).__name__
 
 
 def integer(value: object, name: str, *, minimum: int | None = None, maximum: int | None = None) -> int:
@@ -25,7 +29,7 @@ def integer(value: object, name: str, *, minimum: int | None = None, maximum: in
     except TypeError:
         number = None
     if number is None or isinstance(value, bool):
-        msg = f"`{name}` must be an integer, got {_describe(value)}; pass an int."
+        msg = f"`{name}` must be an integer, got {describe(value)}; pass an int."
         raise TypeError(msg)
     if (minimum is not None and number < minimum) or (maximum is not None and number > maximum):
         msg = f"`{name}` must be an integer {_interval(minimum, maximum)}, got {number}; choose one in that range."
@@ -48,7 +52,7 @@ def real(
     except (TypeError, ValueError):
         number = None
     if number is None or isinstance(value, bool | str):
-        msg = f"`{name}` must be a number, got {_describe(value)}; pass a float."
+        msg = f"`{name}` must be a number, got {describe(value)}; pass a float."
         raise TypeError(msg)
     above = number > minimum if open_minimum else number >= minimum
     below = number < maximum if open_maximum else number <= maximum
@@ -64,28 +68,6 @@ def real(
     return number
 
 
-def reals(
-    values: object,
-    name: str,
-    count: int,
-    *,
-    each: str,
-    minimum: float = -math.inf,
-    open_minimum: bool = False,
-) -> tuple[float, ...]:
-    """Return `count` finite numbers as a tuple of floats; `each` says in the message what they belong to."""
-    if isinstance(values, str | bytes) or not isinstance(values, Iterable):
-        msg = f"`{name}` must be a sequence of numbers, got {_describe(values)}; pass one for {each}."
-        raise TypeError(msg)
-    numbers = tuple(
-        real(value, f"{name}[{i}]", minimum=minimum, open_minimum=open_minimum) for i, value in enumerate(values)
-    )
-    if len(numbers) != count:
-        msg = f"`{name}` must hold one number for {each}, {count}, got {len(numbers)}; add or drop numbers."
-        raise ValueError(msg)
-    return numbers
-
-
 def choice(value: object, name: str, options: Collection[str]) -> str:
     """Return `value`, which must be one of the named options."""
     if not isinstance(value, str) or value not in options:
@@ -98,7 +80,7 @@ def choice(value: object, name: str, options: Collection[str]) -> str:
 def dims(values: object, name: str = "dims") -> tuple[int, ...]:
     """Return widths as a tuple of ints: at least one, positive, strictly increasing."""
     if isinstance(values, str | bytes) or not isinstance(values, Iterable):
-        msg = f"`{name}` must be a sequence of integers, got {_describe(values)}; pass for instance (8, 16, 32)."
+        msg = f"`{name}` must be a sequence of integers, got {describe(values)}; pass for instance (8, 16, 32)."
         raise TypeError(msg)
     widths = tuple(integer(value, f"{name}[{i}]") for i, value in enumerate(values))
     if not widths:
@@ -114,7 +96,7 @@ def dims(values: object, name: str = "dims") -> tuple[int, ...]:
 def keep(values: object, n_stages: int, name: str = "keep") -> tuple[int, ...]:
     """Return list lengths as a tuple of ints: positive, never growing, one for each of the stages but the last."""
     if isinstance(values, str | bytes) or not isinstance(values, Iterable):
-        msg = f"`{name}` must be a sequence of integers, got {_describe(values)}; pass for instance (200, 100, 50)."
+        msg = f"`{name}` must be a sequence of integers, got {describe(values)}; pass for instance (200, 100, 50)."
         raise TypeError(msg)
     counts = tuple(integer(value, f"{name}[{i}]", minimum=1) for i, value in enumerate(values))
     if len(counts) != n_stages - 1:
@@ -198,48 +180,10 @@ def width(array: Array, name: str, dim: int) -> None:
         raise ValueError(msg)
 
 
-def model_width(width: int | None, dim: int) -> None:
-    """Require a model whose embeddings are as wide as the nesting; None is a model that does not tell."""
-    if width not in (None, dim):
-        msg = (
-            f"`nesting` must end with the width of the model's embeddings, {width}, got {dim}; "
-            f"make {width} its last width."
-        )
-        raise ValueError(msg)
-
-
-def pairs(n_columns: int) -> None:
-    """Require at least two columns of embeddings."""
-    if n_columns < 2:
-        msg = f"the dataset must have columns for anchors and positives, got {n_columns} column(s); add positives."
-        raise ValueError(msg)
-
-
-def temperature(value: float | Array, xp: Namespace) -> None:
-    """Check a temperature: a positive float, or a 0-d floating array, whose value is read on NumPy only."""
-    if value is None or isinstance(value, float | int):
-        real(value, "temperature", minimum=0.0, open_minimum=True)
-        return
-    floating(value, "temperature", xp)
-    ndim(value, "temperature", 0, "()")
-    if library(xp) == "numpy":
-        real(value, "temperature", minimum=0.0, open_minimum=True)
-
-
-def enough_keys(n_queries: int | None, n_keys: int | None) -> None:
-    """Check that each query has a key, where both numbers are known."""
-    if n_queries is not None and n_keys is not None and n_keys < n_queries:
-        msg = (
-            f"`keys` must have a row for each of the {n_queries} queries, got {n_keys}; "
-            "row i is the positive of query i, further rows are negatives."
-        )
-        raise ValueError(msg)
-
-
 def callable_loss(loss: object) -> None:
     """Check that `loss` can be called."""
     if not callable(loss):
-        msg = f"`loss` must be callable, got {_describe(loss)}; pass a function of arrays."
+        msg = f"`loss` must be callable, got {describe(loss)}; pass a function of arrays."
         raise TypeError(msg)
 
 
@@ -251,13 +195,6 @@ def same_result_shape(parts: Sequence[Any]) -> None:
             f"`loss` must return one number, or one for each row, at every width, got shapes {narrowest} and {widest}; "
             "let it take the mean over the last axis."
         )
-        raise ValueError(msg)
-
-
-def some_arrays(arrays: Sequence[Array]) -> None:
-    """Check that there is at least one array."""
-    if not arrays:
-        msg = "`arrays` must hold at least one array of embeddings, got none; pass them after `loss`."
         raise ValueError(msg)
 
 
@@ -287,7 +224,7 @@ def one_per_prefix(values: Sequence[object], name: str, count: int) -> None:
 def heads(values: Sequence[Any], count: int, name: str = "heads") -> tuple[tuple[Array, Array | None], ...]:
     """Return linear classifiers as (weight, bias) pairs, one per prefix."""
     if not isinstance(values, list | tuple) or not all(isinstance(v, list | tuple) and len(v) == 2 for v in values):
-        msg = f"`{name}` must be a sequence of (weight, bias) pairs, got {_describe(values)}; use None for no bias."
+        msg = f"`{name}` must be a sequence of (weight, bias) pairs, got {describe(values)}; use None for no bias."
         raise TypeError(msg)
     one_per_prefix(values, name, count)
     return tuple((weight, bias) for weight, bias in values)
@@ -329,49 +266,6 @@ def labels(
         raise ValueError(msg)
 
 
-def probabilities(rows: Array, name: str, xp: Namespace, *, note: str) -> None:
-    """Check that every row is non-negative and sums to one; `note` says in the message what the rows are of."""
-    if rows.shape[-1] == 0:
-        msg = f"`{name}` ({note}) must have at least one class, got shape {tuple(rows.shape)}; pass some data."
-        raise ValueError(msg)
-    tolerance = _PROBABILITY_TOLERANCE.get(str(rows.dtype).rpartition(".")[2], 1e-5)
-    total = xp.sum(rows, axis=-1, dtype=accumulator_dtype(rows, xp))
-    good = (xp.abs(total - 1.0) <= tolerance) & (xp.min(rows, axis=-1) >= 0.0)  # NaN is not good
-    count = count_true(~good, xp)
-    if count:
-        msg = (
-            f"`{name}` ({note}) must hold probabilities, non-negative and summing to 1 within {tolerance:g}, "
-            f"got {count} of {rows.shape[0]} rows that are not (first: {_first(~good, xp)}); apply a softmax to "
-            "logits first, and drop rows with NaN."
-        )
-        raise ValueError(msg)
-
-
-_PROBABILITY_TOLERANCE = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 2e-2}
-
-
-def logits(rows: Array, name: str, xp: Namespace, *, note: str) -> None:
-    """Check that every row holds finite logits of at least one class; `note` says what the rows are of."""
-    if rows.shape[-1] == 0:
-        msg = f"`{name}` ({note}) must have at least one class, got shape {tuple(rows.shape)}; pass some data."
-        raise ValueError(msg)
-    bad = xp.any(~xp.isfinite(rows), axis=-1)
-    count = count_true(bad, xp)
-    if count:
-        msg = (
-            f"`{name}` ({note}) must hold finite logits, got NaN or infinity in {count} of {rows.shape[0]} rows "
-            f"(first: {_first(bad, xp)}); repair the model or drop these rows."
-        )
-        raise ValueError(msg)
-
-
-def integral(array: Array, name: str, xp: Namespace) -> None:
-    """Check that `array` holds integers."""
-    if not is_integer(array, xp):
-        msg = f"`{name}` must hold integers, got dtype {array.dtype}; cast it to int64."
-        raise TypeError(msg)
-
-
 def signed_numbers(array: Array, name: str, xp: Namespace) -> None:
     """Check that `array` holds floating-point numbers or signed integers, which may be quantised ones."""
     if not (is_floating(array, xp) or xp.isdtype(array.dtype, "signed integer")):
@@ -380,33 +274,6 @@ def signed_numbers(array: Array, name: str, xp: Namespace) -> None:
             "unpack bits to -1 and 1, or subtract the zero point."
         )
         raise TypeError(msg)
-
-
-def ids(array: Array, name: str, xp: Namespace) -> None:
-    """Check that `array` holds lists of row ids: two axes, signed integers."""
-    if not xp.isdtype(array.dtype, "signed integer"):
-        msg = f"`{name}` must hold signed integers, -1 for padding, got dtype {array.dtype}; cast it to int64."
-        raise TypeError(msg)
-    ndim(array, name, 2, "(n, k)")
-    not_empty(array, name)
-
-
-def within(array: Array, name: str, xp: Namespace, *, minimum: int, stop: int) -> None:
-    """Check that integers lie within [minimum, stop), on every library: reading them waits for the device."""
-    outside = (array < minimum) | (array >= stop)
-    count = count_true(outside, xp)
-    if count:
-        msg = f"`{name}` must lie within [{minimum}, {stop}), got {count} outside it; check what it counts."
-        raise ValueError(msg)
-
-
-def finite_rows(array: Array, name: str, xp: Namespace) -> None:
-    """Check that every row (last axis) is finite; the message counts the bad rows and names the first."""
-    bad = xp.any(~xp.isfinite(array), axis=-1)
-    count = count_true(bad, xp)
-    if count:
-        rows = xp.nonzero(bad)[0]
-        no_bad_rows([int(rows[i]) for i in range(min(count, 5))], bad.shape[0], name, count=count)
 
 
 def no_bad_rows(
@@ -431,50 +298,6 @@ def not_empty(array: Array, name: str, *, axis: int = 0) -> None:
         kind = ("row", "column")[axis]
         msg = f"`{name}` must have at least one {kind}, got shape {tuple(array.shape)}; pass some data."
         raise ValueError(msg)
-
-
-def record(
-    text: str | bytes, *, kind: str, keys: Collection[str], version: int = 1, source: object = "text"
-) -> dict[str, Any]:
-    """Parse the JSON of one of this package's values and check kind, version and keys; `source` is where it stood."""
-    remedy = f"pass what `to_json` of a {kind} wrote" if source == "text" else f"save the {kind} anew"
-    try:
-        parsed = json.loads(text)
-    except (TypeError, ValueError) as error:
-        msg = f"`{source}` must be JSON, got {_describe(text)}; {remedy}."
-        raise ValueError(msg) from error
-    if not isinstance(parsed, dict) or parsed.get("kind") != kind:
-        found = parsed.get("kind") if isinstance(parsed, dict) else type(parsed).__name__
-        msg = f"`{source}` must be the JSON of a {kind}, got {found!r}; {remedy}."
-        raise ValueError(msg)
-    if parsed.get("version") != version:
-        msg = f"`{source}` must be version {version} of a {kind}, got {parsed.get('version')!r}; write it anew."
-        raise ValueError(msg)
-    missing = [key for key in keys if key not in parsed]
-    if missing:
-        msg = f"`{source}` must hold {', '.join(keys)}, got a {kind} without {', '.join(missing)}; {remedy}."
-        raise ValueError(msg)
-    return parsed
-
-
-@contextmanager
-def reading(kind: str, source: object = "text") -> Iterator[None]:
-    """Let errors about the values in a record say where the record stood."""
-    try:
-        yield
-    except (TypeError, ValueError) as error:
-        msg = f"`{source}` must be the JSON of a {kind}: {error}"
-        raise ValueError(msg) from error
-
-
-def _first(mask: Array, xp: Namespace) -> int:
-    """Return the position of the first True."""
-    return int(xp.argmax(xp.astype(mask, xp.int32)))
-
-
-def _describe(value: object) -> str:
-    text = repr(value)
-    return f"{type(value).__name__} {text}" if len(text) <= 40 else type(value).__name__
 
 
 def _interval(minimum: int | None, maximum: int | None) -> str:

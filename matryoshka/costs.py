@@ -20,8 +20,7 @@ import math
 from collections.abc import Sequence
 
 from matryoshka import _checks
-from matryoshka._typing import NestingLike
-from matryoshka.nesting import as_nesting
+from matryoshka.nesting import NestingLike, as_nesting
 
 __all__ = [
     "RESNET50_FORWARD",

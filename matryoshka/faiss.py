@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from matryoshka import _checks, _files
+from matryoshka import _checks, _files, _values
 from matryoshka._array import from_numpy, namespace, to_numpy
 from matryoshka._optional import require
+from matryoshka._threads import n_threads
 from matryoshka._typing import Array
 from matryoshka.retrieval import Corpus, Funnel
-from matryoshka.retrieval._threads import n_threads
 
 faiss = require("faiss", extra="faiss", purpose="`matryoshka.faiss`")
 
@@ -58,7 +58,8 @@ class FaissCorpus:
     that is given serves "cosine" too. faiss computes in float32 and runs on the threads that OMP_NUM_THREADS names, as
     the rest of the search does. On several threads it builds other graphs from run to run.
 
-    A funnel that was certified on the corpus alone is not certified here: measure it with `metrics.overlap_at_k`.
+    A funnel that was certified on the corpus alone is not certified here: `Funnel.calibrate` takes a FaissCorpus too,
+    and then promises what the index finds with the settings that it has.
 
     Examples
     --------
@@ -80,14 +81,45 @@ class FaissCorpus:
         self._corpus = corpus
         if isinstance(index, str):
             width = corpus.dim if dim is None else _checks.integer(dim, "dim", minimum=1, maximum=corpus.dim)
-            self._index = _made(index, width, corpus.metric)
+            self._index = self.empty_index(index, width, metric=corpus.metric, parameters=parameters)
         else:
             self._index = _given(index, dim, corpus)
-        _tune(self._index, parameters)
+            _tune(self._index, parameters)
         if self._index.ntotal == 0:
             with _threads():
                 self._train(np.random.default_rng(_checks.integer(seed, "seed", minimum=0)))
                 self._fill()
+
+    @staticmethod
+    def empty_index(text: str, dim: int, *, metric: str = "cosine", parameters: str = "") -> Any:
+        """Make the index of a text, with nothing in it.
+
+        Parameters
+        ----------
+        text : str
+            As `index`.
+        dim : int
+            Columns it is to hold.
+        metric : {"cosine", "ip", "l2"}, default "cosine"
+            The similarity.
+        parameters : str, default ""
+            Search-time settings.
+
+        Returns
+        -------
+        faiss.Index
+            Neither trained nor filled.
+
+        Raises
+        ------
+        ValueError
+            faiss does not know the text or a parameter, or the text does not fit the number of columns.
+        """
+        rule = f"`index` must be a factory string of faiss for {dim} columns, such as 'HNSW32', got {text!r}"
+        with _explained(rule):
+            index = faiss.index_factory(dim, text, _METRICS[metric][0])
+        _tune(index, parameters)
+        return index
 
     @property
     def corpus(self) -> Corpus:
@@ -131,7 +163,8 @@ class FaissCorpus:
             Results per query, at least 1, and at most the last list of the funnel.
         funnel : Funnel, optional
             It starts at the width of the index, which is asked for ``keep[0]`` candidates, or for `k` without later
-            stages. None searches exactly at full width, without the index.
+            stages. None searches exactly at full width, without the index; so does the full width alone where the
+            index is narrower.
 
         Returns
         -------
@@ -144,19 +177,34 @@ class FaissCorpus:
         TypeError, ValueError
             As for `Corpus.search`, or the funnel starts at another width than that of the index.
         """
-        if funnel is None:
+        if funnel is None or (funnel == Funnel((self.dim,), ()) and self._index.d < self.dim):
             return self._corpus.search(queries, k)
-        rows = self._corpus._queries(queries)
-        k = _checks.integer(k, "k", minimum=1)
-        plan = self._corpus._plan(funnel, k)
-        if plan.dims[0] != self._index.d:
-            msg = f"`funnel` must start at the width of the index, {self._index.d}, got {plan.dims}; change one."
+        if isinstance(funnel, Funnel) and funnel.dims[0] != self._index.d:
+            msg = f"`funnel` must start at the width of the index, {self._index.d}, got {funnel.dims}; change one."
             raise ValueError(msg)
-        prefix = _as_faiss_reads(rows[:, : self._index.d])  # the length of a query does not change who is near it
-        with _threads():
-            _, found = self._index.search(prefix, min((*plan.keep, k)[0], len(self)))
-        ids = from_numpy(found, like=queries, xp=namespace(("queries", queries)))
-        return self._corpus.rerank(queries, ids, k, funnel=plan)
+        return self._corpus.search(queries, k, funnel=funnel, first_stage=self._find)
+
+    def rerank(
+        self, queries: Array, ids: Array, k: int, *, dim: int | None = None, funnel: Funnel | None = None
+    ) -> tuple[Array, Array]:
+        """Order candidates by their similarity to the query, computed from the rows of the corpus.
+
+        Parameters
+        ----------
+        queries, ids, k, dim, funnel
+            As for `Corpus.rerank`.
+
+        Returns
+        -------
+        scores, ids : array (n_queries, k)
+            As for `Corpus.rerank`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As for `Corpus.rerank`.
+        """
+        return self._corpus.rerank(queries, ids, k, dim=dim, funnel=funnel)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write corpus and index to a folder.
@@ -203,7 +251,7 @@ class FaissCorpus:
         """
         folder = Path(path)
         _files.check_saved(folder, _RECORD, by="FaissCorpus.save")
-        _checks.record((folder / _RECORD).read_bytes(), kind="faiss corpus", keys=(), source=folder / _RECORD)
+        _values.record((folder / _RECORD).read_bytes(), kind="faiss corpus", keys=(), source=folder / _RECORD)
         corpus = Corpus.load(folder / _CORPUS, mmap=mmap, like=like)
         with _explained(f"`{folder / _INDEX}` must be the index that FaissCorpus.save wrote: save the corpus anew"):
             index = faiss.read_index(str(folder / _INDEX))
@@ -233,18 +281,19 @@ class FaissCorpus:
                 add(rows, np.arange(at.start, at.stop))
 
     def _blocks(self) -> Iterator[tuple[slice, np.ndarray]]:
-        return ((at, _as_faiss_reads(rows)) for at, rows in self._corpus._cut_blocks(self._index.d))
+        return ((at, _as_faiss_reads(rows)) for at, rows in self._corpus.prefixes(self._index.d))
+
+    def _find(self, prefixes: Array, count: int) -> Array:
+        """Return the ids (n_queries, count) that the index finds, in the library of the prefixes."""
+        with _threads():
+            _, ids = self._index.search(_as_faiss_reads(prefixes), count)
+        return from_numpy(ids, like=prefixes, xp=namespace(("prefixes", prefixes)))
 
 
 _CORPUS, _INDEX, _RECORD = "corpus", "index.faiss", "faiss.json"
 _IP, _L2 = faiss.METRIC_INNER_PRODUCT, faiss.METRIC_L2
 _METRICS = {"cosine": (_IP, _L2), "ip": (_IP,), "l2": (_L2,)}
 """Distances of faiss that order rows as ours do; the first is for new indexes."""
-
-
-def _made(text: str, dim: int, metric: str) -> Any:
-    with _explained(f"`index` must be a factory string of faiss for {dim} columns, such as 'HNSW32', got {text!r}"):
-        return faiss.index_factory(dim, text, _METRICS[metric][0])
 
 
 def _tune(index: Any, parameters: str) -> None:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import ClassVar, TypeAlias
 
 from matryoshka import _checks
-from matryoshka._typing import NestingLike
+from matryoshka._values import JsonValue
 
 __all__ = ["Nesting"]
 
 
 @dataclass(frozen=True, init=False)
-class Nesting:
+class Nesting(JsonValue):
     """A ladder of prefix widths with the relative importance of each.
 
     Parameters
@@ -44,7 +44,11 @@ class Nesting:
     Nesting((8, 16, 32), importance=(2.0, 1.0, 1.0))
     >>> nesting.dim, len(nesting), list(nesting)
     (32, 3, [8, 16, 32])
+    >>> Nesting.from_json(nesting.to_json()) == nesting
+    True
     """
+
+    _kind: ClassVar[str] = "nesting"
 
     dims: tuple[int, ...]
     importance: tuple[float, ...]
@@ -118,29 +122,6 @@ class Nesting:
         count = _checks.integer(count, "count", minimum=2, maximum=dim - smallest + 1)
         return cls((smallest + i * (dim - smallest) // (count - 1) for i in range(count)), importance)
 
-    @classmethod
-    def from_json(cls, text: str) -> Nesting:
-        """Read what `to_json` wrote.
-
-        Raises
-        ------
-        ValueError
-            `text` is not the JSON of a nesting.
-        """
-        record = _checks.record(text, kind="nesting", keys=("dims", "importance"))
-        with _checks.reading("nesting"):
-            return cls(record["dims"], record["importance"])
-
-    def to_json(self) -> str:
-        """Return the nesting as JSON text.
-
-        Examples
-        --------
-        >>> Nesting.from_json(Nesting((8, 16)).to_json()) == Nesting((8, 16))
-        True
-        """
-        return json.dumps({"kind": "nesting", "version": 1, "dims": self.dims, "importance": self.importance})
-
     @property
     def dim(self) -> int:
         """Width of the embedding: the largest prefix."""
@@ -160,6 +141,10 @@ class Nesting:
     def __repr__(self) -> str:
         plain = all(weight == 1.0 for weight in self.importance)
         return f"Nesting({self.dims})" if plain else f"Nesting({self.dims}, importance={self.importance})"
+
+
+NestingLike: TypeAlias = Nesting | Sequence[int]
+"""A `Nesting`, or the widths of its prefixes."""
 
 
 def as_nesting(nesting: NestingLike) -> Nesting:

@@ -12,8 +12,7 @@ import torch
 
 from matryoshka import _checks
 from matryoshka._optional import require
-from matryoshka._typing import NestingLike
-from matryoshka.nesting import as_nesting
+from matryoshka.nesting import NestingLike, as_nesting
 from matryoshka.torch import InfoNCE
 
 require("sentence_transformers", extra="sentence-transformers", purpose="`matryoshka.sentence_transformers`")
@@ -93,7 +92,13 @@ class MatryoshkaMultipleNegativesRankingLoss(MultipleNegativesRankingLoss):
         nesting = as_nesting(nesting)
         scale = _checks.real(scale, "scale", minimum=0.0, open_minimum=True)
         with model.truncate_embeddings(None):  # which is for encoding: training sees the whole width
-            _checks.model_width(model.get_embedding_dimension(), nesting.dim)
+            width = model.get_embedding_dimension()
+        if width not in (None, nesting.dim):  # None: a model that does not tell
+            msg = (
+                f"`nesting` must end with the width of the model's embeddings, {width}, got {nesting.dim}; "
+                f"make {width} its last width."
+            )
+            raise ValueError(msg)
         super().__init__(model, scale=scale)
         self.nesting, self.symmetric, self.gather_across_devices = nesting, symmetric, gather_across_devices
         self.info_nce = InfoNCE(nesting, temperature=1.0 / scale, symmetric=symmetric, gather=gather_across_devices)
@@ -120,7 +125,12 @@ class MatryoshkaMultipleNegativesRankingLoss(MultipleNegativesRankingLoss):
         ValueError
             There are no positives, or embeddings of another width than the nesting's.
         """
-        _checks.pairs(len(embeddings))
+        if len(embeddings) < 2:
+            msg = (
+                f"the dataset must have columns for anchors and positives, got {len(embeddings)} column(s); "
+                "add positives."
+            )
+            raise ValueError(msg)
         anchors, *candidates = embeddings
         total, parts = self.info_nce(anchors, torch.cat(candidates), return_parts=True)
         weighted = [

@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import accumulate
 from typing import Any
 
 from matryoshka import _checks
+from matryoshka._algebra import midway
 from matryoshka._array import namespace
+from matryoshka._hooks.formula import checked_options
 from matryoshka._optional import require
-from matryoshka._typing import NestingLike
 from matryoshka.losses import info_nce, mrl_cross_entropy, mrl_e_cross_entropy, mrl_logits_cross_entropy, nested_loss
-from matryoshka.losses._reduce import Options
-from matryoshka.nesting import as_nesting
+from matryoshka.nesting import NestingLike, as_nesting
 
 require("torch", extra="torch", purpose="`matryoshka.torch`")
 
@@ -94,7 +95,7 @@ class MRLHead(_Nested):
     ) -> None:
         super().__init__(nesting, num_classes=num_classes, tied=tied)
         self.num_classes, self.tied = _checks.integer(num_classes, "num_classes", minimum=1), tied
-        self.options = _options(label_smoothing=label_smoothing, ignore_index=ignore_index, reduction=reduction)
+        self.options = checked_options(label_smoothing=label_smoothing, ignore_index=ignore_index, reduction=reduction)
         for i, width in enumerate((self.nesting.dim,) if tied else self.nesting):
             linear = torch.nn.Linear(width, self.num_classes, bias=bias, device=device, dtype=dtype)
             self.add_module(f"nesting_classifier_{i}", linear)
@@ -131,11 +132,13 @@ class MRLHead(_Nested):
         if not self.tied:
             return tuple(linear(embeddings[..., :m]) for linear, m in zip(self.classifiers, self.nesting, strict=True))
         (linear,) = self.classifiers
-        blocks = self.nesting.blocks
-        logits = [torch.nn.functional.linear(embeddings[..., blocks[0]], linear.weight[:, blocks[0]], linear.bias)]
-        for block in blocks[1:]:
-            logits.append(logits[-1] + torch.nn.functional.linear(embeddings[..., block], linear.weight[:, block]))
-        return tuple(logits)
+        products = (
+            torch.nn.functional.linear(
+                embeddings[..., block], linear.weight[:, block], None if block.start else linear.bias
+            )
+            for block in self.nesting.blocks
+        )
+        return tuple(accumulate(products))
 
 
 class MRLCrossEntropy(_Nested):
@@ -161,7 +164,7 @@ class MRLCrossEntropy(_Nested):
         self, nesting: NestingLike, *, label_smoothing: float = 0.0, ignore_index: int = -100, reduction: str = "mean"
     ) -> None:
         super().__init__(nesting)
-        self.options = _options(label_smoothing=label_smoothing, ignore_index=ignore_index, reduction=reduction)
+        self.options = checked_options(label_smoothing=label_smoothing, ignore_index=ignore_index, reduction=reduction)
 
     def forward(
         self,
@@ -221,7 +224,7 @@ class InfoNCE(_Nested):
         super().__init__(nesting, temperature=temperature, **shown)
         self.initial_temperature = _checks.real(temperature, "temperature", minimum=0.0, open_minimum=True)
         self.symmetric, self.gather = symmetric, gather
-        self.options = _options(label_smoothing=label_smoothing, reduction=reduction)
+        self.options = checked_options(label_smoothing=label_smoothing, reduction=reduction)
         logarithm = torch.empty((), device=device, dtype=dtype)
         self.log_temperature = torch.nn.Parameter(logarithm) if learnable_temperature else None
         self.reset_parameters()
@@ -246,9 +249,7 @@ class InfoNCE(_Nested):
             return forward
         own_keys = keys[: queries.shape[0]]
         backward = info_nce(own_keys, _gather_own_first(queries), nesting=self.nesting, xp=_XP, **options)
-        if return_parts:
-            return (forward[0] + backward[0]) / 2, (forward[1] + backward[1]) / 2
-        return (forward + backward) / 2
+        return midway(forward, backward)
 
 
 class NestedLoss(_Nested):
@@ -281,12 +282,6 @@ class NestedLoss(_Nested):
         """Return the loss of embeddings (..., dim), as many as the loss takes."""
         options = {"normalize": self.normalize, "return_parts": return_parts}
         return nested_loss(self.loss, *embeddings, nesting=self.nesting, xp=_XP, **options)
-
-
-def _options(**options: Any) -> dict[str, Any]:
-    """Return the options of a loss as they are, checked: when its module is built, not deep in training."""
-    Options(**options)
-    return options
 
 
 def _n_processes() -> int:

@@ -11,7 +11,7 @@ import pytest
 from conftest import Library, load
 
 from matryoshka import Cascade
-from matryoshka.cascade import _staged
+from matryoshka.cascade import _classify
 
 DIMS = (3, 7, 8, 20)
 N_CLASSES = 11
@@ -60,8 +60,8 @@ def test_answers_are_those_of_predict(
     confidence: str,
     tied: bool,
 ) -> None:
-    monkeypatch.setattr(_staged, "_BLOCK_ENTRIES", block_entries)
-    monkeypatch.setattr(_staged, "_ROWS_PER_COLUMN", 1)
+    monkeypatch.setattr(_classify, "_BLOCK_ENTRIES", block_entries)
+    monkeypatch.setattr(_classify, "_ROWS_PER_COLUMN", 1)
     for bias, temperatures in ((False, None), (True, (0.7, 2.0, 1.0, 1.0))):
         embeddings, heads, logits = problem(rng, tied=tied, bias=bias)
         scale = np.ones(4) if temperatures is None else np.array(temperatures)
@@ -90,14 +90,14 @@ def test_only_undecided_rows_meet_the_next_head(
     sure = (powers / powers.sum(-1, keepdims=True)).max(-1)
     cascade = Cascade(DIMS, [middle(sure[g]) for g in range(3)])
     multiply_adds = 0
-    add_product = _staged.add_product
+    add_product = _classify.add_product
 
     def counting(total: Any, left: np.ndarray, right: np.ndarray, **options: Any) -> np.ndarray:
         nonlocal multiply_adds
         multiply_adds += left.shape[0] * left.shape[1] * right.shape[1]
         return add_product(total, left, right, **options)
 
-    monkeypatch.setattr(_staged, "add_product", counting)
+    monkeypatch.setattr(_classify, "add_product", counting)
     cascade.classify(embeddings, heads[0] if tied else heads)
     labels = np.zeros(len(embeddings), int)
     evaluation = cascade.evaluate(logits, labels, from_logits=True)
@@ -109,13 +109,13 @@ def test_prefixes_at_which_no_row_can_exit_are_passed_over(
     rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     widths: list[int] = []
-    add_product = _staged.add_product
+    add_product = _classify.add_product
 
     def recording(total: Any, left: np.ndarray, right: np.ndarray, **options: Any) -> np.ndarray:
         widths.append(left.shape[1])
         return add_product(total, left, right, **options)
 
-    monkeypatch.setattr(_staged, "add_product", recording)
+    monkeypatch.setattr(_classify, "add_product", recording)
     for tied, expected in ((True, [7, 13]), (False, [7, 20])):
         embeddings, heads, logits = problem(rng, tied=tied, bias=True)
         cascade = Cascade(DIMS, (1.0, 0.7, 1.5))

@@ -108,7 +108,7 @@ SETTINGS = {
 def test_nothing_may_reach_the_recall() -> None:
     measured = [row_of_report(0.2, Plan("prefix", Funnel((8,), ())), 1e-3, 2e-3)]
     measured.append(row_of_report(0.94, Plan("full", Funnel((32,), ())), 1e-3, 2e-3))
-    text = benchmark._text(Report(SETTINGS, measured, ["a note."]))
+    text = str(Report(SETTINGS, measured, ["a note."]))
     assert text.splitlines()[-2:] == [
         "nothing reached recall@10 >= 0.95; faiss:IVF64,Flat, full 32 came closest: 0.940.", "a note."
     ]  # fmt: skip
@@ -133,7 +133,7 @@ def test_labels_of_the_figure_never_collide_and_names_are_those_of_the_table() -
 
 def test_the_clock_is_the_ratio_of_two_columns() -> None:
     measured = [row_of_report(1.0, Plan("full", Funnel((32,), ())), 0.599e-3, 2.941e-3)]
-    lines = benchmark._text(Report(SETTINGS, measured, [])).splitlines()
+    lines = str(Report(SETTINGS, measured, [])).splitlines()
     assert lines[2].split()[-6:] == ["batch", "1", "p95", "exact", "clock", "recall@10"]
     assert lines[3].split()[-6:] == ["0.599", "0.599", "2.941", "4.9", "x", "1.000"]
     assert lines[5].startswith("clock = exact / ms")

@@ -46,11 +46,51 @@ def loaded_by(statement: str) -> set[str]:
     return set(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split())
 
 
-def test_importing_loads_numpy_and_array_api_compat_only() -> None:
+def test_importing_loads_next_to_nothing() -> None:
     loaded = loaded_by("import matryoshka")
-    third_party = {name.partition(".")[0] for name in loaded} - sys.stdlib_module_names
-    assert third_party - set(loaded_by("import numpy")) == {"array_api_compat", "matryoshka"}
+    assert {name for name in loaded if name.startswith("matryoshka")} == {"matryoshka"}
+    assert {name.partition(".")[0] for name in loaded - loaded_by("import numpy")} - sys.stdlib_module_names == {
+        "matryoshka"
+    }
+
+
+@pytest.mark.parametrize("name", matryoshka.__all__)
+def test_a_public_name_loads_numpy_and_array_api_compat_only(name: str) -> None:
+    loaded = loaded_by(f"from matryoshka import {name}")
+    third_party = {module.partition(".")[0] for module in loaded} - sys.stdlib_module_names
+    assert third_party - loaded_by("import numpy") <= {"array_api_compat", "matryoshka"}
     assert "array_api_compat.numpy" not in loaded
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import matryoshka",
+        "import matryoshka.audit",
+        "from matryoshka import audit",
+        "from matryoshka.audit import Audit",
+        "from matryoshka import Audit",
+        "import matryoshka.cli",
+        "from matryoshka import audit; import matryoshka.audit",
+        "import matryoshka.audit as folder; from matryoshka import audit",
+        "import importlib, matryoshka; importlib.import_module('matryoshka.audit')",
+    ],
+)
+def test_audit_is_the_function_whatever_is_imported_first(statement: str) -> None:
+    code = f"{statement}; import matryoshka, types; print(type(matryoshka.audit) is types.FunctionType)"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout == "True\n"
+
+
+def test_modules_of_the_package_come_when_asked_for() -> None:
+    code = "import matryoshka; print(matryoshka.cascade.oracle_routing.__name__, matryoshka.losses.__name__)"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout == "oracle_routing matryoshka.losses\n"
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="module 'matryoshka' has no attribute 'corpus'"):
+        matryoshka.corpus  # noqa: B018
 
 
 def test_what_is_imported_is_what_is_installed() -> None:
@@ -63,9 +103,14 @@ def test_what_is_imported_is_what_is_installed() -> None:
 
 
 def test_all_names_what_is_public() -> None:
-    public = {name: value for name, value in vars(matryoshka).items() if not name.startswith("_")}
-    modules = {name for name, value in public.items() if isinstance(value, ModuleType)}
-    assert set(public) - modules == set(matryoshka.__all__) - modules
+    assert dir(matryoshka) == sorted(matryoshka.__all__)
+    assert all(hasattr(matryoshka, name) for name in matryoshka.__all__)
+
+
+def test_type_checkers_see_what_is_public() -> None:
+    source = Path(matryoshka.__file__).read_text(encoding="utf-8")
+    seen = re.findall(r"^    from matryoshka\S* import (\w+) as \1$", source, flags=re.MULTILINE)
+    assert sorted(seen) == matryoshka.__all__
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -77,7 +122,8 @@ def test_all_is_sorted_and_complete(name: str) -> None:
         if not key.startswith("_") and key not in SHARED and getattr(value, "__module__", None) == module.__name__
     }
     assert list(module.__all__) == sorted(set(module.__all__))
-    assert defined_here <= set(module.__all__) <= set(vars(module))
+    assert defined_here <= set(module.__all__)
+    assert all(hasattr(module, public) for public in module.__all__)
 
 
 def documented() -> list[Any]:

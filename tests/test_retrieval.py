@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 from oracles import retrieval_funnel, retrieval_rank
 
 from matryoshka import Corpus, Funnel
+from matryoshka._array import from_numpy, namespace, to_numpy
 
 METRICS = ("cosine", "ip", "l2")
 
@@ -179,8 +182,8 @@ def test_arguments_are_not_written_to(data: tuple[np.ndarray, np.ndarray], rng: 
         searched.search(queries, 5)
         searched.search(queries, 5, funnel=Funnel((4, 9, 23), (30, 6)))
         searched.rerank(queries, ids, 5, dim=9)
-    for array, copy in zip((corpus, queries, ids), before, strict=True):
-        np.testing.assert_array_equal(array, copy)
+    for array, kept in zip((corpus, queries, ids), before, strict=True):
+        np.testing.assert_array_equal(array, kept)
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e30])
@@ -219,6 +222,59 @@ def test_a_corpus_describes_itself(rng: np.random.Generator) -> None:
     corpus.search(np.ones((1, 8)), 1, funnel=Funnel((2, 8), (3,)))
     assert corpus.search_dims == (2, 4, 8)
     assert repr(corpus) == "Corpus(12 x 8, metric='l2', search_dims=(2, 4, 8))"
+
+
+def test_a_copy_shares_the_rows_and_builds_blocks_of_its_own(rng: np.random.Generator) -> None:
+    rows = rng.normal(size=(40, 8))
+    corpus = Corpus(rows, search_dims=(4,))
+    twin, plan = copy.copy(corpus), Funnel((2, 8), (9,))
+    for found, expected in zip(
+        twin.search(rows, 3, funnel=plan), Corpus(rows).search(rows, 3, funnel=plan), strict=True
+    ):
+        np.testing.assert_array_equal(found, expected)
+    assert (corpus.search_dims, twin.search_dims) == ((4,), (2, 4))
+    assert twin._rows is corpus._rows
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_an_index_of_ones_own(library: Library, data: tuple[np.ndarray, np.ndarray], metric: str) -> None:
+    rows, queries = data
+    corpus, plan = Corpus(library.array(rows), metric=metric), Funnel((6, 12, 23), (60, 20))
+    blocks = list(corpus.prefixes(6))
+    index = np.concatenate([np.asarray(to_numpy(prefixes)) for _, prefixes in blocks])
+    assert [at.start for at, _ in blocks] == [0, *(at.stop for at, _ in blocks[:-1])]
+    assert index.shape == (311, 6)
+    asked: list[tuple[tuple[int, ...], int]] = []
+
+    def find(prefixes: Any, count: int) -> Any:
+        asked.append((tuple(prefixes.shape), count))
+        host = to_numpy(prefixes)
+        near = -((host[:, None] - index) ** 2).sum(-1) if metric == "l2" else host @ index.T
+        ids = np.argsort(-near, axis=1, kind="stable")[:, :count]
+        return from_numpy(ids, like=prefixes, xp=namespace(("prefixes", prefixes)))
+
+    scores, ids = corpus.search(library.array(queries), 9, funnel=plan, first_stage=find)
+    assert asked == [((7, 6), 60)]
+    expected_scores, expected_ids = retrieval_funnel(queries, rows, 9, plan.dims, plan.keep, metric)
+    library.assert_close(scores, expected_scores, atol=library.rtol * 100)
+    np.testing.assert_array_equal(library.to_numpy(ids), expected_ids)
+
+
+@pytest.mark.parametrize(
+    ("found", "error", "message"),
+    [
+        (np.zeros((2, 3)), TypeError, "`ids` must hold integers, got dtype float64"),
+        (np.zeros((1, 3), int), ValueError, r"`ids` must have shape \(n_queries, m\) = \(2, 3\), got \(1, 3\)"),
+        (np.full((2, 3), 40), ValueError, r"`ids` must lie within \[-1, 40\), got 40 to 40"),
+        ([[1], [2]], TypeError, "`ids` must be an array"),
+    ],
+)
+def test_an_index_that_returns_something_else_is_refused(
+    rng: np.random.Generator, found: Any, error: type[Exception], message: str
+) -> None:
+    rows = rng.normal(size=(40, 8))
+    with pytest.raises(error, match=message):
+        Corpus(rows).search(rows[:2], 3, funnel=Funnel((4, 8), (9,)), first_stage=lambda prefixes, count: found)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

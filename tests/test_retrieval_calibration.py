@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
+from typing import Any
 
 import numpy as np
 import pytest
 from conftest import load
 
-from matryoshka import Corpus, Funnel
-from matryoshka.retrieval import FunnelPoint, _betting, _calibration
+from matryoshka import Corpus, Funnel, Searchable
+from matryoshka.retrieval import FunnelPoint, _calibration
 
 
 def nested(rng: np.random.Generator, n: int, dim: int = 32) -> np.ndarray:
@@ -122,6 +122,57 @@ def test_certificates_travel_with_the_funnel(rng: np.random.Generator) -> None:
         Funnel.from_json(json.dumps(record))
 
 
+class Elsewhere:
+    """A corpus that shares nothing with `Corpus` but the names of `Searchable`, and may start at some widths only."""
+
+    def __init__(self, corpus: Corpus, search_dims: tuple[int, ...] | None, missing: float = 0.0) -> None:
+        self.search_dims, self.dim, self.metric = search_dims, corpus.dim, corpus.metric
+        self._corpus, self._missing, self.plans = corpus, missing, set[Funnel]()
+
+    def __len__(self) -> int:
+        return len(self._corpus)
+
+    def search(self, queries: np.ndarray, k: int, *, funnel: Funnel | None = None) -> tuple[np.ndarray, np.ndarray]:
+        scores, ids = self._corpus.search(queries, k, funnel=funnel)
+        if funnel is not None:
+            self.plans.add(funnel)
+            lost = np.sort(np.random.default_rng(0).random(ids.shape) < self._missing, axis=1)
+            scores, ids = np.where(lost, -np.inf, scores), np.where(lost, -1, ids)
+        return scores, ids
+
+    def rerank(self, queries: np.ndarray, ids: np.ndarray, k: int, **options: Any) -> tuple[np.ndarray, np.ndarray]:
+        return self._corpus.rerank(queries, ids, k, **options)
+
+
+def test_anything_searchable_is_calibrated_like_a_corpus(rng: np.random.Generator) -> None:
+    corpus, queries = Corpus(nested(rng, 900)), nested(rng, 300)
+    assert isinstance(Elsewhere(corpus, None), Searchable)
+    plan = Funnel.calibrate(corpus, queries, 5, recall=0.9)
+    assert plan.keep
+    other = Funnel.calibrate(Elsewhere(corpus, None), queries, 5, recall=0.9)
+    assert (other, other.certificate) == (plan, plan.certificate)
+    assert Funnel.pareto(Elsewhere(corpus, None), queries, 5) == Funnel.pareto(corpus, queries, 5)
+
+
+def test_funnels_start_where_the_corpus_may(rng: np.random.Generator) -> None:
+    corpus, queries = Elsewhere(Corpus(nested(rng, 900)), (6, 12)), nested(rng, 300)
+    points = Funnel.pareto(corpus, queries, 5)  # whose widths are among those tried by default
+    assert len(points) > 1
+    assert {point.funnel.dims[0] for point in points[:-1]} <= {6, 12}
+    assert {plan.dims[0] for plan in corpus.plans} <= {6, 12, 32}
+    with pytest.raises(ValueError, match=r"`dims` must hold a width at which `corpus` may start, of \(6, 12\), got"):
+        Funnel.calibrate(corpus, queries, 5, dims=(8, 32))
+
+
+def test_what_an_index_misses_counts_against_the_promise(rng: np.random.Generator) -> None:
+    queries, rows = nested(rng, 300), nested(rng, 900)
+    whole, leaky = (Elsewhere(Corpus(rows), None, missing) for missing in (0.0, 0.3))
+    certificates = [Funnel.calibrate(corpus, queries, 5, recall=0.9).certificate for corpus in (whole, leaky)]
+    assert certificates[0].chosen is not None
+    assert certificates[1].chosen is None
+    assert all(recall < 0.85 for recall in certificates[1].recalls)
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
@@ -146,6 +197,19 @@ def test_bad_calibrations_are_refused(
         Funnel.calibrate(arguments.pop("corpus"), arguments.pop("queries"), arguments.pop("k"), **arguments)
 
 
+def test_ranks_are_places_in_the_new_order() -> None:
+    ids, ordered = np.array([[7, 3, 9, 4], [5, -1, 2, -1]]), np.array([[9, 4, 7, 3], [2, 5, -1, -1]])
+    ranks = _calibration._ranks(ids, ordered)
+    assert ranks[0].tolist() == [2, 3, 0, 1]
+    assert ranks[1, [0, 2]].tolist() == [1, 0]
+    assert sorted(ranks[1, [1, 3]]) == [2, 3]
+
+
+def test_padding_is_nobodys_neighbour() -> None:
+    found, exact = np.array([[2, -1], [-1, 0]]), np.array([[2, 1], [3, 0]])
+    assert _calibration._members(found, exact).tolist() == [[True, False], [False, True]]
+
+
 def test_lists_lose_no_more_than_their_budget() -> None:
     ranks = np.array([[0, 1, 2, 3, 4, 5, 6, 7]])
     relevant = np.array([[True, False, True, False, False, True, False, True]])
@@ -157,45 +221,3 @@ def test_lists_lose_no_more_than_their_budget() -> None:
     best_first = np.array([[0, 4, 1, 5, 6, 2, 7, 3]])
     assert _calibration._lists([best_first, ranks], relevant, 0.0, 4) == (4, 4)  # a list cannot grow again
     assert _calibration._lists([ranks], relevant, 0.1, 5) is None  # one of five true neighbours is not in the table
-
-
-class TestBetting:
-    def naive(self, losses: list[float], bound: float, delta: float) -> float:
-        """Play the game bet by bet."""
-        capital = best = 1.0
-        seen: list[float] = []
-        spread, variance = 0.25, 0.25
-        for loss in losses:
-            stake = min(1.0, math.sqrt(2 * math.log(1 / delta) / (len(losses) * variance)))
-            capital *= 1 - stake * (loss - bound)
-            best = max(best, capital)
-            seen.append(loss)
-            mean = (0.5 + sum(seen)) / (1 + len(seen))
-            spread += (loss - mean) ** 2
-            variance = spread / (1 + len(seen))
-        return min(1.0, 1 / best)
-
-    @pytest.mark.parametrize("bound", [0.02, 0.3])
-    def test_against_a_game_played_bet_by_bet(self, rng: np.random.Generator, bound: float) -> None:
-        for mean in (0.0, 0.01, 0.2, 0.9):
-            losses = (rng.random(80) < mean) * rng.random(80)
-            expected = self.naive(losses.tolist(), bound, 0.1)
-            assert _betting.p_value(losses, bound, 0.1) == pytest.approx(expected, rel=1e-9)
-
-    def test_false_claims_are_as_rare_as_promised(self, rng: np.random.Generator) -> None:
-        """With a mean just above the bound, p <= 0.1 happens with probability at most 0.1."""
-        claims = sum(
-            _betting.p_value((rng.random(300) < 0.14) * rng.choice([0.5, 1.0], 300), 0.1, 0.1) <= 0.1
-            for _ in range(1000)
-        )
-        assert claims <= 100
-
-    def test_no_loss_needs_the_stated_number_of_draws(self) -> None:
-        for bound, delta in ((0.01, 0.1), (0.05, 0.05), (0.2, 0.01)):
-            needed = _betting.draws_needed(bound, delta)
-            assert (1 + bound) ** needed >= 1 / delta > (1 + bound) ** (needed - 1)
-            assert _betting.p_value(np.zeros(2 * needed), bound, delta) <= delta
-            assert _betting.p_value(np.zeros(needed - 1), bound, delta) > delta
-
-    def test_only_losses_prove_nothing(self) -> None:
-        assert _betting.p_value(np.ones(50), 0.1, 0.1) == 1.0

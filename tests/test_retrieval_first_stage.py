@@ -14,8 +14,8 @@ import pytest
 from conftest import Library, load
 from oracles import retrieval_funnel, retrieval_rank, retrieval_similarity
 
-from matryoshka import Corpus, Funnel
-from matryoshka.retrieval import _device, _prefix, _scan, _threads, corpus
+from matryoshka import Corpus, Funnel, _threads
+from matryoshka.retrieval import _device, _prefix, _scan, corpus
 from matryoshka.retrieval._rows import HostRows
 
 METRICS = ("cosine", "ip", "l2")

@@ -1,28 +1,32 @@
-"""Measure plans of search beside their counts: what each costs, how long it takes, and what it finds.
+"""Measure plans of search on engines: what each costs by count, how long it takes, and what it finds.
 
 Plans that start at one width are timed together, and in each round all of them and the exact search answer the same
-queries in turn: a slow moment of the machine falls on all, and only one block of prefixes is in memory.
+queries in turn: a slow moment of the machine falls on all, and beside the full width only one block of prefixes is in
+memory.
 """
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from matryoshka import costs, metrics
-from matryoshka.nesting import Nesting
-from matryoshka.retrieval import Corpus, Funnel
+from matryoshka.retrieval import Corpus, Funnel, Searchable
+
+if TYPE_CHECKING:
+    from matryoshka.faiss import FaissCorpus
 
 SECONDS = 0.5
 """Time for each plan and batch size, as long as there are `ROUNDS`, fewest and most."""
 ROUNDS = 7, 100
 
-SHORTLIST = 200
-_LINK_BYTES = 4
+FAISS_ITEMSIZE = 4
+"""Bytes of a number of a row and of a link of a graph in faiss, which computes in float32 and numbers rows in int32."""
 
 
 class Plan(NamedTuple):
@@ -74,7 +78,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Engine:
-    """What finds the candidates: "exact", or a text for a faiss index and its settings."""
+    """What searches at the first width of a funnel: "exact", or a text for a faiss index and its settings."""
 
     name: str
     index: str = ""
@@ -83,16 +87,16 @@ class Engine:
     def check(self, dims: Iterable[int], metric: str) -> None:
         """Let faiss read text and settings for each width before any work is done."""
         if self.index:
-            from matryoshka.faiss import _made, _tune
+            from matryoshka.faiss import FaissCorpus  # an extra, which other engines do without
 
             for dim in dims:
-                _tune(_made(self.index, dim, metric), self.parameters)
+                FaissCorpus.empty_index(self.index, dim, metric=metric, parameters=self.parameters)
 
-    def build(self, corpus: Corpus, dim: int) -> Any:
-        """Return a corpus that starts searches at `dim`."""
+    def build(self, corpus: Corpus, dim: int) -> Corpus | FaissCorpus:
+        """Return what starts searches of the corpus at `dim`."""
         if not self.index:
             return corpus
-        from matryoshka.faiss import FaissCorpus
+        from matryoshka.faiss import FaissCorpus  # as above
 
         return FaissCorpus(corpus, self.index, dim=dim, parameters=self.parameters)
 
@@ -106,19 +110,20 @@ class Task:
     k: int
     batches: tuple[int, ...]
     labels: tuple[np.ndarray, np.ndarray] | None = None
-    exact_scores: np.ndarray = field(init=False)
     exact: np.ndarray = field(init=False)
+    itemsize: int = field(init=False)
+    """Bytes of a number that the exact search computes with."""
 
     def __post_init__(self) -> None:
         scores, ids = self.corpus.search(self.queries, self.k)
-        object.__setattr__(self, "exact_scores", scores)
         object.__setattr__(self, "exact", ids)
+        object.__setattr__(self, "itemsize", scores.dtype.itemsize)
 
 
 def plans(dim: int, dims: Sequence[int], k: int, calibrated: Funnel | None) -> list[Plan]:
     """Return the plans to compare, full width first."""
     short = [width for width in dims if width < dim]
-    keep, last = max(SHORTLIST, k), max(10, k)
+    keep, last = max(costs.SHORTLIST, k), max(10, k)
     halving = [Funnel.halving(dim, smallest=width, keep=keep, last=last) for width in short]
     found = [Plan("full", Funnel((dim,), ()))]
     found += [Plan("prefix", Funnel((width,), ())) for width in short]
@@ -129,11 +134,6 @@ def plans(dim: int, dims: Sequence[int], k: int, calibrated: Funnel | None) -> l
     return found
 
 
-def ladder(dim: int) -> tuple[int, ...]:
-    """Return the widths to compare unless others are named."""
-    return Nesting.halving(dim, smallest=min(8, dim)).dims
-
-
 def measure(
     task: Task, engines: Sequence[Engine], chosen: Sequence[Plan], advance: Callable[[], object]
 ) -> list[Measured]:
@@ -142,21 +142,22 @@ def measure(
     for engine in engines:
         for dim in sorted({plan.funnel.dims[0] for plan in chosen}):
             group = [plan for plan in chosen if plan.funnel.dims[0] == dim]
-            searcher = engine.build(task.corpus, dim)
+            searcher = engine.build(copy.copy(task.corpus), dim)  # the block of prefixes goes with the copy
             times = _clock(task, searcher, group)
             for plan, taken in zip(group, times, strict=True):
                 found[engine.name, plan] = _measured(task, engine, searcher, plan, taken)
                 advance()
-            task.corpus._forget((task.corpus.dim,))
     return [found[engine.name, plan] for engine in engines for plan in chosen]
 
 
-def _measured(task: Task, engine: Engine, searcher: Any, plan: Plan, times: tuple[Times, ...]) -> Measured:
+def _measured(
+    task: Task, engine: Engine, searcher: Corpus | FaissCorpus, plan: Plan, times: tuple[Times, ...]
+) -> Measured:
     n, k, dim = len(task.corpus), task.k, plan.funnel.dims[0]
-    compared = _Count(searcher, n)
-    ids = _search(searcher, task.queries, k, plan)
-    rows, itemsize = compared.per_query(len(task.queries)), task.exact_scores.dtype.itemsize
-    row_bytes = (itemsize if searcher is task.corpus else 4) * dim + compared.links  # faiss computes in float32
+    compared = _Count(searcher)
+    _, ids = searcher.search(task.queries, k, funnel=plan.funnel)
+    rows = compared.per_query(len(task.queries))
+    row_bytes = task.itemsize * dim if isinstance(searcher, Corpus) else FAISS_ITEMSIZE * (dim + compared.links)
     later = plan.funnel.multiply_adds(n) - costs.search(n, dim)
     multiply_adds = None if rows is None else rows * dim + later
     quality = None
@@ -166,7 +167,7 @@ def _measured(task: Task, engine: Engine, searcher: Any, plan: Plan, times: tupl
         engine=engine.name,
         plan=plan,
         multiply_adds=multiply_adds,
-        bytes=None if rows is None else rows * row_bytes + itemsize * later,
+        bytes=None if rows is None else rows * row_bytes + task.itemsize * later,
         theory=None if multiply_adds is None else costs.search(n, task.corpus.dim) / multiply_adds,
         times=times,
         recall=metrics.overlap_at_k(ids, task.exact, k),
@@ -175,40 +176,42 @@ def _measured(task: Task, engine: Engine, searcher: Any, plan: Plan, times: tupl
 
 
 class _Count:
-    """How many rows a first stage compares with each query: all of them, or what the index counts itself."""
+    """How many rows a first stage compares with each query: all of them, or what the index counts itself.
 
-    def __init__(self, searcher: Any, n: int) -> None:
-        self._n, self._stats, self._extra, self.links = n, None, 0, 0
+    Where it does not count, None. `links` are the links read with each row that a graph visits.
+    """
+
+    def __init__(self, searcher: Corpus | FaissCorpus) -> None:
+        self._always: int | None = len(searcher)
+        self._counted: Any = None
+        self.links = 0
         if isinstance(searcher, Corpus):
             return
-        from matryoshka.faiss import faiss
+        from matryoshka.faiss import faiss  # loaded already: there is an index
 
         index = searcher.index
         if isinstance(index, faiss.IndexHNSWFlat):
-            self._stats, self.links = faiss.cvar.hnsw_stats, _LINK_BYTES
+            self._counted, self._always, self.links = faiss.cvar.hnsw_stats, 0, 1
         elif isinstance(index, faiss.IndexIVFFlat):
-            self._stats, self._extra = faiss.cvar.indexIVF_stats, index.nlist
+            self._counted, self._always = faiss.cvar.indexIVF_stats, index.nlist
         elif not isinstance(index, faiss.IndexFlat):
-            self._n = 0
-        if self._stats is not None:
-            self._stats.reset()
+            self._always = None
+        if self._counted is not None:
+            self._counted.reset()
 
     def per_query(self, n_queries: int) -> float | None:
         """Return the rows compared since, None where they are not counted."""
-        if self._stats is None:
-            return self._n or None
-        return float(self._stats.ndis) / n_queries + self._extra
+        if self._counted is None or self._always is None:
+            return self._always
+        return self._always + float(self._counted.ndis) / n_queries
 
 
-def _search(searcher: Any, queries: np.ndarray, k: int, plan: Plan) -> np.ndarray:
-    ids: np.ndarray = searcher.search(queries, k, funnel=plan.funnel)[1]
-    return ids
-
-
-def _clock(task: Task, searcher: Any, group: Sequence[Plan]) -> list[tuple[Times, ...]]:
+def _clock(task: Task, searcher: Corpus | FaissCorpus, group: Sequence[Plan]) -> list[tuple[Times, ...]]:
     """Time every plan of the group at each batch size."""
-    exact = Plan("full", Funnel((task.corpus.dim,), ()))
-    contenders = [(task.corpus, exact), *((searcher, plan) for plan in group)]
+    contenders: list[tuple[Searchable, Funnel | None]] = [
+        (task.corpus, None),
+        *((searcher, plan.funnel) for plan in group),
+    ]
     at_batch = []
     for batch in task.batches:
         taken = _rounds(task, contenders, batch) / batch
@@ -222,7 +225,7 @@ def _clock(task: Task, searcher: Any, group: Sequence[Plan]) -> list[tuple[Times
     return list(zip(*at_batch, strict=True))
 
 
-def _rounds(task: Task, contenders: Sequence[tuple[Any, Plan]], batch: int) -> np.ndarray:
+def _rounds(task: Task, contenders: Sequence[tuple[Searchable, Funnel | None]], batch: int) -> np.ndarray:
     """Return the seconds (rounds, contenders) of one batch; the first round, which warms up, is left out."""
     fewest, most = ROUNDS
     taken: list[list[float]] = []
@@ -232,9 +235,9 @@ def _rounds(task: Task, contenders: Sequence[tuple[Any, Plan]], batch: int) -> n
         queries, seconds = task.queries[rows], [0.0] * len(contenders)
         for turn in range(len(contenders)):
             i = (turn + len(taken)) % len(contenders)  # each goes first once: who does finds its rows out of the cache
-            searcher, plan = contenders[i]
+            searcher, funnel = contenders[i]
             start = time.perf_counter()
-            _search(searcher, queries, task.k, plan)
+            searcher.search(queries, task.k, funnel=funnel)
             seconds[i] = time.perf_counter() - start
         taken.append(seconds)
     return np.asarray(taken[1:])

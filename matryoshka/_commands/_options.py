@@ -1,10 +1,17 @@
-"""What options of several commands have in common."""
+"""What commands share: how options are read, and how what was found is printed, written and waited for."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, Protocol
+
+from matryoshka import _files, _pictures
+from matryoshka._optional import require
 
 
 def widths(text: str) -> tuple[int, ...]:
@@ -25,7 +32,7 @@ def _integers(text: str, name: str, example: str) -> tuple[int, ...]:
         raise argparse.ArgumentTypeError(msg) from None
 
 
-def output(text: str) -> Path:
+def new_file(text: str) -> Path:
     """Read the path of a file to write: that it can be written is known before any work is done."""
     path = Path(text)
     if not path.parent.is_dir() or path.is_dir():
@@ -53,3 +60,45 @@ def _try_to_write(place: Path, rule: str) -> None:
     except OSError as error:
         msg = f"{rule}, the system says: {error.strerror}"
         raise argparse.ArgumentTypeError(msg) from None
+
+
+def require_plots(path: Path | None, option: str) -> None:
+    """Require what draws figures, before any work is done, where an option named a place for one."""
+    if path is not None:
+        require("matplotlib", extra="cli", purpose=option)
+
+
+class Publishable(Protocol):
+    """A result that is a text, a JSON record and a figure."""
+
+    def __str__(self) -> str: ...
+
+    def to_json(self) -> str:
+        """Return the record as JSON text."""
+
+    def figure(self) -> Any:
+        """Draw it with matplotlib."""
+
+
+def publish(report: Publishable, name: str, place: Path | None, *, dpi: int) -> None:
+    """Print a report, and then write it to a folder if there is one: text, record and figure together, or nothing."""
+    print(report, flush=True)
+    if place is not None:
+        contents = {
+            f"{name}.txt": f"{report}\n".encode(),
+            f"{name}.json": f"{report.to_json()}\n".encode(),
+            f"{name}.png": _pictures.rendered(report.figure(), dpi=dpi),
+        }
+        _files.write_together(place, contents)
+        print(f"wrote {place / name}.txt, .json and .png")
+
+
+@contextmanager
+def progress(total: int, unit: str) -> Iterator[Callable[[], object]]:
+    """Give what to call after each step: it moves a bar, on a terminal, where somebody sees it."""
+    if not sys.stderr.isatty():
+        yield lambda: None
+        return
+    tqdm = require("tqdm", extra="cli", purpose="the progress bar")
+    with tqdm.tqdm(total=total, unit=unit, leave=False) as bar:
+        yield bar.update

@@ -1,15 +1,13 @@
-"""matryoshka audit: can these embeddings be truncated, and down to which width?"""
+"""The command `matryoshka audit`: can these embeddings be truncated, and down to which width?"""
 
 from __future__ import annotations
 
 import argparse
-import io
 from typing import Any
 
 from matryoshka import _files
-from matryoshka._commands._options import folder, widths
-from matryoshka._optional import require
-from matryoshka.audit import Audit, audit
+from matryoshka._commands._options import folder, publish, require_plots, widths
+from matryoshka.audit import audit
 
 
 def add(commands: Any) -> None:
@@ -35,22 +33,8 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Audit, print the result, and then write it."""
-    if options.output is not None:
-        require("matplotlib", extra="cli", purpose="-o")
+    require_plots(options.output, "-o")
     embeddings = _files.load_array(options.embeddings, "EMB.npy", mmap=True)
     labels = None if options.labels is None else _files.load_array(options.labels, "--labels")
     report = audit(embeddings, labels=labels, dims=options.dims, k=options.k, seed=options.seed)
-    print(report, flush=True)
-    if options.output is not None:
-        _files.write_together(options.output, _contents(report))
-        print(f"wrote {options.output / 'audit'}.txt, .json and .png")
-
-
-def _contents(report: Audit) -> dict[str, bytes]:
-    image = io.BytesIO()
-    report.figure().savefig(image, format="png", dpi=150)
-    return {
-        "audit.txt": f"{report}\n".encode(),
-        "audit.json": f"{report.to_json()}\n".encode(),
-        "audit.png": image.getvalue(),
-    }
+    publish(report, "audit", options.output, dpi=150)

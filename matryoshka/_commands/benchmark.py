@@ -1,11 +1,14 @@
-"""matryoshka benchmark: what searches with prefixes save and lose on these vectors, by count and by the clock."""
+"""The command `matryoshka benchmark`: what searches with prefixes save and lose, by count and by the clock.
+
+Here stand its options, the vectors it reads or generates, and its report; `_measure` does the measuring.
+"""
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,13 +16,14 @@ from typing import Any
 import numpy as np
 
 from matryoshka import _checks, _files
+from matryoshka._array import row_blocks
 from matryoshka._commands import _measure, _picture
 from matryoshka._commands._measure import Engine, Measured, Task
-from matryoshka._commands._options import batches, folder, widths
-from matryoshka._optional import require
+from matryoshka._commands._options import batches, folder, progress, publish, require_plots, widths
+from matryoshka._pictures import table
+from matryoshka._threads import n_threads
+from matryoshka.nesting import Nesting
 from matryoshka.retrieval import Corpus, Funnel
-from matryoshka.retrieval._scores import METRICS
-from matryoshka.retrieval._threads import n_threads
 
 GENERATED_ROWS, GENERATED_QUERIES, GENERATED_DIM = 20_000, 1000, 2048
 ROWS_PER_CLASS = 50
@@ -49,7 +53,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--k", type=int, default=10, help="results per query; default 10")
     parser.add_argument("--batch", type=batches, default=(1, 64), metavar="1,64", help="queries asked at once")
     parser.add_argument("--dims", type=widths, metavar="8,16,...", help="widths; default the full one, halved to 8")
-    parser.add_argument("--metric", choices=sorted(METRICS), default="cosine", help="default cosine")
+    parser.add_argument("--metric", choices=("cosine", "ip", "l2"), default="cosine", help="default cosine")
     parser.add_argument(
         "--recall", type=float, default=0.95, metavar="R", help="that the calibrated funnel promises; default 0.95"
     )
@@ -100,24 +104,26 @@ class Report:
         record = {"kind": "benchmark", "version": 1, **self.settings, "notes": self.notes}
         return json.dumps(record | {"plans": [row.to_record() for row in self.measured]})
 
+    def figure(self) -> Any:
+        """Draw it with matplotlib."""
+        return _picture.figure(self.settings, self.measured)
+
+    def __str__(self) -> str:
+        settings = self.settings
+        title = (
+            f"{settings['source']}: {settings['n']:,} rows of {settings['dim']:,} columns, {settings['metric']}; "
+            f"{settings['n_queries']:,} queries, {settings['threads']} threads; counts and times are per query"
+        )
+        meaning = "clock = exact / ms; exact: the median ms of the exact search that ran in turn with this plan"
+        return "\n".join((title, "", *_table(self), "", meaning, *_advice(self), *self.notes))
+
 
 def run(options: argparse.Namespace) -> None:
     """Measure, print the result, and then write it."""
-    if options.output is not None:
-        require("matplotlib", extra="cli", purpose="-o")
+    require_plots(options.output, "-o")
     _checks.integer(options.seed, "seed", minimum=0)
     vectors = _load(options) if options.corpus is not None else _generate(options)
-    report = _benchmark(options, vectors)
-    text = _text(report)
-    print(text, flush=True)
-    if options.output is not None:
-        contents = {
-            "benchmark.txt": f"{text}\n".encode(),
-            "benchmark.json": f"{report.to_json()}\n".encode(),
-            "benchmark.png": _picture.draw(report.settings, report.measured),
-        }
-        _files.write_together(options.output, contents)
-        print(f"wrote {options.output / 'benchmark'}.txt, .json and .png")
+    publish(_benchmark(options, vectors), "benchmark", options.output, dpi=130)
 
 
 def _load(options: argparse.Namespace) -> Vectors:
@@ -156,7 +162,7 @@ def _load(options: argparse.Namespace) -> Vectors:
 def _bad_rows(array: np.ndarray) -> list[int]:
     """Return which rows hold NaN or infinity, reading a block at a time."""
     step = max(1, 2**22 // array.shape[1])
-    bad = [~np.isfinite(array[start : start + step]).all(axis=1) for start in range(0, len(array), step)]
+    bad = [~np.isfinite(array[block]).all(axis=1) for block in row_blocks(len(array), step)]
     found: list[int] = np.flatnonzero(np.concatenate(bad)).tolist()
     return found
 
@@ -173,8 +179,7 @@ def _generate(options: argparse.Namespace) -> Vectors:
     centres = rng.standard_normal((-(-n // ROWS_PER_CLASS), dim), np.float32)
     rows = np.empty((n + GENERATED_QUERIES, dim), np.float32)
     labels = rng.integers(0, len(centres), len(rows))
-    for start in range(0, len(rows), ROWS_PER_CLASS):
-        part = slice(start, start + ROWS_PER_CLASS)
+    for part in row_blocks(len(rows), ROWS_PER_CLASS):
         noise = rng.standard_normal(rows[part].shape, np.float32)
         rows[part] = (centres[labels[part]] + noise) * scale
     return Vectors(rows[:n], rows[n:], (labels[:n], labels[n:]), "generated")
@@ -185,14 +190,14 @@ def _benchmark(options: argparse.Namespace, vectors: Vectors) -> Report:
     k = _checks.integer(options.k, "k", minimum=1, maximum=len(vectors.rows))
     wanted = _checks.dims(options.batch, "batch")
     corpus = Corpus(vectors.rows, metric=options.metric)
-    dims = _measure.ladder(corpus.dim) if options.dims is None else _checks.dims(options.dims)
+    dims = _checks.dims(options.dims or Nesting.halving(corpus.dim, smallest=min(8, corpus.dim)))
     _checks.dims_within(dims, corpus.dim, of="corpus")
     dims = dims if dims[-1] == corpus.dim else (*dims, corpus.dim)
     for engine in options.engine:
         engine.check(dims, options.metric)
     order = np.random.default_rng(options.seed).permutation(len(vectors.queries))
     half = len(order) // 2
-    calibrated, notes = _calibrated(options, corpus, vectors.queries[order[:half]], dims)
+    calibrated, notes = _calibrated(options, copy.copy(corpus), vectors.queries[order[:half]], dims)
     asked = order[half:]
     batches = tuple(dict.fromkeys(min(batch, len(asked)) for batch in wanted))
     if batches != wanted:
@@ -200,9 +205,8 @@ def _benchmark(options: argparse.Namespace, vectors: Vectors) -> Report:
     labels = None if vectors.labels is None else (vectors.labels[0], vectors.labels[1][asked])
     task = Task(corpus, vectors.queries[asked], k, batches, labels)
     chosen = _measure.plans(corpus.dim, dims, k, calibrated)
-    bar = _progress(len(chosen) * len(options.engine))
-    with bar:
-        measured = _measure.measure(task, options.engine, chosen, bar.update)
+    with progress(len(chosen) * len(options.engine), "plan") as advance:
+        measured = _measure.measure(task, options.engine, chosen, advance)
     settings = {
         "source": vectors.source,
         "n": len(corpus),
@@ -234,31 +238,10 @@ def _calibrated(
     return funnel, notes
 
 
-class _Silent:
-    """A progress bar that nobody would see."""
-
-    def __enter__(self) -> _Silent:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Leave nothing behind."""
-
-    def update(self) -> None:
-        """Show nothing."""
-
-
-def _progress(total: int) -> Any:
-    if not sys.stderr.isatty():
-        return _Silent()
-    return require("tqdm", extra="cli", purpose="the progress bar").tqdm(total=total, unit="plan", leave=False)
-
-
-def _text(report: Report) -> str:
-    """Return the table, in plain ASCII."""
-    settings, k = report.settings, report.settings["k"]
-    labelled = report.measured[0].mean_average_precision is not None
+def _table(report: Report) -> list[str]:
+    k, labelled = report.settings["k"], report.measured[0].mean_average_precision is not None
     header = ["engine", "plan", "multiply-adds", "MB read", "theory"]
-    for batch in settings["batches"]:
+    for batch in report.settings["batches"]:
         header += [f"ms, batch {batch}", "p95", "exact", "clock"]
     lines = [[*header, f"recall@{k}", *([f"mAP@{k}"] if labelled else [])]]
     for row in report.measured:
@@ -271,19 +254,7 @@ def _text(report: Report) -> str:
         cells.append(f"{row.recall:.3f}")
         cells += [f"{row.mean_average_precision:.3f}"] if row.mean_average_precision is not None else []
         lines.append(cells)
-    columns = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    table = [
-        "  ".join(
-            cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, columns, strict=True))
-        )
-        for line in lines
-    ]
-    title = (
-        f"{settings['source']}: {settings['n']:,} rows of {settings['dim']:,} columns, {settings['metric']}; "
-        f"{settings['n_queries']:,} queries, {settings['threads']} threads; counts and times are per query"
-    )
-    meaning = "clock = exact / ms; exact: the median ms of the exact search that ran in turn with this plan"
-    return "\n".join([title, "", *(line.rstrip() for line in table), "", meaning, *_advice(report), *report.notes])
+    return table(lines, left=(0, 1))
 
 
 def _advice(report: Report) -> list[str]:

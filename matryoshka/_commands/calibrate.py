@@ -1,22 +1,20 @@
-"""matryoshka calibrate: choose the thresholds of a cascade from probabilities and labels."""
+"""The command `matryoshka calibrate`: choose the thresholds of a cascade from probabilities and labels."""
 
 from __future__ import annotations
 
 import argparse
-import io
 import textwrap
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from matryoshka import _files
-from matryoshka._commands._options import output, widths
-from matryoshka._optional import require
+from matryoshka import _files, _pictures
+from matryoshka._commands._options import new_file, require_plots, widths
+from matryoshka._promises.binomial import interval
 from matryoshka.cascade import Cascade, CascadeEvaluation, OracleRouting, oracle_routing
-from matryoshka.cascade._binomial import interval
 from matryoshka.nesting import Nesting
 
-_CASCADE = "cascade: a point for each widest prefix allowed"
 FOR_CERTIFY = ("max_gap", "max_error", "delta", "path", "cost", "seed")
 
 
@@ -48,14 +46,14 @@ def add(commands: Any) -> None:
     promise.add_argument("--path", help="policies to test: auto (default), shared or fitted")
     promise.add_argument("--cost", help="what to keep low: expected_dim (default, tied head) or cumulative_dim")
     promise.add_argument("--seed", type=int, help="draws the rows that fit a fitted path; default 0")
-    parser.add_argument("-o", "--output", type=output, metavar="FILE.json", help="write the cascade to this file")
-    parser.add_argument("--figure", type=output, metavar="FILE.png", help="plot accuracy against expected dimension")
+    parser.add_argument("-o", "--output", type=new_file, metavar="FILE.json", help="write the cascade to this file")
+    parser.add_argument("--figure", type=new_file, metavar="FILE.png", help="plot accuracy against expected dimension")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:
     """Calibrate, print the result, and then write it."""
-    _check_outputs(options)
+    _check_figure(options)
     probabilities = _files.load_array(options.probabilities, "PROBS.npy", mmap=True)
     labels = _files.load_array(options.labels, "LABELS.npy")
     dims = options.dims or _doubling(probabilities)
@@ -66,34 +64,36 @@ def run(options: argparse.Namespace) -> None:
     if options.dims is None:
         text += f"\n\nWidths taken to double from 8 to {dims[-1]}; --dims names others."
     print(text, flush=True)
-    contents = {}
+    contents: dict[Path, bytes] = {}
     if options.output is not None:
         contents[options.output] = f"{cascade.to_json()}\n".encode()
     if options.figure is not None:
         curve = cascade.curve(probabilities, labels, from_logits=options.logits)
-        buffer = io.BytesIO()
         drawing = figure(curve, evaluation, oracle)
-        drawing.savefig(buffer, format=options.figure.suffix[1:] or "png", dpi=150)
-        contents[options.figure] = buffer.getvalue()
+        contents[options.figure] = _pictures.rendered(drawing, kind=_kind(options.figure))
     _files.write_all(contents)
     for path in contents:
         print(f"wrote {path}")
 
 
-def _check_outputs(options: argparse.Namespace) -> None:
+def _check_figure(options: argparse.Namespace) -> None:
     """Refuse a figure that cannot be drawn, before any work is done."""
+    require_plots(options.figure, "--figure")
     if options.figure is None:
         return
-    require("matplotlib", extra="cli", purpose="--figure")
     from matplotlib.backend_bases import FigureCanvasBase
 
     types = FigureCanvasBase.get_supported_filetypes()
-    if (options.figure.suffix[1:] or "png") not in types:
+    if _kind(options.figure) not in types:
         msg = f"--figure must end in one of {', '.join(sorted(types))}, got '{options.figure}'; choose one of these."
         raise ValueError(msg)
     if options.figure == options.output:
         msg = f"--figure and -o must be two files, got '{options.figure}' for both; rename one."
         raise ValueError(msg)
+
+
+def _kind(path: Path) -> str:
+    return path.suffix[1:] or "png"
 
 
 def _doubling(probabilities: np.ndarray) -> tuple[int, ...]:
@@ -127,20 +127,18 @@ def report(cascade: Cascade, evaluation: CascadeEvaluation, oracle: OracleRoutin
     """Return the table and what follows from it, in plain ASCII."""
     n, full = evaluation.n_rows, evaluation.dims[-1]
     rule = "published rule" if cascade.certificate is None else "certified"
+    cells = [["width".rjust(8), "threshold", "rows exiting", "right among them", "right if alone"]]
+    for i, dim in enumerate(evaluation.dims):
+        threshold = f"{cascade.thresholds[i]:.4f}" if i < len(cascade.thresholds) else "-"
+        count = round(evaluation.exit_shares[i] * n)
+        there = evaluation.exit_accuracy[i]
+        among = "-" if there is None else _rate(there, count)
+        cells.append([str(dim), threshold, f"{count / n:.1%}", among, _rate(evaluation.prefix_accuracy[i], n)])
     lines = [
         f"Cascade ({rule}, confidence {cascade.confidence}) on {n:,} rows of {evaluation.n_classes:,} classes.",
         "Measured on the rows that chose the thresholds.",
         "",
-        f"{'width':>8}  {'threshold':>9}  {'rows exiting':>12}  {'right among them':>25}  {'right if alone':>25}",
-    ]
-    for i, dim in enumerate(evaluation.dims):
-        threshold = f"{cascade.thresholds[i]:9.4f}" if i < len(cascade.thresholds) else f"{'-':>9}"
-        count = round(evaluation.exit_shares[i] * n)
-        there = evaluation.exit_accuracy[i]
-        among = f"{'-':>25}" if there is None else f"{_rate(there, count):>25}"
-        alone = _rate(evaluation.prefix_accuracy[i], n)
-        lines.append(f"{dim:8d}  {threshold}  {count / n:12.1%}  {among}  {alone:>25}")
-    lines += [
+        *_pictures.table(cells),
         "",
         f"accuracy        {_rate(evaluation.accuracy, n)}",
         f"full width      {_rate(evaluation.prefix_accuracy[-1], n)}",
@@ -168,21 +166,16 @@ def _cost(name: str, dim: float, full: int, multiply_adds: float, head: str) -> 
 
 def figure(curve: list[CascadeEvaluation], evaluation: CascadeEvaluation, oracle: OracleRouting) -> Any:
     """Draw accuracy against the expected dimension, for every cap and for each width alone."""
-    from matplotlib.figure import Figure
-
-    drawing = Figure(figsize=(6.4, 4.4), layout="constrained")
+    drawing = _pictures.new(6.4, 4.4, purpose="--figure")
     axes = drawing.subplots()
-    axes.plot(
-        evaluation.dims, [100 * a for a in evaluation.prefix_accuracy], "s--", color="0.5", label="one width alone"
-    )
-    points = curve or [evaluation]
-    axes.plot([p.expected_dim for p in points], [100 * p.accuracy for p in points], "o-", label=_CASCADE)
-    axes.axhline(100 * oracle.accuracy, linestyle=":", color="0.3", label="perfect router")
-    axes.set_xscale("log", base=2)
     dims = evaluation.dims
-    axes.set_xticks(dims, [str(dim) for dim in dims], rotation=45 if len(dims) > 7 else 0)
-    axes.minorticks_off()
+    axes.plot(dims, [100 * a for a in evaluation.prefix_accuracy], "s--", color="0.5", label="one width alone")
+    points = curve or [evaluation]
+    label = "cascade: a point for each widest prefix allowed"
+    axes.plot([p.expected_dim for p in points], [100 * p.accuracy for p in points], "o-", label=label)
+    axes.axhline(100 * oracle.accuracy, linestyle=":", color="0.3", label="perfect router")
+    _pictures.width_axis(axes, dims)
     axes.set_xlabel("expected dimension")
     axes.set_ylabel("accuracy [%]")
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, fontsize=9, frameon=False)
+    _pictures.legend_below(axes)
     return drawing

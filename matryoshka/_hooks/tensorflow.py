@@ -1,7 +1,7 @@
 """The closed-form gradients as TensorFlow custom gradients; in a graph, rows are mapped by `tf.while_loop`.
 
-A graph may be traced before the number of rows is known (None). A first block is worked off before the loop, which
-takes what is left in blocks of one size: with few rows the loop has nothing to do, and the totals need no zeros.
+A graph may be traced before the number of rows is known (None). A first block is taken before the loop, which takes
+what is left in blocks of one size: with few rows the loop has nothing to do, and the totals need no zeros.
 
 In a graph, gradients of `weighted_total` are formed in the forward pass; where none is asked for, TensorFlow prunes
 them. Eagerly it cannot tell beforehand whether one will be asked for, so they are formed in the backward pass.
@@ -10,118 +10,87 @@ them. Eagerly it cannot tell beforehand whether one will be asked for, so they a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import tensorflow as tf
 
-from matryoshka._hooks import rows as loop
-from matryoshka._typing import Namespace
-
-Tensors = tuple[Any, ...]
+from matryoshka._hooks import loop
+from matryoshka._hooks.formula import Arrays, Block, Problem, Totals
 
 product_dtype = loop.product_dtype
 
 
-def weighted_total(
-    formula: Any,
-    rows: Tensors,
-    labels: Any,
-    weights: Any,
-    parameters: Tensors,
-    *,
-    divisor: Any,
-    row_block: int | None,
-    xp: Namespace,
-) -> tuple[Any, Any]:
+def weighted_total(problem: Problem, divisor: Any) -> tuple[Any, Any]:
     """Return the total / `divisor` as a differentiable 0-d tensor, and the losses (G, n) without a gradient."""
-    arrays = (*rows, *parameters, weights)
-    wanted, options = (True,) * (len(arrays) - 1), {"row_block": row_block, "xp": xp}
+    arrays = (*problem.arrays, problem.weights)
 
     @tf.custom_gradient
     def total(*present: Any) -> Any:
-        *inner, inner_weights = _restore(present, arrays)
-        inner_rows, inner_parameters = tuple(inner[: len(rows)]), tuple(inner[len(rows) :])
-
-        def form() -> tuple[Any, Tensors, Tensors]:
-            return gradients(formula, inner_rows, labels, inner_weights, inner_parameters, wanted=wanted, **options)
-
-        formed = None if tf.executing_eagerly() else form()
-        losses = formed[0] if formed else _losses(formula, inner_rows, labels, inner_parameters, **options)
+        *inner, weights = _restore(present, arrays)
+        inside = _with_arrays(problem, inner, weights)
+        formed = None if tf.executing_eagerly() else gradients(inside, problem.present)
+        losses = formed[0] if formed else _losses(inside)
 
         def backward(d_total: Any, _: Any) -> list[Any]:
-            _, d_rows, d_parameters = formed or form()
-            d_weights = loop.weigh_prefixes(losses, formula.nesting)
+            _, d_rows, d_parameters = formed or gradients(inside, problem.present)
+            d_weights = problem.formula.weigh_prefixes(losses)
             return _as_arrays((*d_rows, *d_parameters, d_weights), arrays, d_total)
 
-        return (loop.combine(formula, losses, inner_weights, xp), losses), backward
+        return (inside.total(losses), losses), backward
 
     result, losses = total(*_present(arrays))
     return result / tf.cast(divisor, result.dtype), tf.stop_gradient(losses)
 
 
-def row_totals(
-    formula: Any, rows: Tensors, labels: Any, parameters: Tensors, *, row_block: int | None, xp: Namespace
-) -> tuple[Any, Any]:
+def row_totals(problem: Problem) -> tuple[Any, Any]:
     """Return the total of each row (n,), differentiable, and the losses (G, n) without a gradient."""
-    arrays = (*rows, *parameters)
-    wanted, options = (True,) * len(arrays), {"row_block": row_block, "xp": xp}
+    arrays = problem.arrays
 
     @tf.custom_gradient
     def totals(*present: Any) -> Any:
         inner = _restore(present, arrays)
-        inner_rows, inner_parameters = inner[: len(rows)], inner[len(rows) :]
-        losses = _losses(formula, inner_rows, labels, inner_parameters, **options)
+        losses = _losses(_with_arrays(problem, inner, None))
 
         def backward(d_totals: Any, _: Any) -> list[Any]:
-            _, d_rows, d_parameters = gradients(
-                formula, inner_rows, labels, d_totals, inner_parameters, wanted=wanted, **options
-            )
+            _, d_rows, d_parameters = gradients(_with_arrays(problem, inner, d_totals), problem.present)
             return _as_arrays((*d_rows, *d_parameters), arrays)
 
-        return (loop.weigh_prefixes(losses, formula.nesting), losses), backward
+        return (problem.formula.weigh_prefixes(losses), losses), backward
 
     result, losses = totals(*_present(arrays))
     return result, tf.stop_gradient(losses)
 
 
-def gradients(
-    formula: Any,
-    rows: Tensors,
-    labels: Any,
-    weights: Any,
-    parameters: Tensors,
-    *,
-    wanted: tuple[bool, ...],
-    row_block: int | None,
-    xp: Namespace,
-) -> tuple[Any, Tensors, Tensors]:
-    """Return the losses (G, n), and the gradients of `weighted_total` in the rows and in the parameters."""
-    prepared = formula.prepare(parameters, xp)
+def gradients(problem: Problem, wanted: tuple[bool, ...]) -> tuple[Any, Arrays, Arrays]:
+    """Return the losses (G, n), and the gradients of the total in the rows and in the parameters."""
+    formula = problem.formula
+    prepared = formula.prepare(problem.parameters)
 
-    def step(totals: Any, block: Any) -> tuple[Any, tuple[Any, Tensors]]:
-        losses, d_rows, totals = formula.gradients(*block, prepared, totals, wanted, xp)
+    def step(totals: Totals | None, block: Block) -> tuple[Totals, tuple[Any, Arrays]]:
+        losses, d_rows, totals = formula.gradients(block, prepared, totals, wanted)
         return totals, (tf.transpose(losses), d_rows)
 
-    totals, (losses, d_rows) = _carry(step, (rows, labels, weights), _largest_block(formula, parameters, row_block))
-    return tf.transpose(losses), d_rows, formula.finish(parameters, prepared, totals, xp)
+    whole = Block(problem.rows, problem.labels, problem.weights)
+    totals, (losses, d_rows) = _carry(step, whole, _largest_block(problem))
+    return tf.transpose(losses), d_rows, formula.finish(prepared, totals)
 
 
-def _losses(
-    formula: Any, rows: Tensors, labels: Any, parameters: Tensors, *, row_block: int | None, xp: Namespace
-) -> Any:
-    prepared = formula.prepare(parameters, xp)
+def _losses(problem: Problem) -> Any:
+    prepared = problem.formula.prepare(problem.parameters)
 
-    def step(totals: None, block: Any) -> tuple[None, Any]:
-        return None, tf.transpose(formula.losses(*block, prepared, xp))
+    def step(totals: None, block: Block) -> tuple[None, Any]:
+        return None, tf.transpose(problem.formula.losses(block, prepared))
 
-    return tf.transpose(_carry(step, (rows, labels), _largest_block(formula, parameters, row_block))[1])
+    return tf.transpose(_carry(step, Block(problem.rows, problem.labels), _largest_block(problem))[1])
 
 
-def _largest_block(formula: Any, parameters: Tensors, row_block: int | None) -> Any:
+def _largest_block(problem: Problem) -> Any:
     """Return how many rows to work on at a time at most, an int or a tensor; None stands for all."""
-    if row_block is not None:
-        return row_block
+    formula, parameters = problem.formula, problem.parameters
+    if problem.row_block is not None:
+        return problem.row_block
     if not parameters or parameters[0].shape[0] is not None:
         return loop.largest_block(formula.row_bytes(parameters), None)
     column = SimpleNamespace(shape=(1, *parameters[0].shape[1:]))
@@ -129,16 +98,16 @@ def _largest_block(formula: Any, parameters: Tensors, row_block: int | None) -> 
     return tf.clip_by_value(loop.BLOCK_BYTES // row_bytes, *loop.BLOCK_ROWS)
 
 
-def _carry(step: Callable[[Any, Any], Any], arrays: Any, largest: Any) -> tuple[Any, Any]:
-    """Carry `step` over blocks of rows of `arrays`; return its last carry, and its outputs joined along the rows."""
-    present = _present(arrays)
+def _carry(step: Callable[[Any, Block], tuple[Any, Any]], whole: Block, largest: Any) -> tuple[Any, Any]:
+    """Carry `step` over blocks of the `whole` rows; return its last carry, and its outputs joined along the rows."""
+    present = _present(whole)
     n = present[0].shape[0]
     if largest is None or (isinstance(largest, int) and n is not None and n <= largest):
-        return step(None, arrays)
+        return step(None, whole)
     n = tf.shape(present[0])[0]
     size = _ceil(n, tf.maximum(_ceil(n, largest), 1))
     n_more = tf.maximum(_ceil(n, tf.maximum(size, 1)), 1) - 1
-    carry, first = step(None, _restore([a[: n - n_more * size] for a in present], arrays))
+    carry, first = step(None, _restore([a[: n - n_more * size] for a in present], whole))
 
     # Without a block to take, the loop does nothing; what it would read and write needs a length all the same.
     length = tf.maximum(n_more, 1)
@@ -148,7 +117,7 @@ def _carry(step: Callable[[Any, Any], Any], arrays: Any, largest: Any) -> tuple[
     lists = [tf.TensorArray(a.dtype, size=length).write(0, a) for a in empty]
 
     def body(i: Any, carried: list[Any], lists: list[Any]) -> Any:
-        next_carry, outputs = step(_restore(carried, carry), _restore([a[i] for a in blocks], arrays))
+        next_carry, outputs = step(_restore(carried, carry), _restore([a[i] for a in blocks], whole))
         return i + 1, _present(next_carry), [a.write(i, o) for a, o in zip(lists, _present(outputs), strict=True)]
 
     start = (tf.constant(0), _present(carry), lists)
@@ -162,6 +131,12 @@ def _ceil(n: Any, divisor: Any) -> Any:
     return -(-n // divisor)
 
 
+def _with_arrays(problem: Problem, arrays: Sequence[Any], weights: Any) -> Problem:
+    """Return a problem with other rows and parameters, and other weights."""
+    n = len(problem.rows)
+    return replace(problem, rows=tuple(arrays[:n]), parameters=tuple(arrays[n:]), weights=weights)
+
+
 def _present(structure: Any) -> list[Any]:
     """Return the tensors of a nested structure in their order, passing over None."""
     return [tf.convert_to_tensor(leaf) for leaf in tf.nest.flatten(structure) if leaf is not None]
@@ -173,7 +148,7 @@ def _restore(present: Iterable[Any], structure: Any) -> Any:
     return tf.nest.map_structure(lambda leaf: None if leaf is None else next(tensors), structure)
 
 
-def _as_arrays(gradients: Sequence[Any], arrays: Tensors, scale: Any = None) -> list[Any]:
+def _as_arrays(gradients: Sequence[Any], arrays: Arrays, scale: Any = None) -> list[Any]:
     """Return the gradients of the arrays that are there, in their dtypes, times `scale`."""
     pairs = [(d, a) for d, a in zip(gradients, arrays, strict=True) if a is not None]
     return [tf.cast(d if scale is None else d * scale, a.dtype) for d, a in pairs]

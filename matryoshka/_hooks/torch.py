@@ -1,7 +1,8 @@
 """The closed-form gradients as PyTorch autograd functions.
 
-Both functions take (formula, setting, labels, …, *arrays), the arrays being the rows and then the parameters; None
-stands for a bias that is not there. They use `setup_context`, so that `torch.func` and `torch.compile` see through.
+Both functions take (setting, labels, weights, *arrays), the arrays being the rows and then the parameters; None stands
+for weights or a bias that are not there. A setting holds no tensor: autograd, `torch.func` and `torch.compile` follow
+only what a function is given by itself. They use `setup_context`, so that the last two see through.
 """
 
 from __future__ import annotations
@@ -13,23 +14,24 @@ from typing import Any
 
 import torch
 
-from matryoshka._hooks import rows as loop
-from matryoshka._typing import Namespace
+from matryoshka._hooks import loop
+from matryoshka._hooks.formula import Arrays, Formula, Problem
 
-Tensors = tuple[torch.Tensor | None, ...]
+Tensors = Sequence[torch.Tensor | None]
 
 
 @dataclass(frozen=True)
 class _Setting:
-    """What the functions need besides tensors."""
+    """What there is to know of a problem besides its tensors, and of which of them a gradient is to be formed."""
 
+    formula: Formula
     n_rows: int
-    wanted: tuple[bool, ...]
     row_block: int | None
-    xp: Namespace
+    wanted: tuple[bool, ...]
 
-    def split(self, arrays: Tensors) -> tuple[Tensors, Tensors]:
-        return arrays[: self.n_rows], arrays[self.n_rows :]
+    def problem(self, labels: torch.Tensor, weights: torch.Tensor | None, arrays: Tensors) -> Problem:
+        rows, parameters = tuple(arrays[: self.n_rows]), tuple(arrays[self.n_rows :])
+        return Problem(self.formula, rows, labels, weights, parameters, self.row_block)
 
 
 def product_dtype(array: torch.Tensor) -> torch.dtype | None:
@@ -43,59 +45,35 @@ def product_dtype(array: torch.Tensor) -> torch.dtype | None:
     return torch.get_autocast_dtype(kind)
 
 
-def weighted_total(
-    formula: Any,
-    rows: Tensors,
-    labels: torch.Tensor,
-    weights: torch.Tensor | None,
-    parameters: Tensors,
-    *,
-    divisor: Any,
-    row_block: int | None,
-    xp: Namespace,
-) -> tuple[torch.Tensor, torch.Tensor]:
+def weighted_total(problem: Problem, divisor: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the total / `divisor` as a differentiable 0-d tensor, and the losses (G, n) without a gradient."""
-    arrays = (*rows, *parameters)
+    arrays, weights = problem.arrays, problem.weights
     wanted = _wanted(arrays)
-    with _without_autocast(labels):
+    with _without_autocast(problem.labels):
         if not any(wanted) and not _wanted((weights,))[0]:
-            return loop.weighted_total(
-                formula, rows, labels, weights, parameters, divisor=divisor, row_block=row_block, xp=xp
-            )
-        setting = _Setting(len(rows), wanted, row_block, xp)
-        total, losses, *_ = _WeightedTotal.apply(formula, setting, labels, weights, *arrays)  # type: ignore[no-untyped-call]
+            return loop.weighted_total(problem, divisor)
+        setting = _Setting(problem.formula, len(problem.rows), problem.row_block, wanted)
+        total, losses, *_ = _WeightedTotal.apply(setting, problem.labels, weights, *arrays)  # type: ignore[no-untyped-call]
     return total / divisor, losses
 
 
-def row_totals(
-    formula: Any, rows: Tensors, labels: torch.Tensor, parameters: Tensors, *, row_block: int | None, xp: Namespace
-) -> tuple[torch.Tensor, torch.Tensor]:
+def row_totals(problem: Problem) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the total of each row (n,), differentiable, and the losses (G, n) without a gradient."""
-    arrays = (*rows, *parameters)
+    arrays = problem.arrays
     wanted = _wanted(arrays)
-    with _without_autocast(labels):
+    with _without_autocast(problem.labels):
         if not any(wanted):
-            return loop.row_totals(formula, rows, labels, parameters, row_block=row_block, xp=xp)
-        setting = _Setting(len(rows), wanted, row_block, xp)
-        totals, losses = _RowTotals.apply(formula, setting, labels, *arrays)  # type: ignore[no-untyped-call]
+            return loop.row_totals(problem)
+        setting = _Setting(problem.formula, len(problem.rows), problem.row_block, wanted)
+        totals, losses = _RowTotals.apply(setting, problem.labels, *arrays)  # type: ignore[no-untyped-call]
     return totals, losses
 
 
 @torch.no_grad()
-def gradients(
-    formula: Any,
-    rows: Tensors,
-    labels: torch.Tensor,
-    weights: torch.Tensor | None,
-    parameters: Tensors,
-    *,
-    wanted: tuple[bool, ...],
-    row_block: int | None,
-    xp: Namespace,
-) -> tuple[torch.Tensor, Tensors, Tensors]:
-    """Return the losses (G, n), and the gradients of `weighted_total` in the rows and in the parameters."""
-    with _without_autocast(labels):
-        return loop.gradients(formula, rows, labels, weights, parameters, wanted=wanted, row_block=row_block, xp=xp)
+def gradients(problem: Problem, wanted: tuple[bool, ...]) -> tuple[torch.Tensor, Arrays, Arrays]:
+    """Return the losses (G, n), and the gradients of the total in the rows and in the parameters."""
+    with _without_autocast(problem.labels):
+        return loop.gradients(problem, wanted)
 
 
 class _WeightedTotal(torch.autograd.Function):
@@ -103,33 +81,20 @@ class _WeightedTotal(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        formula: Any,
-        setting: _Setting,
-        labels: torch.Tensor,
-        weights: torch.Tensor | None,
-        *arrays: torch.Tensor | None,
+        setting: _Setting, labels: torch.Tensor, weights: torch.Tensor | None, *arrays: torch.Tensor | None
     ) -> tuple[torch.Tensor | None, ...]:
-        rows, parameters = setting.split(arrays)
-        losses, d_rows, d_parameters = loop.gradients(
-            formula,
-            rows,
-            labels,
-            weights,
-            parameters,
-            wanted=setting.wanted,
-            row_block=setting.row_block,
-            xp=setting.xp,
-        )
-        return loop.combine(formula, losses, weights, setting.xp), losses, *d_rows, *d_parameters
+        problem = setting.problem(labels, weights, arrays)
+        losses, d_rows, d_parameters = loop.gradients(problem, setting.wanted)
+        return problem.total(losses), losses, *d_rows, *d_parameters
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor | None, ...]) -> None:
-        ctx.formula, ctx.setting, labels, weights, *arrays = inputs
+        ctx.setting, labels, weights, *arrays = inputs
         _, losses, *formed = output
         ctx.mark_non_differentiable(losses, *(gradient for gradient in formed if gradient is not None))
         ctx.set_materialize_grads(False)
         ctx.spent = False
-        ctx.save_for_backward(losses if ctx.needs_input_grad[3] else None, labels, *formed, weights, *arrays)
+        ctx.save_for_backward(losses if ctx.needs_input_grad[2] else None, labels, *formed, weights, *arrays)
 
     @staticmethod
     def backward(ctx: Any, d_total: torch.Tensor | None, *_: Any) -> tuple[torch.Tensor | None, ...]:
@@ -143,15 +108,15 @@ class _WeightedTotal(torch.autograd.Function):
         in_place = not (torch.is_grad_enabled() or torch.compiler.is_compiling())
         with torch.no_grad():
             if ctx.spent:
-                formed = _form_gradients(ctx, labels, weights, arrays)
+                formed = _form_gradients(ctx.setting, labels, weights, arrays)
             if in_place:
                 ctx.spent = True
-            d_weights = None if losses is None else loop.weigh_prefixes(losses, ctx.formula.nesting)
+            d_weights = None if losses is None else ctx.setting.formula.weigh_prefixes(losses)
             scaled = [
                 _scale(gradient, d_total, array, in_place=in_place)
                 for gradient, array in zip((d_weights, *formed), (weights, *arrays), strict=True)
             ]
-        return None, None, None, *_first_order_only(scaled, (d_total, weights, *arrays))
+        return None, None, *_first_order_only(scaled, (d_total, weights, *arrays))
 
 
 class _RowTotals(torch.autograd.Function):
@@ -159,14 +124,13 @@ class _RowTotals(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        formula: Any, setting: _Setting, labels: torch.Tensor, *arrays: torch.Tensor | None
+        setting: _Setting, labels: torch.Tensor, *arrays: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        rows, parameters = setting.split(arrays)
-        return loop.row_totals(formula, rows, labels, parameters, row_block=setting.row_block, xp=setting.xp)
+        return loop.row_totals(setting.problem(labels, None, arrays))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
-        ctx.formula, ctx.setting, *tensors = inputs
+        ctx.setting, *tensors = inputs
         ctx.mark_non_differentiable(output[1])
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors)
@@ -174,32 +138,19 @@ class _RowTotals(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, d_totals: torch.Tensor | None, *_: Any) -> tuple[torch.Tensor | None, ...]:
         if d_totals is None:
-            return (None,) * (len(ctx.setting.wanted) + 3)
+            return (None,) * len(ctx.needs_input_grad)
         labels, *arrays = ctx.saved_tensors
-        formed = _form_gradients(ctx, labels, d_totals, arrays)
+        formed = _form_gradients(ctx.setting, labels, d_totals, arrays)
         cast = [
             None if gradient is None else gradient.to(array.dtype)
             for gradient, array in zip(formed, arrays, strict=True)
         ]
-        return None, None, None, *_first_order_only(cast, (d_totals, *arrays))
+        return None, None, *_first_order_only(cast, (d_totals, *arrays))
 
 
-def _form_gradients(
-    ctx: Any, labels: torch.Tensor, weights: torch.Tensor | None, arrays: Sequence[torch.Tensor | None]
-) -> list[torch.Tensor | None]:
-    """Work the rows off a second time, for their gradients alone."""
-    setting = ctx.setting
-    rows, parameters = setting.split(tuple(arrays))
-    _, d_rows, d_parameters = gradients(
-        ctx.formula,
-        rows,
-        labels,
-        weights,
-        parameters,
-        wanted=setting.wanted,
-        row_block=setting.row_block,
-        xp=setting.xp,
-    )
+def _form_gradients(setting: _Setting, labels: torch.Tensor, weights: torch.Tensor | None, arrays: Tensors) -> Tensors:
+    """Go over the rows a second time, for their gradients alone."""
+    _, d_rows, d_parameters = gradients(setting.problem(labels, weights, arrays), setting.wanted)
     return [*d_rows, *d_parameters]
 
 
@@ -234,7 +185,7 @@ class _FirstOrderOnly(torch.autograd.Function):
         raise RuntimeError(msg)
 
 
-def _first_order_only(gradients: list[torch.Tensor | None], inputs: Tensors) -> list[torch.Tensor | None]:
+def _first_order_only(gradients: Tensors, inputs: Tensors) -> Tensors:
     """Where a graph of the backward pass is being made, let the gradients raise if they are differentiated."""
     if not torch.is_grad_enabled():
         return gradients

@@ -3,65 +3,44 @@
 from __future__ import annotations
 
 import textwrap
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from matryoshka._optional import require
+from matryoshka import _pictures
+from matryoshka.audit._report import Audit
 from matryoshka.audit._rule import KEPT
 
-if TYPE_CHECKING:
-    from matryoshka.audit._report import Audit
-
-_PREFIX, _RANDOM, _PCA = "#1f6fb4", "#7f7f7f", "#2a9d5c"
-_BELOW: dict[str, Any] = {
-    "loc": "upper center",
-    "bbox_to_anchor": (0.5, -0.16),
-    "ncols": 2,
-    "fontsize": 9,
-    "frameon": False,
-}
-"""Where a legend covers no curve."""
+_PREFIX, _RANDOM, _PCA = _pictures.BLUE, _pictures.GREY, _pictures.GREEN
 
 
 def figure(audit: Audit) -> Any:
     """Draw neighbours kept, and beside it accuracy where labels were given, energy where not."""
-    matplotlib = require("matplotlib.figure", extra="cli", purpose="the figure of an audit")
-    canvas = matplotlib.Figure(figsize=(11, 5.5), layout="constrained")
+    canvas = _pictures.new(11, 5.5, purpose="the figure of an audit")
     left, right = canvas.subplots(1, 2, width_ratios=(3, 2))
     _kept(left, audit)
     if audit.rows[0].nearest_neighbor_accuracy is None:
         _energy(right, audit)
     else:
         _accuracy(right, audit)
-    dims = [row.dim for row in audit.rows]
     for axes in (left, right):
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(dims, [str(dim) for dim in dims], rotation=45 if len(dims) > 7 else 0)
-        axes.minorticks_off()
+        _pictures.width_axis(axes, _dims(audit))
+        _pictures.light_frame(axes)
         axes.set_xlabel(f"columns compared, of {audit.dim:,}")
         axes.set_ylim(0, 102)
-        axes.grid(color="#e5e5e5")
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
     canvas.suptitle(textwrap.fill(audit.verdict, 100), fontsize=12, fontweight="bold")
     return canvas
 
 
 def _kept(axes: Any, audit: Audit) -> None:
-    rows, dims = audit.rows, [row.dim for row in audit.rows]
+    dims, kept = _dims(audit), _percent(audit, "kept")
     axes.set_ylabel(f"of the {audit.k} nearest neighbours at full width, kept (%)")
     axes.set_title(f"{audit.n_queries:,} queries among {audit.n_audited:,} rows", fontsize=10)
-    axes.plot(
-        dims, [100 * row.pca for row in rows], "--", color=_PCA, lw=1.2, label="principal directions of these rows"
-    )
-    axes.fill_between(
-        dims, [100 * row.random_low for row in rows], [100 * row.random_high for row in rows], color=_RANDOM, alpha=0.25
-    )
-    random = [100 * row.random for row in rows]
-    axes.plot(dims, random, color=_RANDOM, label=f"random columns (mean and range of {audit.orders} orders)")
-    axes.plot(dims, [100 * row.last for row in rows], ":", color="black", lw=1.2, label="last columns")
-    kept = [100 * row.kept for row in rows]
-    below = [100 * (row.kept - row.kept_low) for row in rows]
-    above = [100 * (row.kept_high - row.kept) for row in rows]
+    axes.plot(dims, _percent(audit, "pca"), "--", color=_PCA, lw=1.2, label="principal directions of these rows")
+    axes.fill_between(dims, _percent(audit, "random_low"), _percent(audit, "random_high"), color=_RANDOM, alpha=0.25)
+    random = f"random columns (mean and range of {audit.orders} orders)"
+    axes.plot(dims, _percent(audit, "random"), color=_RANDOM, label=random)
+    axes.plot(dims, _percent(audit, "last"), ":", color="black", lw=1.2, label="last columns")
+    below = [100 * (row.kept - row.kept_low) for row in audit.rows]
+    above = [100 * (row.kept_high - row.kept) for row in audit.rows]
     axes.errorbar(
         dims, kept, yerr=(below, above), fmt="-o", color=_PREFIX, capsize=3, lw=2, label="first columns (95 % interval)"
     )
@@ -71,22 +50,29 @@ def _kept(axes: Any, audit: Audit) -> None:
         axes.axvline(audit.smallest_dim, color=_PREFIX, lw=1, alpha=0.6)
         axes.text(audit.smallest_dim, 2, " truncates down to here", rotation=90, color=_PREFIX, ha="right", fontsize=9)
     handles, names = axes.get_legend_handles_labels()
-    axes.legend(handles[::-1], names[::-1], **_BELOW)
+    _pictures.legend_below(axes, handles[::-1], names[::-1])
 
 
 def _accuracy(axes: Any, audit: Audit) -> None:
-    dims = [row.dim for row in audit.rows]
-    axes.plot(dims, [100 * (row.nearest_neighbor_accuracy or 0) for row in audit.rows], "-o", color=_PREFIX)
-    axes.plot(dims, [100 * (row.nearest_class_mean_accuracy or 0) for row in audit.rows], "--s", color=_PCA)
-    axes.legend(["nearest neighbour", "nearest class mean"], **_BELOW)
+    axes.plot(_dims(audit), _percent(audit, "nearest_neighbor_accuracy"), "-o", color=_PREFIX)
+    axes.plot(_dims(audit), _percent(audit, "nearest_class_mean_accuracy"), "--s", color=_PCA)
+    _pictures.legend_below(axes, ["nearest neighbour", "nearest class mean"])
     axes.set_ylabel("accuracy of the first columns (%)")
     axes.set_title("against the labels", fontsize=10)
 
 
 def _energy(axes: Any, audit: Audit) -> None:
-    dims = [row.dim for row in audit.rows]
-    axes.plot(dims, [100 * row.energy for row in audit.rows], "-o", color=_PREFIX)
-    axes.plot(dims, [100 * dim / audit.dim for dim in dims], color=_RANDOM)
-    axes.legend(["first columns", "no order: in proportion"], **_BELOW)
+    axes.plot(_dims(audit), _percent(audit, "energy"), "-o", color=_PREFIX)
+    axes.plot(_dims(audit), [100 * dim / audit.dim for dim in _dims(audit)], color=_RANDOM)
+    _pictures.legend_below(axes, ["first columns", "no order: in proportion"])
     axes.set_ylabel("share of squared length (%)")
     axes.set_title("energy", fontsize=10)
+
+
+def _dims(audit: Audit) -> list[int]:
+    return [row.dim for row in audit.rows]
+
+
+def _percent(audit: Audit, name: str) -> list[float]:
+    """Return one share of every row, in per cent."""
+    return [100 * getattr(row, name) for row in audit.rows]

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from matryoshka.audit._figure import figure
+from matryoshka._pictures import table
 from matryoshka.audit._rule import KEPT, LEVEL, LOST, SHARE, WORTH
 from matryoshka.retrieval import Funnel
 
@@ -181,6 +181,8 @@ class Audit:
         ImportError
             matplotlib is not installed.
         """
+        from matryoshka.audit._figure import figure  # which draws this class, and so imports it
+
         return figure(self)
 
     def __str__(self) -> str:
@@ -215,15 +217,11 @@ def _table(audit: Audit) -> list[str]:
         if row.nearest_neighbor_accuracy is not None and row.nearest_class_mean_accuracy is not None:
             cells += [f"{100 * row.nearest_neighbor_accuracy:.1f} %", f"{100 * row.nearest_class_mean_accuracy:.1f} %"]
         lines.append([*cells, "passes" if row.passes and not full else ""])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    aligned = [
-        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
-    ]
     title = (
         f"Share of the {audit.k} nearest neighbours kept: {audit.n_queries:,} queries among {audit.n_audited:,} rows, "
         f"{audit.orders} random column orders"
     )
-    return [title, *aligned, "", *_LEGEND]
+    return [title, *table(lines), "", *_LEGEND]
 
 
 def _advice(audit: Audit) -> list[str]:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from matryoshka import _checks
-from matryoshka._array import device, is_jax_array, is_numpy_array, to_numpy
+from matryoshka._array import take_rows, to_numpy
 from matryoshka._typing import Array, Namespace
 from matryoshka.embeddings import truncate
 
@@ -43,7 +43,7 @@ def draw(
     if labels is not None:
         _checks.labels(labels, "labels", (n_total,), xp)
     drawn = np.sort(rng.choice(n_total, size=min(n_total, max_rows), replace=False))
-    rows = _take(embeddings, drawn, xp).astype(np.float64)
+    rows = to_numpy(take_rows(embeddings, drawn, xp)).astype(np.float64)
     bad = drawn[~np.isfinite(rows).all(axis=1)].tolist()
     _checks.no_bad_rows(bad, len(drawn), "embeddings", drawn_from=n_total)
     rows = truncate(rows, rows.shape[1]).astype(np.float32)
@@ -57,19 +57,11 @@ def draw(
     order = rng.permutation(first)
     return Sample(
         rows=rows[order],
-        labels=None if labels is None else _take(labels, drawn[order], xp),
+        labels=None if labels is None else to_numpy(take_rows(labels, drawn[order], xp)),
         n_queries=min(len(first), max_queries),
         n_total=n_total,
         n_duplicates=len(drawn) - len(first),
     )
-
-
-def _take(array: Array, rows: np.ndarray, xp: Namespace) -> np.ndarray:
-    """Bring some rows to the host, reading no others."""
-    if is_numpy_array(array):
-        return np.asarray(array[rows])
-    place = None if is_jax_array(array) else device(array)
-    return to_numpy(xp.take(array, xp.asarray(rows, device=place), axis=0))
 
 
 def _first_of_each(rows: np.ndarray) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Decide when a short prefix is sure enough to answer alone."""
 
-from matryoshka.cascade._certify import Certificate
+from matryoshka._promises.certificates import Certificate
 from matryoshka.cascade._evaluation import CascadeEvaluation
 from matryoshka.cascade._oracle import ClassTrends, OracleRouting, class_trends, oracle_routing, smallest_correct_dim
 from matryoshka.cascade._policy import Cascade

@@ -1,7 +1,8 @@
-"""How sure a prefix is: three measures, formed from probabilities or from logits by one formula each.
+"""How sure a prefix is: three measures of one formula each, and the temperature at which they deserve most belief.
 
-A row of c classes is given as non-negative weights, their largest and their total, so that the probability of a class
-is weight / total. Probabilities are such weights already; of logits, exp((logits - max) / temperature) are.
+A row of c classes is given by the unnormalised probability mass of each class, the largest of them and their total, so
+that the probability of a class is mass / total. Probabilities are such masses already; of logits,
+exp((logits - max) / temperature) are.
 """
 
 from __future__ import annotations
@@ -10,61 +11,102 @@ import math
 from collections.abc import Callable
 from typing import TypeAlias
 
-from matryoshka._array import accumulator_dtype, arange, exp_, is_torch_array
+from matryoshka._algebra import exp_
+from matryoshka._array import accumulator_dtype, arange, index_dtype, is_torch_array
 from matryoshka._typing import Array, Namespace
 
-Weights: TypeAlias = tuple[Array, Array, Array]
-"""Weights (n, c), the largest of each row (n,), and their total (n,)."""
+Mass: TypeAlias = tuple[Array, Array, Array]
+"""The mass of every class (n, c), the largest of each row (n,), and their total (n,)."""
+
+_LARGEST_TEMPERATURE = 100.0
+_STEPS = 50
+_TOLERANCE = 1e-4
 
 
-def weights_of_probabilities(rows: Array, temperature: float, xp: Namespace) -> Weights:
-    """Weigh the classes by probabilities (n, c); a temperature acts as it would on their logits."""
-    wide = xp.astype(rows, accumulator_dtype(rows, xp), copy=False)
-    largest = xp.max(wide, axis=-1)
+def mass_of_probabilities(rows: Array, largest: Array, temperature: float, xp: Namespace) -> Mass:
+    """Return the masses of probabilities (n, c), the largest (n,) known; a temperature acts as on their logits."""
+    dtype = accumulator_dtype(rows, xp)
+    wide, largest = xp.astype(rows, dtype, copy=False), xp.astype(largest, dtype, copy=False)
     if temperature == 1.0:
         return wide, largest, xp.ones_like(largest)
-    weights = (wide / largest[:, None]) ** (1.0 / temperature)
-    return weights, xp.ones_like(largest), xp.sum(weights, axis=-1)
+    mass = (wide / largest[:, None]) ** (1.0 / temperature)
+    return mass, xp.ones_like(largest), xp.sum(mass, axis=-1)
 
 
-def weights_of_logits(rows: Array, temperature: float, xp: Namespace) -> Weights:
-    """Weigh the classes by logits (n, c)."""
+def mass_of_logits(rows: Array, temperature: float, xp: Namespace) -> Mass:
+    """Return the masses of logits (n, c)."""
     wide = xp.astype(rows, accumulator_dtype(rows, xp), copy=False)
     if is_torch_array(wide):  # its softmax is one pass, faster than its exp alone
-        weights = xp.softmax(wide if temperature == 1.0 else wide / temperature, -1)
-        largest = xp.max(weights, axis=-1)
-        return weights, largest, xp.ones_like(largest)
+        mass = xp.softmax(wide if temperature == 1.0 else wide / temperature, -1)
+        largest = xp.max(mass, axis=-1)
+        return mass, largest, xp.ones_like(largest)
     shifted = wide - xp.max(wide, axis=-1, keepdims=True)
     if temperature != 1.0:
         shifted /= temperature
-    weights = exp_(shifted, xp)
-    return weights, xp.ones_like(weights[:, 0]), xp.sum(weights, axis=-1)
+    mass = exp_(shifted, xp)
+    return mass, xp.ones_like(mass[:, 0]), xp.sum(mass, axis=-1)
 
 
-def _max_probability(weights: Weights, xp: Namespace) -> Array:
-    _, largest, total = weights
+def _max_probability(mass: Mass, xp: Namespace) -> Array:
+    _, largest, total = mass
     return largest / total
 
 
-def _margin(weights: Weights, xp: Namespace) -> Array:
-    rows, largest, total = weights
-    winner = arange(rows.shape[1], like=rows, xp=xp)[None, :] == xp.argmax(rows, axis=-1, keepdims=True)
-    second = xp.max(xp.where(winner, xp.zeros_like(rows), rows), axis=-1)
+def _margin(mass: Mass, xp: Namespace) -> Array:
+    classes, largest, total = mass
+    winner = arange(classes.shape[1], like=classes, xp=xp)[None, :] == xp.argmax(classes, axis=-1, keepdims=True)
+    second = xp.max(xp.where(winner, xp.zeros_like(classes), classes), axis=-1)
     return (largest - second) / total
 
 
-def _entropy(weights: Weights, xp: Namespace) -> Array:
-    rows, largest, total = weights
-    if rows.shape[1] == 1:
+def _entropy(mass: Mass, xp: Namespace) -> Array:
+    classes, largest, total = mass
+    if classes.shape[1] == 1:
         return xp.ones_like(largest)
-    logs = xp.log(xp.where(rows > 0, rows, xp.ones_like(rows)))
-    entropy = xp.log(total) - xp.sum(rows * logs, axis=-1) / total
-    return 1.0 - entropy / math.log(rows.shape[1])
+    logs = xp.log(xp.where(classes > 0, classes, xp.ones_like(classes)))
+    entropy = xp.log(total) - xp.sum(classes * logs, axis=-1) / total
+    return 1.0 - entropy / math.log(classes.shape[1])
 
 
-MEASURES: dict[str, Callable[[Weights, Namespace], Array]] = {
+MEASURES: dict[str, Callable[[Mass, Namespace], Array]] = {
     "max_probability": _max_probability,
     "margin": _margin,
     "entropy": _entropy,
 }
-"""Each maps weights to numbers (n,) within [0, 1], but for rounding."""
+"""Each maps masses to numbers (n,) within [0, 1], but for rounding."""
+
+
+def fit_temperature(mass: Mass, labels: Array, xp: Namespace) -> float:
+    """Return the temperature within [1/100, 100] at which the labels are likeliest, to about 1 in 10,000.
+
+    Temperature scaling, one scalar per prefix (Guo et al., 2017). The mean negative log-likelihood is convex in
+    b = 1 / temperature, with slope mean(E[z] - z_label) and curvature mean(Var[z]), z being the logarithms of the
+    masses: Newton's method, kept within a bracket by bisection. Logarithms end at that of the smallest normal number,
+    so that a label of probability 0 costs much but not everything.
+    """
+    classes, largest, _ = mass
+    smallest = float(xp.finfo(classes.dtype).smallest_normal)
+    logs = xp.log(xp.clip(classes / largest[:, None], smallest, 1.0))
+    of_labels = xp.take_along_axis(logs, xp.astype(labels, index_dtype(xp), copy=False)[:, None], axis=-1)[:, 0]
+    high = math.log(_LARGEST_TEMPERATURE)
+    low, b = -high, 0.0  # logarithms of b = 1 / temperature
+    for _ in range(_STEPS):
+        slope, curvature = _derivatives(logs, of_labels, math.exp(b), xp)
+        low, high = (low, b) if slope > 0 else (b, high)
+        # In log b the first derivative is slope * b, and the second about curvature * b ** 2 near the minimum.
+        step = -slope / (curvature * math.exp(b)) if curvature > 0 else math.inf
+        following = b + max(-1.0, min(1.0, step))
+        if not low < following < high:
+            following = (low + high) / 2
+        if abs(following - b) < _TOLERANCE:
+            return math.exp(-following)
+        b = following
+    return math.exp(-b)
+
+
+def _derivatives(logs: Array, of_labels: Array, b: float, xp: Namespace) -> tuple[float, float]:
+    mass = xp.exp(logs * b)
+    total = xp.sum(mass, axis=-1)
+    first = xp.sum(mass * logs, axis=-1) / total
+    second = xp.sum(mass * logs * logs, axis=-1) / total
+    return float(xp.mean(first - of_labels)), float(xp.mean(second - first * first))

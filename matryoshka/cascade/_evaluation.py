@@ -1,4 +1,4 @@
-"""What a cascade does on given rows: how often it is right, where rows exit, and what that costs."""
+"""What a cascade does on given rows: how often it is correct, where rows exit, and what that costs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from matryoshka import _checks
-from matryoshka.cascade._stages import Scored
+from matryoshka.cascade._outputs import Scored
 
 COSTS = ("expected_dim", "cumulative_dim")
 
@@ -25,7 +25,7 @@ class CascadeEvaluation:
     n_rows, n_classes : int
         How many rows were evaluated, and how many classes they choose from.
     accuracy : float
-        Share of rows that the cascade answers rightly.
+        Share of rows that the cascade answers correctly.
     gap : float
         Share of rows that the cascade answers wrongly although the full width is right: what `certify` bounds.
     expected_dim : float
@@ -79,18 +79,18 @@ def exits(confidences: np.ndarray, thresholds: Sequence[float]) -> np.ndarray:
 
 def evaluate(scored: Scored, dims: Sequence[int], thresholds: Sequence[float]) -> CascadeEvaluation:
     """Evaluate the first len(dims) prefixes of `scored`; the gap is against its last prefix."""
-    n = scored.correct.shape[1]
+    n = scored.n_rows
     stage = exits(scored.confidences, thresholds)
-    right = scored.correct[stage, np.arange(n)]
+    correct = scored.correct[stage, np.arange(n)]
     counts = np.bincount(stage, minlength=len(dims))
-    hits = np.bincount(stage[right], minlength=len(dims))
+    hits = np.bincount(stage[correct], minlength=len(dims))
     visited = list(itertools.accumulate(dims))
     return CascadeEvaluation(
         dims=tuple(dims),
         n_rows=n,
         n_classes=scored.n_classes,
         accuracy=int(hits.sum()) / n,
-        gap=int((scored.correct[-1] & ~right).sum()) / n,
+        gap=int((scored.correct[-1] & ~correct).sum()) / n,
         expected_dim=sum(int(count) * dim for count, dim in zip(counts, dims, strict=True)) / n,
         cumulative_dim=sum(int(count) * total for count, total in zip(counts, visited, strict=True)) / n,
         exit_shares=tuple(int(count) / n for count in counts),

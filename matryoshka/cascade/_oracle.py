@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from matryoshka import _checks
-from matryoshka._array import from_numpy, namespace
-from matryoshka._typing import Array, NestingLike
-from matryoshka.cascade._stages import Prefixes, Reader, Scored
-from matryoshka.nesting import as_nesting
+from matryoshka._array import from_numpy
+from matryoshka._typing import Array
+from matryoshka.cascade._outputs import Labelled, Prefixes
+from matryoshka.nesting import NestingLike, as_nesting
 
 __all__ = ["ClassTrends", "OracleRouting", "class_trends", "oracle_routing", "smallest_correct_dim"]
 
@@ -105,8 +104,8 @@ def smallest_correct_dim(
     >>> smallest_correct_dim([short, full], np.array([0, 1, 1]), nesting=(8, 16))
     array([ 8, 16,  0])
     """
-    dims, scored = _score(probabilities, labels, nesting, from_logits=from_logits)
-    return from_numpy(_smallest(scored, dims), like=labels, xp=namespace(("labels", labels)))
+    outputs = Labelled(probabilities, labels, as_nesting(nesting).dims, from_logits=from_logits)
+    return from_numpy(_smallest(outputs), like=labels, xp=outputs.xp)
 
 
 def oracle_routing(
@@ -133,21 +132,20 @@ def oracle_routing(
     -----
     Section 5.1 of Kusupati et al. (2022), where the oracle gains 4.6 % over the full width on ImageNet-1K.
     """
-    dims, scored = _score(probabilities, labels, nesting, from_logits=from_logits)
-    smallest, n = _smallest(scored, dims), scored.n_rows
-    right = smallest > 0
+    outputs = Labelled(probabilities, labels, as_nesting(nesting).dims, from_logits=from_logits)
+    dims, n, smallest = outputs.dims, outputs.n_rows, _smallest(outputs)
     total = int(smallest.sum())
-    never = n - int(right.sum())
+    never = int((smallest == 0).sum())
     return OracleRouting(
         dims=dims,
         n_rows=n,
         accuracy=(n - never) / n,
         shares=tuple(int((smallest == dim).sum()) / n for dim in dims),
         never_right=never / n,
-        only_shorter=int((right & ~scored.correct[-1]).sum()) / n,
+        only_shorter=int(((smallest > 0) & ~outputs.correct[-1]).sum()) / n,
         expected_dim_right=total / (n - never) if never < n else None,
         expected_dim_all=(total + never * dims[-1]) / n,
-        disagreement=tuple(int((answers != scored.answers[-1]).sum()) / n for answers in scored.answers),
+        disagreement=tuple(int((answers != outputs.host_answers[-1]).sum()) / n for answers in outputs.host_answers),
     )
 
 
@@ -189,14 +187,15 @@ def class_trends(
     """
     tolerance = _checks.real(tolerance, "tolerance", minimum=0.0, maximum=1.0)
     dip = _checks.real(dip, "dip", minimum=0.0, maximum=1.0)
-    dims, scored = _score(probabilities, labels, nesting, from_logits=from_logits)
-    counts = np.bincount(scored.labels, minlength=scored.n_classes)
-    hits = np.stack([np.bincount(scored.labels[right], minlength=scored.n_classes) for right in scored.correct])
+    outputs = Labelled(probabilities, labels, as_nesting(nesting).dims, from_logits=from_logits)
+    truth, n_classes = outputs.host_labels, outputs.n_classes
+    counts = np.bincount(truth, minlength=n_classes)
+    hits = np.stack([np.bincount(truth[correct], minlength=n_classes) for correct in outputs.correct])
     groups: dict[str, list[int]] = {name: [] for name in ("rises", "dips", "recovers", "unclear", "unseen")}
-    for label in range(scored.n_classes):
+    for label in range(n_classes):
         accuracy = hits[:, label] / counts[label] if counts[label] else None
         groups["unseen" if accuracy is None else _trend(accuracy, tolerance, dip)].append(label)
-    return ClassTrends(dims=dims, **{name: tuple(classes) for name, classes in groups.items()})
+    return ClassTrends(dims=outputs.dims, **{name: tuple(classes) for name, classes in groups.items()})
 
 
 def _trend(accuracy: np.ndarray, tolerance: float, dip: float) -> str:
@@ -210,13 +209,7 @@ def _trend(accuracy: np.ndarray, tolerance: float, dip: float) -> str:
     return "recovers" if directions == [False, True] else "unclear"
 
 
-def _smallest(scored: Scored, dims: Sequence[int]) -> np.ndarray:
-    first = np.argmax(scored.correct, axis=0)
-    return np.where(scored.correct.any(axis=0), np.asarray(dims)[first], 0)
-
-
-def _score(
-    probabilities: Prefixes, labels: Array, nesting: NestingLike, *, from_logits: bool
-) -> tuple[tuple[int, ...], Scored]:
-    dims = as_nesting(nesting).dims
-    return dims, Reader(dims, "max_probability", None, from_logits).score(probabilities, labels)
+def _smallest(outputs: Labelled) -> np.ndarray:
+    """Return the narrowest correct width of each row (n,), 0 where no prefix is correct."""
+    first = np.argmax(outputs.correct, axis=0)
+    return np.where(outputs.correct.any(axis=0), np.asarray(outputs.dims)[first], 0)

@@ -16,6 +16,8 @@ from matryoshka.cascade._evaluation import exits
 Policy = tuple[float, ...]
 """The thresholds of one cascade."""
 
+PATHS = ("shared", "fitted")
+
 FULL_WIDTH = 1.0
 """The threshold that no confidence exceeds."""
 
@@ -26,6 +28,11 @@ _N_PRICES = 40
 _APPROACH = np.geomspace(1e-3, 1.0, 24)
 _BETWEEN = 12
 _SWEEPS = 4
+
+
+def policies(path: str, confidences: np.ndarray, failures: np.ndarray, costs: Sequence[float]) -> list[Policy]:
+    """Return the policies of a path, fitted to these rows if it is the fitted one."""
+    return fitted(confidences, failures, costs) if path == "fitted" else shared(len(costs) - 1)
 
 
 def shared(n_thresholds: int) -> list[Policy]:
@@ -58,10 +65,11 @@ def fitted(confidences: np.ndarray, failures: np.ndarray, costs: Sequence[float]
         return []
     price_of = np.asarray(costs)
     corner = (FULL_WIDTH,) * n_thresholds
+    order = np.argsort(-confidences, axis=-1, kind="stable")
     corners = []
     for price in np.geomspace(1e-4, 1.0 / (price_of[1] - price_of[0]), _N_PRICES):
         losses = failures + price * price_of[:, None]
-        corner = tuple(map(min, corner, _descend(confidences, losses, corner)))
+        corner = tuple(map(min, corner, _descend(confidences, order, losses, corner)))
         corners.append(corner)
     path = [tuple(1.0 - (1.0 - t) * float(step) for t in corners[0]) for step in _APPROACH]
     for before, after in itertools.pairwise(corners):
@@ -71,8 +79,11 @@ def fitted(confidences: np.ndarray, failures: np.ndarray, costs: Sequence[float]
     return [policy for policy, _ in itertools.groupby(path) if policy != full_width]
 
 
-def _descend(confidences: np.ndarray, losses: np.ndarray, start: Policy) -> Policy:
-    """Lower the summed loss of the exits, one threshold at a time, until a sweep changes nothing."""
+def _descend(confidences: np.ndarray, order: np.ndarray, losses: np.ndarray, start: Policy) -> Policy:
+    """Lower the summed loss of the exits, one threshold at a time, until a sweep changes nothing.
+
+    `order` (G, n) ranks the rows of each prefix, the surest first.
+    """
     thresholds = list(start)
     rows = np.arange(confidences.shape[1])
     for _ in range(_SWEEPS):
@@ -81,20 +92,19 @@ def _descend(confidences: np.ndarray, losses: np.ndarray, start: Policy) -> Poli
             reached = exits(confidences[:i], thresholds[:i]) == i
             later = i + 1 + exits(confidences[i + 1 :], thresholds[i + 1 :])
             change = losses[i] - losses[later, rows]
-            thresholds[i] = _best_cut(confidences[i][reached], change[reached])
+            surest = order[i][reached[order[i]]]
+            thresholds[i] = _best_cut(confidences[i, surest], change[surest])
         if tuple(thresholds) == before:
             break
     return tuple(thresholds)
 
 
 def _best_cut(confidences: np.ndarray, change: np.ndarray) -> float:
-    """Return the threshold above which the changes sum to the least; of equally good ones the highest."""
-    order = np.argsort(-confidences, kind="stable")
-    sorted_confidences = confidences[order]
-    sums = np.concatenate([[0.0], np.cumsum(change[order])])
+    """Return the threshold above which the changes sum to the least, rows given surest first; of equals the highest."""
+    sums = np.concatenate([[0.0], np.cumsum(change)])
     # After how many rows a cut can fall: before the first, between unequal neighbours, or after the last.
-    possible = np.concatenate([[True], sorted_confidences[1:] < sorted_confidences[:-1], [True]])[: len(sums)]
+    possible = np.concatenate([[True], confidences[1:] < confidences[:-1], [True]])[: len(sums)]
     best = int(np.argmin(np.where(possible, sums, np.inf)))
     if best == 0:
         return FULL_WIDTH
-    return float(sorted_confidences[best]) if best < len(order) else 0.0
+    return float(confidences[best]) if best < len(confidences) else 0.0

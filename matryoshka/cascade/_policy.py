@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import numpy as np
 
 from matryoshka import _checks
-from matryoshka._typing import Array, Head, NestingLike
-from matryoshka.cascade import _certify, _evaluation, _frontier, _published, _staged
+from matryoshka._promises.certificates import Certificate
+from matryoshka._typing import Array, Head
+from matryoshka._values import JsonValue
+from matryoshka.cascade import _certify, _classify, _evaluation, _paths, _thresholds
 from matryoshka.cascade._confidence import MEASURES
 from matryoshka.cascade._evaluation import CascadeEvaluation
-from matryoshka.cascade._stages import Prefixes, Reader
-from matryoshka.cascade._value import CascadeValue
-from matryoshka.nesting import as_nesting
+from matryoshka.cascade._outputs import Labelled, Outputs, Prefixes, Scored
+from matryoshka.nesting import NestingLike, as_nesting
 
 __all__ = ["Cascade"]
 
 
-class Cascade(CascadeValue):
+@dataclass(frozen=True, init=False, repr=False)
+class Cascade(JsonValue):
     """A rule when a short prefix of an embedding may answer alone.
 
     A row starts at the narrowest prefix and exits at the first one whose confidence exceeds its threshold; the last
@@ -60,7 +67,38 @@ class Cascade(CascadeValue):
     >>> full = np.array([[0.8, 0.2], [0.3, 0.7]])
     >>> cascade.predict([short, full])
     (array([0, 1]), array([ 8, 16]))
+    >>> Cascade.from_json(cascade.to_json()) == cascade
+    True
     """
+
+    _kind: ClassVar[str] = "cascade"
+
+    dims: tuple[int, ...]
+    thresholds: tuple[float, ...]
+    confidence: str
+    temperatures: tuple[float, ...] | None
+    certificate: Certificate | None
+
+    def __init__(
+        self,
+        dims: Iterable[int],
+        thresholds: Iterable[float],
+        *,
+        confidence: str = "max_probability",
+        temperatures: Iterable[float] | None = None,
+        certificate: Certificate | None = None,
+    ) -> None:
+        widths = _checks.dims(dims)
+        limits = _numbers(thresholds, "thresholds", len(widths) - 1, each="every prefix but the last")
+        if temperatures is not None:
+            options = {"minimum": 0.0, "open_minimum": True}
+            temperatures = _numbers(temperatures, "temperatures", len(widths), each="every prefix", **options)
+        Certificate.check(certificate, thresholds=limits)
+        object.__setattr__(self, "dims", widths)
+        object.__setattr__(self, "thresholds", limits)
+        object.__setattr__(self, "confidence", _checks.choice(confidence, "confidence", MEASURES))
+        object.__setattr__(self, "temperatures", temperatures)
+        object.__setattr__(self, "certificate", certificate)
 
     @classmethod
     def calibrate(
@@ -132,16 +170,14 @@ class Cascade(CascadeValue):
         >>> Cascade.calibrate([short, full], np.array([0, 1, 1]), nesting=(8, 16), grid=(0.5, 0.7, 0.9))
         Cascade((8, 16), (0.7,))
         """
-        _checks.choice(variant, "variant", _published.VARIANTS)
-        candidates = _published.candidates(grid, variant)
-        reader = _reader(nesting, confidence, from_logits=from_logits)
-        scored = reader.score(probabilities, labels)
-        scored.check_calibration()
-        if temperature:
-            reader = reader.fit_temperatures(probabilities, labels)
-            scored = reader.score(probabilities, labels)
-        thresholds = _published.thresholds(scored, candidates, variant)
-        return cls(reader.dims, thresholds, confidence=confidence, temperatures=reader.temperatures)
+        _checks.choice(variant, "variant", _thresholds.VARIANTS)
+        choices = _thresholds.as_grid(grid, variant)
+        dims = _ladder(nesting, confidence)
+        outputs = Labelled(probabilities, labels, dims, from_logits=from_logits)
+        outputs.check_calibration()
+        temperatures = outputs.fit_temperatures(np.arange(outputs.n_rows)) if temperature else None
+        thresholds = _thresholds.published(outputs.score(confidence, temperatures), choices, variant)
+        return cls(dims, thresholds, confidence=confidence, temperatures=temperatures)
 
     @classmethod
     def certify(
@@ -226,19 +262,20 @@ class Cascade(CascadeValue):
         shared 230
         """
         promise = _certify.Promise.of(max_gap, max_error, delta)
-        reader = _reader(nesting, confidence, from_logits=from_logits)
-        costs = _evaluation.cost_shares(reader.dims, cost)
-        n_rows = int(reader.prefixes(probabilities)[0][0].shape[0])
-        path = promise.choose_path(path, n_rows, temperature=temperature)
+        dims = _ladder(nesting, confidence)
+        costs = _evaluation.cost_shares(dims, cost)
+        _certify.check_path(path, temperature=temperature)
         seed = _checks.integer(seed, "seed", minimum=0)
-        scored = reader.score(probabilities, labels)
-        scored.check_calibration()
-        if temperature:
-            reader = reader.fit_temperatures(probabilities, labels, _certify.split(n_rows, path, seed)[0])
-            scored = reader.score(probabilities, labels)
-        certificate = _certify.certify(scored, costs, promise, path, seed)
-        options = {"confidence": confidence, "temperatures": reader.temperatures, "certificate": certificate}
-        return cls(reader.dims, certificate.thresholds, **options)  # type: ignore[arg-type]
+        outputs = Labelled(probabilities, labels, dims, from_logits=from_logits)
+        outputs.check_calibration()
+        path = promise.choose_path(path, outputs.n_rows, temperature=temperature)
+        fit_rows, tested_rows = _certify.split(outputs.n_rows, path, seed)
+        temperatures = outputs.fit_temperatures(fit_rows) if temperature else None
+        scored = outputs.score(confidence, temperatures)
+        fit, tested = scored.take(fit_rows), scored.take(tested_rows)
+        certificate = _certify.certify(promise, path, costs, fit=fit, tested=tested)
+        thresholds = certificate.thresholds
+        return cls(dims, thresholds, confidence=confidence, temperatures=temperatures, certificate=certificate)
 
     @classmethod
     def frontier(
@@ -270,15 +307,13 @@ class Cascade(CascadeValue):
             Cheapest first, each more accurate than those before it. The evaluations flatter: they are of the rows
             that chose the thresholds.
         """
-        _checks.choice(path, "path", _frontier.PATHS)
-        reader = _reader(nesting, confidence, from_logits=from_logits)
-        costs = _evaluation.cost_shares(reader.dims, cost)
-        scored = reader.score(probabilities, labels)
-        scored.check_calibration()
-        return [
-            (cls(reader.dims, thresholds, confidence=confidence), evaluation)
-            for thresholds, evaluation in _frontier.frontier(scored, reader.dims, costs, path, cost)
-        ]
+        _checks.choice(path, "path", _paths.PATHS)
+        dims = _ladder(nesting, confidence)
+        costs = _evaluation.cost_shares(dims, cost)
+        outputs = Labelled(probabilities, labels, dims, from_logits=from_logits)
+        outputs.check_calibration()
+        points = _thresholds.frontier(outputs.score(confidence, None), dims, costs, path, cost)
+        return [(cls(dims, thresholds, confidence=confidence), evaluation) for thresholds, evaluation in points]
 
     @classmethod
     def within_budget(
@@ -345,7 +380,8 @@ class Cascade(CascadeValue):
             The probabilities are of another kind or shape, or rows are negative or do not sum to one: the message
             names the prefix and counts the rows.
         """
-        return self._reader(from_logits=from_logits).read(probabilities).route(self.dims, self.thresholds)
+        outputs = Outputs(probabilities, self.dims, from_logits=from_logits)
+        return outputs.route(self.thresholds, self.confidence, self.temperatures)
 
     def classify(self, embeddings: Array, heads: Sequence[Head] | Head, /) -> tuple[Array, Array]:
         """Answer each row from its embedding, computing the logits of a wider prefix only where they are needed.
@@ -380,7 +416,7 @@ class Cascade(CascadeValue):
         within rounding of its threshold may fall on the other side than in `predict`. A device is waited for at each
         width, to learn how many rows are left. No gradient is recorded. A row with NaN goes to the full width.
         """
-        return _staged.classify(embeddings, heads, self._reader(from_logits=True), self.thresholds)
+        return _classify.classify(embeddings, heads, self.dims, self.thresholds, self.confidence, self.temperatures)
 
     def evaluate(self, probabilities: Prefixes, labels: Array, /, *, from_logits: bool = False) -> CascadeEvaluation:
         """Measure accuracy and cost on labelled rows.
@@ -395,7 +431,7 @@ class Cascade(CascadeValue):
         CascadeEvaluation
             Python numbers. They hold for these rows: measure on rows that chose no threshold.
         """
-        scored = self._reader(from_logits=from_logits).score(probabilities, labels)
+        scored = self._score(probabilities, labels, from_logits=from_logits)
         return _evaluation.evaluate(scored, self.dims, self.thresholds)
 
     def curve(self, probabilities: Prefixes, labels: Array, /, *, from_logits: bool = False) -> list[CascadeEvaluation]:
@@ -412,15 +448,77 @@ class Cascade(CascadeValue):
             One per cap, narrowest first; the last one is `evaluate`. A single prefix has no cap and gives none.
             The gap is against the full width at every cap.
         """
-        scored = self._reader(from_logits=from_logits).score(probabilities, labels)
+        scored = self._score(probabilities, labels, from_logits=from_logits)
         return [
             _evaluation.evaluate(scored, self.dims[:count], self.thresholds[: count - 1])
             for count in range(2, len(self.dims) + 1)
         ]
 
-    def _reader(self, *, from_logits: bool) -> Reader:
-        return Reader(self.dims, self.confidence, self.temperatures, from_logits)
+    def _score(self, probabilities: Prefixes, labels: Array, *, from_logits: bool) -> Scored:
+        outputs = Labelled(probabilities, labels, self.dims, from_logits=from_logits)
+        return outputs.score(self.confidence, self.temperatures)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, nesting: NestingLike | None = None) -> Self:
+        """Read a cascade from the file that `save` wrote.
+
+        Parameters
+        ----------
+        path : path
+            The JSON file.
+        nesting : Nesting or sequence of int, optional
+            The ladder the cascade is to be used with; another one in the file is an error.
+
+        Returns
+        -------
+        Cascade
+            The cascade that was saved.
+
+        Raises
+        ------
+        FileNotFoundError
+            There is no such file.
+        ValueError
+            The file holds no cascade, or one of another ladder.
+        """
+        cascade = super().load(path)
+        if nesting is not None and cascade.dims != (dims := as_nesting(nesting).dims):
+            msg = (
+                f"`{os.fspath(path)}` must hold a cascade for {dims}, got one for {cascade.dims}; "
+                "calibrate one on this ladder."
+            )
+            raise ValueError(msg)
+        return cascade
+
+    @classmethod
+    def _arguments(cls, fields: dict[str, Any]) -> dict[str, Any]:
+        return fields | {"certificate": Certificate.from_record(fields["certificate"])}
+
+    def __repr__(self) -> str:
+        options = [f"{self.dims}", f"{self.thresholds}"]
+        if self.confidence != "max_probability":
+            options.append(f"confidence={self.confidence!r}")
+        if self.temperatures is not None:
+            options.append(f"temperatures={self.temperatures}")
+        if self.certificate is not None:
+            options.append(f"certificate={self.certificate!r}")
+        return f"Cascade({', '.join(options)})"
 
 
-def _reader(nesting: NestingLike, confidence: str, *, from_logits: bool) -> Reader:
-    return Reader(as_nesting(nesting).dims, _checks.choice(confidence, "confidence", MEASURES), None, from_logits)
+def _ladder(nesting: NestingLike, confidence: str) -> tuple[int, ...]:
+    """Return the widths, after checking that there is such a measure of confidence."""
+    dims = as_nesting(nesting).dims
+    _checks.choice(confidence, "confidence", MEASURES)
+    return dims
+
+
+def _numbers(values: object, name: str, count: int, *, each: str, **interval: Any) -> tuple[float, ...]:
+    """Return `count` finite numbers as a tuple of floats; `each` says in the message what they belong to."""
+    if isinstance(values, str | bytes) or not isinstance(values, Iterable):
+        msg = f"`{name}` must be a sequence of numbers, got {_checks.describe(values)}; pass one for {each}."
+        raise TypeError(msg)
+    numbers = tuple(_checks.real(value, f"{name}[{i}]", **interval) for i, value in enumerate(values))
+    if len(numbers) != count:
+        msg = f"`{name}` must hold one number for {each}, {count}, got {len(numbers)}; add or drop numbers."
+        raise ValueError(msg)
+    return numbers

@@ -8,9 +8,7 @@ from typing import Any
 from matryoshka import _checks
 from matryoshka._array import index_dtype, namespace
 from matryoshka._optional import require
-from matryoshka._typing import NestingLike
-from matryoshka.losses._reduce import Options
-from matryoshka.nesting import Nesting, as_nesting
+from matryoshka.nesting import Nesting, NestingLike, as_nesting
 
 try:
     require("keras", extra="keras", purpose="`matryoshka.keras`")
@@ -27,7 +25,7 @@ except ModuleNotFoundError as error:
 import keras
 from keras import ops
 
-__all__ = ["Nested", "checked_options", "class_ids", "counting", "for_each_row", "logits_and_labels"]
+__all__ = ["Nested", "class_ids", "counting", "for_each_row", "logits_and_labels"]
 __all__ += ["mean_over_replicas", "row_weights", "xp"]
 
 if keras.backend.backend() == "tensorflow":
@@ -68,12 +66,6 @@ class _Given(keras.losses.Loss):
 
 
 _WEIGHTS = _Given(None, "float32")
-
-
-def checked_options(**options: Any) -> dict[str, Any]:
-    """Return the options of a loss as they are, checked."""
-    Options(**options)
-    return options
 
 
 def class_ids(labels: Any, name: str, rows: tuple[int | None, ...]) -> Any:

@@ -9,9 +9,10 @@ import keras
 from keras import ops
 
 from matryoshka import _checks
-from matryoshka._typing import NestingLike
-from matryoshka.keras._base import Nested, checked_options, for_each_row, xp
+from matryoshka._hooks.formula import checked_options
+from matryoshka.keras._base import Nested, for_each_row, xp
 from matryoshka.losses import info_nce
+from matryoshka.nesting import NestingLike
 
 
 @keras.saving.register_keras_serializable(package="matryoshka")

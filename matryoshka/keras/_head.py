@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import Any
 
 import keras
 from keras import ops
 
 from matryoshka import _checks
-from matryoshka._typing import NestingLike
-from matryoshka.keras._base import Nested, checked_options, class_ids, for_each_row, xp
+from matryoshka._hooks.formula import checked_options
+from matryoshka.keras._base import Nested, class_ids, for_each_row, xp
 from matryoshka.losses import mrl_cross_entropy, mrl_e_cross_entropy
+from matryoshka.nesting import NestingLike
 
 
 @keras.saving.register_keras_serializable(package="matryoshka")
@@ -156,12 +158,11 @@ class MRLHead(Nested, keras.layers.Layer):
             logits = [embeddings[..., :m] @ kernel for (kernel, _), m in zip(weights, self.nesting, strict=True)]
             pairs = zip(logits, weights, strict=True)
             return ops.stack([z if bias is None else z + bias for z, (_, bias) in pairs], axis=-2)
-        ((kernel, running),) = weights
-        logits, cuts = [], list(self.nesting.dims[:-1])
-        for x, w in zip(ops.split(embeddings, cuts, axis=-1), ops.split(kernel, cuts, axis=0), strict=True):
-            running = x @ w if running is None else running + x @ w
-            logits.append(running)
-        return ops.stack(logits, axis=-2)
+        ((kernel, bias),) = weights
+        cuts = list(self.nesting.dims[:-1])
+        blocks = zip(ops.split(embeddings, cuts, axis=-1), ops.split(kernel, cuts, axis=0), strict=True)
+        logits = list(accumulate((x @ w for x, w in blocks), initial=bias))
+        return ops.stack(logits[-len(self.nesting) :], axis=-2)  # without the bias, which they start from
 
     def _loss(self, embeddings: Any, labels: Any, sample_weight: Any) -> tuple[Any, Any]:
         heads = [(ops.transpose(kernel), bias) for kernel, bias in self._weights()]

@@ -8,10 +8,9 @@ import keras
 from keras import ops
 
 from matryoshka import _checks
-from matryoshka._typing import NestingLike
+from matryoshka._hooks.formula import checked_options
 from matryoshka.keras._base import (
     Nested,
-    checked_options,
     counting,
     logits_and_labels,
     mean_over_replicas,
@@ -19,6 +18,7 @@ from matryoshka.keras._base import (
     xp,
 )
 from matryoshka.losses import mrl_logits_cross_entropy, nested_loss
+from matryoshka.nesting import NestingLike
 
 
 @keras.saving.register_keras_serializable(package="matryoshka")

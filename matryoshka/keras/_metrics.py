@@ -7,9 +7,10 @@ from typing import Any
 import keras
 from keras import ops
 
-from matryoshka._typing import NestingLike
-from matryoshka.keras._base import Nested, checked_options, counting, logits_and_labels, row_weights, xp
+from matryoshka._hooks.formula import checked_options
+from matryoshka.keras._base import Nested, counting, logits_and_labels, row_weights, xp
 from matryoshka.losses import mrl_logits_cross_entropy
+from matryoshka.nesting import NestingLike
 
 
 class _PrefixMean(Nested, keras.metrics.Metric):

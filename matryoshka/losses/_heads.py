@@ -1,177 +1,134 @@
 """Cross-entropy of nested linear classifiers on one block of rows, and its gradient in closed form.
 
-With the logits z_m = x[:m] @ W_m.T + b_m of prefix m, the gradient in them is g_m = c_m (softmax(z_m) - target).
-The weights a_i of the rows stay out of the large (r, c) arrays: they scale dx, and x where it enters dW.
+Prefix m has the logits z_m = x[:m] @ W_m.T + b_m, for embeddings x.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from matryoshka._array import accumulator_dtype, add_product, exp_, log_softmax
-from matryoshka._typing import Array, Namespace
-from matryoshka.losses._formula import Arrays, Formula, Totals
-from matryoshka.losses._products import (
-    add_row_sum,
-    add_to_prefix,
-    block_gradients,
-    join_columns,
-    running_products,
-    scale_rows,
-)
-from matryoshka.losses._softmax import logit_gradients, row_losses
+from matryoshka._algebra import add_product, exp_, log_softmax, write_product
+from matryoshka._array import accumulator_dtype, can_write
+from matryoshka._hooks.formula import Arrays, Block, Totals
+from matryoshka._typing import Array
+from matryoshka.losses._products import ProductFormula
+from matryoshka.losses._softmax import SoftmaxFormula
 
 
-class TiedHead(Formula):
+class TiedHead(ProductFormula):
     """MRL-E: the head of prefix m is the first m columns of one weight.
 
     Rows: embeddings (r, dim). Parameters: weight (c, dim), and bias (c,) or None. Totals: the gradient in each block of
     the weight's columns, and in the bias. Multiply-adds per row: dim * c forward and 2 * dim * c backward.
     """
 
-    def prepare(self, parameters: Arrays, xp: Namespace) -> Arrays:
+    def prepare(self, parameters: Arrays) -> Arrays:
         weight, bias = parameters
-        return self.factor(weight, xp), bias
+        return self.factor(weight), bias
 
-    def losses(self, rows: Arrays, labels: Array, prepared: Arrays, xp: Namespace) -> Array:
-        return xp.stack([row_losses(log_p, labels, self.smoothing, xp) for log_p in self._log_p(rows, prepared, xp)])
+    def log_probabilities(self, rows: Arrays, prepared: Arrays) -> Iterator[Array]:
+        weight, bias = prepared
+        for z in self.running_products(self.factor(rows[0]), weight, bias):
+            yield log_softmax(z, self.xp)
 
     def gradients(
-        self,
-        rows: Arrays,
-        labels: Array,
-        weights: Array | None,
-        prepared: Arrays,
-        totals: Totals | None,
-        wanted: tuple[bool, ...],
-        xp: Namespace,
+        self, block: Block, prepared: Arrays, totals: Totals | None, wanted: tuple[bool, ...]
     ) -> tuple[Array, Arrays, Totals]:
-        (x,), (weight, _) = rows, prepared
         d_weight, d_bias = totals or (None, None)
-        log_ps = list(self._log_p(rows, prepared, xp))
-        losses = xp.stack([row_losses(log_p, labels, self.smoothing, xp) for log_p in log_ps])
-        suffix, d_x, d_weight = block_gradients(
-            lambda g: logit_gradients(exp_(log_ps.pop(), xp), labels, self.smoothing, self.nesting.importance[g], xp),
-            self.factor(scale_rows(x, weights, xp), xp),
-            weight,
-            self.nesting.blocks,
-            d_y=d_weight,
-            wanted=(wanted[0], wanted[1]),
-            dtype=accumulator_dtype(x, xp),
-            xp=xp,
+        log_ps = list(self.log_probabilities(block.rows, prepared))
+        losses = self.stack_losses(log_ps, block.labels)
+        suffix, d_x, d_weight = self.block_gradients(
+            lambda g: self.logit_gradients(g, exp_(log_ps.pop(), self.xp), block.labels),
+            self.factor(self.scale_rows(block.rows[0], block.weights)),
+            prepared[0],
+            d_weight,
+            wanted,
         )
-        if wanted[0]:
-            d_x = scale_rows(d_x, weights, xp)
         if wanted[2]:
-            d_bias = add_row_sum(d_bias, suffix, weights, xp)
-        return losses, (d_x,), (d_weight, d_bias)
+            d_bias = self.add_row_sum(d_bias, suffix, block.weights)
+        return losses, (self.scale_rows(d_x, block.weights),), (d_weight, d_bias)
 
-    def finish(self, parameters: Arrays, prepared: Arrays, totals: Totals, xp: Namespace) -> Arrays:
+    def finish(self, prepared: Arrays, totals: Totals) -> Arrays:
         d_weight, d_bias = totals
-        return join_columns(d_weight, xp), d_bias
-
-    def row_bytes(self, parameters: Arrays) -> int:
-        return 4 * int(parameters[0].shape[0]) * len(self.nesting)
-
-    def _log_p(self, rows: Arrays, prepared: Arrays, xp: Namespace) -> Iterator[Array]:
-        (x,), (weight, bias) = rows, prepared
-        dtype = accumulator_dtype(x, xp)
-        for z in running_products(self.factor(x, xp), weight, self.nesting.blocks, bias=bias, dtype=dtype, xp=xp):
-            yield log_softmax(z, xp)
+        return self.join_columns(d_weight), d_bias
 
 
-class SeparateHeads(Formula):
+class SeparateHeads(SoftmaxFormula):
     """MRL: each prefix has a weight and a bias of its own.
 
     Rows: embeddings (r, dim). Parameters: for each prefix in turn, weight (c, m) and bias (c,) or None. Totals: the
     gradients in them. Multiply-adds per row: (sum of the widths) * c forward and twice that backward.
     """
 
-    def prepare(self, parameters: Arrays, xp: Namespace) -> Arrays:
-        return tuple(p if i % 2 else self.factor(p, xp) for i, p in enumerate(parameters))
+    def prepare(self, parameters: Arrays) -> Arrays:
+        return tuple(p if i % 2 else self.factor(p) for i, p in enumerate(parameters))
 
-    def losses(self, rows: Arrays, labels: Array, prepared: Arrays, xp: Namespace) -> Array:
-        log_ps = (self._log_p(g, rows, prepared, xp) for g in range(len(self.nesting)))
-        return xp.stack([row_losses(log_p, labels, self.smoothing, xp) for log_p in log_ps])
+    def log_probabilities(self, rows: Arrays, prepared: Arrays) -> Iterator[Array]:
+        return (self._log_p(g, rows[0], prepared) for g in range(len(self.nesting)))
 
     def gradients(
-        self,
-        rows: Arrays,
-        labels: Array,
-        weights: Array | None,
-        prepared: Arrays,
-        totals: Totals | None,
-        wanted: tuple[bool, ...],
-        xp: Namespace,
+        self, block: Block, prepared: Arrays, totals: Totals | None, wanted: tuple[bool, ...]
     ) -> tuple[Array, Arrays, Totals]:
-        weighted_x = self.factor(scale_rows(rows[0], weights, xp), xp)
+        xp, (x,), labels, weights = self.xp, *block
+        weighted_x = self.factor(self.scale_rows(x, weights))
         d_heads = list(totals or [None] * len(prepared))
         losses, d_x = [], None
         for g, m in reversed(list(enumerate(self.nesting))):
-            log_p = self._log_p(g, rows, prepared, xp)
-            losses.append(row_losses(log_p, labels, self.smoothing, xp))
-            d_z = logit_gradients(exp_(log_p, xp), labels, self.smoothing, self.nesting.importance[g], xp)
+            log_p = self._log_p(g, x, prepared)
+            losses.append(self.row_losses(log_p, labels))
+            d_z = self.logit_gradients(g, exp_(log_p, xp), labels)
             w, b = 2 * g, 2 * g + 1
             factor = xp.astype(d_z, prepared[w].dtype, copy=False)
             if wanted[0]:
-                d_x = add_to_prefix(d_x, factor, prepared[w], dtype=d_z.dtype, xp=xp)
+                d_x = self._add_to_prefix(d_x, factor, prepared[w], d_z.dtype)
             if wanted[1 + w]:
                 transposed = xp.matrix_transpose(factor)
                 d_heads[w] = add_product(d_heads[w], transposed, weighted_x[:, :m], dtype=d_z.dtype, xp=xp)
             if wanted[1 + b]:
-                d_heads[b] = add_row_sum(d_heads[b], d_z, weights, xp)
-        if wanted[0]:
-            d_x = scale_rows(d_x, weights, xp)
-        return xp.stack(losses[::-1]), (d_x,), tuple(d_heads)
-
-    def finish(self, parameters: Arrays, prepared: Arrays, totals: Totals, xp: Namespace) -> Arrays:
-        return totals
+                d_heads[b] = self.add_row_sum(d_heads[b], d_z, weights)
+        return xp.stack(losses[::-1]), (self.scale_rows(d_x, weights),), tuple(d_heads)
 
     def row_bytes(self, parameters: Arrays) -> int:
         return 4 * int(parameters[0].shape[0]) * 3
 
-    def _log_p(self, g: int, rows: Arrays, prepared: Arrays, xp: Namespace) -> Array:
-        (x,), weight, bias = rows, prepared[2 * g], prepared[2 * g + 1]
-        prefix = slice(0, self.nesting.dims[g])
-        (z,) = running_products(self.factor(x, xp), weight, [prefix], bias=bias, dtype=accumulator_dtype(x, xp), xp=xp)
+    def _log_p(self, g: int, x: Array, prepared: Arrays) -> Array:
+        xp, weight, bias, dtype = self.xp, *prepared[2 * g : 2 * g + 2], accumulator_dtype(x, self.xp)
+        prefix = self.factor(x)[:, : self.nesting.dims[g]]
+        z = add_product(None, prefix, xp.matrix_transpose(weight), dtype=dtype, xp=xp)
+        if bias is not None:
+            z += xp.astype(bias, dtype, copy=False)
         return log_softmax(z, xp)
 
+    def _add_to_prefix(self, total: Array | None, left: Array, right: Array, dtype: object) -> Array:
+        """Return `total` (r, dim) with left (r, k) @ right (k, m) added to its first m columns, m <= dim.
 
-class Logits(Formula):
+        None stands for zero, of m columns. Written over `total` where its library can.
+        """
+        xp, m = self.xp, right.shape[1]
+        if total is None or m == total.shape[1]:
+            return add_product(total, left, right, dtype=dtype, xp=xp)
+        if can_write(xp):
+            write_product(total[:, :m], left, right, keep=True, xp=xp)
+            return total
+        return xp.concat([add_product(total[:, :m], left, right, dtype=dtype, xp=xp), total[:, m:]], axis=1)
+
+
+class Logits(SoftmaxFormula):
     """Logits computed elsewhere. Rows: those of each prefix (r, c), or one array of all (r, G, c); no parameters."""
 
-    def losses(self, rows: Arrays, labels: Array, prepared: Arrays, xp: Namespace) -> Array:
-        return xp.stack([row_losses(self._log_p(z, xp), labels, self.smoothing, xp) for z in self._each(rows)])
+    def log_probabilities(self, rows: Arrays, prepared: Arrays) -> Iterator[Array]:
+        # One array is cut here: the cuts need no gradient of their own by the framework.
+        stacked = len(rows[0].shape) == 3
+        for z in (rows[0][:, g, :] for g in range(len(self.nesting))) if stacked else rows:
+            yield log_softmax(self.xp.astype(z, accumulator_dtype(z, self.xp), copy=False), self.xp)
 
     def gradients(
-        self,
-        rows: Arrays,
-        labels: Array,
-        weights: Array | None,
-        prepared: Arrays,
-        totals: Totals | None,
-        wanted: tuple[bool, ...],
-        xp: Namespace,
+        self, block: Block, prepared: Arrays, totals: Totals | None, wanted: tuple[bool, ...]
     ) -> tuple[Array, Arrays, Totals]:
         losses, gradients = [], []
-        for z, importance in zip(self._each(rows), self.nesting.importance, strict=True):
-            log_p = self._log_p(z, xp)
-            losses.append(row_losses(log_p, labels, self.smoothing, xp))
-            gradients.append(
-                scale_rows(logit_gradients(exp_(log_p, xp), labels, self.smoothing, importance, xp), weights, xp)
-            )
-        stacked = len(rows[0].shape) == 3
-        return xp.stack(losses), (xp.stack(gradients, axis=1),) if stacked else tuple(gradients), ()
-
-    def finish(self, parameters: Arrays, prepared: Arrays, totals: Totals, xp: Namespace) -> Arrays:
-        return ()
-
-    def row_bytes(self, parameters: Arrays) -> int:
-        return 0
-
-    def _each(self, rows: Arrays) -> Arrays:
-        """Return the logits of each prefix. Cut here, they need no gradient of the cuts by the framework."""
-        return tuple(rows[0][:, g, :] for g in range(len(self.nesting))) if len(rows[0].shape) == 3 else rows
-
-    def _log_p(self, logits: Array, xp: Namespace) -> Array:
-        return log_softmax(xp.astype(logits, accumulator_dtype(logits, xp), copy=False), xp)
+        for g, log_p in enumerate(self.log_probabilities(block.rows, prepared)):
+            losses.append(self.row_losses(log_p, block.labels))
+            gradient = self.logit_gradients(g, exp_(log_p, self.xp), block.labels)
+            gradients.append(self.scale_rows(gradient, block.weights))
+        stacked = len(block.rows[0].shape) == 3
+        return self.xp.stack(losses), (self.xp.stack(gradients, axis=1),) if stacked else tuple(gradients), ()

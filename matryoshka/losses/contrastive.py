@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from matryoshka import _checks
-from matryoshka._array import accumulator_dtype, arange, full_scalar, length, namespace
-from matryoshka._hooks import hook_for
-from matryoshka._typing import Array, Namespace, NestingLike
-from matryoshka.losses._reduce import Options, Problem, evaluate, evaluate_with_grad
+from matryoshka._algebra import midway
+from matryoshka._array import accumulator_dtype, arange, full_scalar, length, library, namespace
+from matryoshka._hooks.formula import Options, Problem
+from matryoshka._typing import Array, Namespace
+from matryoshka.losses._reduce import evaluate, evaluate_with_grad, formula_for
 from matryoshka.losses._similarity import Similarity
-from matryoshka.nesting import Nesting, as_nesting
+from matryoshka.nesting import Nesting, NestingLike, as_nesting
 
 __all__ = ["InfoNCEGradients", "info_nce", "info_nce_with_grad"]
 
@@ -104,14 +105,10 @@ def info_nce(
     >>> total.shape, parts.shape
     ((), (2,))
     """
-    options = Options(label_smoothing, None, None, reduction, return_parts, row_block)
+    options = Options(label_smoothing=label_smoothing, reduction=reduction, row_block=row_block)
     forward, backward = _directions(queries, keys, temperature, as_nesting(nesting), options, symmetric, xp)
-    if backward is None:
-        return evaluate(forward, options)
-    one, other = evaluate(forward, options), evaluate(backward, options)
-    if return_parts:
-        return (one[0] + other[0]) / 2, (one[1] + other[1]) / 2
-    return (one + other) / 2
+    loss = evaluate(forward, reduction, return_parts)
+    return loss if backward is None else midway(loss, evaluate(backward, reduction, return_parts))
 
 
 def info_nce_with_grad(
@@ -157,16 +154,15 @@ def info_nce_with_grad(
     >>> gradients.queries.shape, gradients.temperature.shape
     ((3, 3), ())
     """
-    options = Options(label_smoothing, None, None, reduction, return_parts, row_block)
+    options = Options(label_smoothing=label_smoothing, reduction=reduction, row_block=row_block)
     forward, backward = _directions(queries, keys, temperature, as_nesting(nesting), options, symmetric, xp)
-    loss, (d_queries,), (d_keys, d_temperature) = evaluate_with_grad(forward, options)
+    loss, (d_queries,), (d_keys, d_temperature) = evaluate_with_grad(forward, reduction, return_parts)
     if backward is None:
         return loss, InfoNCEGradients(d_queries, d_keys, d_temperature)
-    other, (d_reverse,), (d_found, d_other) = evaluate_with_grad(backward, options)
-    loss = ((loss[0] + other[0]) / 2, (loss[1] + other[1]) / 2) if return_parts else (loss + other) / 2
+    other, (d_reverse,), (d_found, d_other) = evaluate_with_grad(backward, reduction, return_parts)
     n = queries.shape[0]
-    d_keys = forward.xp.concat([(d_keys[:n, :] + d_reverse) / 2, d_keys[n:, :] / 2])
-    return loss, InfoNCEGradients((d_queries + d_found) / 2, d_keys, (d_temperature + d_other) / 2)
+    d_keys = forward.formula.xp.concat([midway(d_keys[:n, :], d_reverse), d_keys[n:, :] / 2])
+    return midway(loss, other), InfoNCEGradients(midway(d_queries, d_found), d_keys, midway(d_temperature, d_other))
 
 
 def _directions(
@@ -180,23 +176,41 @@ def _directions(
 ) -> tuple[Problem, Problem | None]:
     """Check the arguments; return the loss of the queries and, if symmetric, that of the first n keys."""
     scalar = isinstance(temperature, float | int)
-    xp = namespace(("queries", queries), ("keys", keys), ("temperature", None if scalar else temperature), xp=xp)
-    product_dtype = hook_for(xp).product_dtype(queries)
-    if product_dtype is None:
-        _checks.same_dtype(xp, ("queries", queries), ("keys", keys))
-    for name, array in (("queries", queries), ("keys", keys)):
+    named = [("queries", queries), ("keys", keys)]
+    xp = namespace(*named, ("temperature", None if scalar else temperature), xp=xp)
+    smoothing = 0.0 if 0 in queries.shape else options.label_smoothing  # there may be no key to spread it over
+    formula = formula_for(Similarity, named, nesting, smoothing, xp)
+    for name, array in named:
         _checks.ndim(array, name, 2, "(n, dim)")
         _checks.width(array, name, nesting.dim)
-    _checks.enough_keys(queries.shape[0], keys.shape[0])
-    _checks.temperature(temperature, xp)
+    _check_enough_keys(queries.shape[0], keys.shape[0])
+    _check_temperature(temperature, xp)
     if scalar:
         temperature = full_scalar(temperature, like=queries, dtype=accumulator_dtype(queries, xp), xp=xp)
     n = length(queries, 0, xp)
     labels = arange(n, like=queries, xp=xp)
-    smoothing = 0.0 if queries.shape[0] == 0 else options.label_smoothing  # there may be no key to spread it over
-    formula = Similarity(nesting, smoothing, product_dtype)
 
     def problem(rows: Array, others: Array) -> Problem:
-        return Problem(formula, (rows,), labels, None, (others, temperature), (queries.shape[0],), xp)
+        return Problem(formula, (rows,), labels, None, (others, temperature), options.row_block, (queries.shape[0],))
 
     return problem(queries, keys), problem(keys[:n, :], queries) if symmetric else None
+
+
+def _check_temperature(value: float | Array, xp: Namespace) -> None:
+    """Check a temperature: a positive float, or a 0-d floating array, whose value is read on NumPy only."""
+    if value is not None and not isinstance(value, float | int):
+        _checks.floating(value, "temperature", xp)
+        _checks.ndim(value, "temperature", 0, "()")
+        if library(xp) != "numpy":
+            return
+    _checks.real(value, "temperature", minimum=0.0, open_minimum=True)
+
+
+def _check_enough_keys(n_queries: int | None, n_keys: int | None) -> None:
+    """Check that each query has a key, where both numbers are known."""
+    if n_queries is not None and n_keys is not None and n_keys < n_queries:
+        msg = (
+            f"`keys` must have a row for each of the {n_queries} queries, got {n_keys}; "
+            "row i is the positive of query i, further rows are negatives."
+        )
+        raise ValueError(msg)

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from matryoshka import _checks
-from matryoshka._array import accumulator_dtype, namespace
-from matryoshka._hooks import hook_for
-from matryoshka._typing import Array, Head, Namespace, NestingLike
-from matryoshka.losses._formula import Arrays, Formula
+from matryoshka._array import length, namespace
+from matryoshka._hooks.formula import Arrays, Formula, Options, Problem
+from matryoshka._typing import Array, Head, Namespace
 from matryoshka.losses._heads import Logits, SeparateHeads, TiedHead
-from matryoshka.losses._reduce import Options, Problem, evaluate, evaluate_with_grad, flatten_rows, lengths, row_weights
-from matryoshka.nesting import Nesting, as_nesting
+from matryoshka.losses._reduce import evaluate, evaluate_with_grad, flatten_rows, formula_for, row_weights
+from matryoshka.nesting import Nesting, NestingLike, as_nesting
 
 __all__ = [
     "MRLEGradients",
@@ -135,9 +134,11 @@ def mrl_cross_entropy(
     >>> total.shape, parts.shape
     ((), (2,))
     """
-    options = Options(label_smoothing, ignore_index, sample_weight, reduction, return_parts, row_block)
-    problem = _separate(embeddings, heads, labels, as_nesting(nesting), options, xp)
-    return evaluate(problem, options)
+    options = Options(
+        label_smoothing=label_smoothing, ignore_index=ignore_index, reduction=reduction, row_block=row_block
+    )
+    problem = _separate(embeddings, heads, labels, sample_weight, as_nesting(nesting), options, xp)
+    return evaluate(problem, reduction, return_parts)
 
 
 def mrl_cross_entropy_with_grad(
@@ -185,11 +186,13 @@ def mrl_cross_entropy_with_grad(
     >>> round(float(loss), 4), gradients.heads[1][0].shape
     (3.2189, (5, 4))
     """
-    options = Options(label_smoothing, ignore_index, sample_weight, reduction, return_parts, row_block)
-    problem = _separate(embeddings, heads, labels, as_nesting(nesting), options, xp)
-    loss, (d_embeddings,), flat = evaluate_with_grad(problem, options)
+    options = Options(
+        label_smoothing=label_smoothing, ignore_index=ignore_index, reduction=reduction, row_block=row_block
+    )
+    problem = _separate(embeddings, heads, labels, sample_weight, as_nesting(nesting), options, xp)
+    loss, (d_embeddings,), flat = evaluate_with_grad(problem, reduction, return_parts)
     d_heads = tuple(zip(flat[::2], flat[1::2], strict=True))
-    return loss, MRLGradients(problem.xp.reshape(d_embeddings, embeddings.shape), d_heads)
+    return loss, MRLGradients(problem.formula.xp.reshape(d_embeddings, embeddings.shape), d_heads)
 
 
 def mrl_e_cross_entropy(
@@ -250,9 +253,11 @@ def mrl_e_cross_entropy(
     >>> round(float(loss / (2 * np.log(5))), 6)
     1.0
     """
-    options = Options(label_smoothing, ignore_index, sample_weight, reduction, return_parts, row_block)
-    problem = _tied(embeddings, weight, bias, labels, as_nesting(nesting), options, xp)
-    return evaluate(problem, options)
+    options = Options(
+        label_smoothing=label_smoothing, ignore_index=ignore_index, reduction=reduction, row_block=row_block
+    )
+    problem = _tied(embeddings, (weight, bias), labels, sample_weight, as_nesting(nesting), options, xp)
+    return evaluate(problem, reduction, return_parts)
 
 
 def mrl_e_cross_entropy_with_grad(
@@ -304,10 +309,12 @@ def mrl_e_cross_entropy_with_grad(
     >>> gradients.weight.shape, gradients.bias.shape
     ((5, 4), (5,))
     """
-    options = Options(label_smoothing, ignore_index, sample_weight, reduction, return_parts, row_block)
-    problem = _tied(embeddings, weight, bias, labels, as_nesting(nesting), options, xp)
-    loss, (d_embeddings,), d_head = evaluate_with_grad(problem, options)
-    return loss, MRLEGradients(problem.xp.reshape(d_embeddings, embeddings.shape), *d_head)
+    options = Options(
+        label_smoothing=label_smoothing, ignore_index=ignore_index, reduction=reduction, row_block=row_block
+    )
+    problem = _tied(embeddings, (weight, bias), labels, sample_weight, as_nesting(nesting), options, xp)
+    loss, (d_embeddings,), d_head = evaluate_with_grad(problem, reduction, return_parts)
+    return loss, MRLEGradients(problem.formula.xp.reshape(d_embeddings, embeddings.shape), *d_head)
 
 
 def mrl_logits_cross_entropy(
@@ -359,80 +366,81 @@ def mrl_logits_cross_entropy(
     >>> mrl_logits_cross_entropy(np.zeros((2, 3, 5)), np.array([0, 4, 2]), nesting=(2, 4), reduction="none").shape
     (3,)
     """
-    options = Options(label_smoothing, ignore_index, sample_weight, reduction, return_parts, row_block)
-    problem = _given(logits, labels, as_nesting(nesting), options, xp)
-    return evaluate(problem, options)
+    options = Options(
+        label_smoothing=label_smoothing, ignore_index=ignore_index, reduction=reduction, row_block=row_block
+    )
+    problem = _given(logits, labels, sample_weight, as_nesting(nesting), options, xp)
+    return evaluate(problem, reduction, return_parts)
 
 
 def _separate(
-    embeddings: Array, heads: Sequence[Head], labels: Array, nesting: Nesting, options: Options, xp: Namespace | None
+    embeddings: Array,
+    heads: Sequence[Head],
+    labels: Array,
+    sample_weight: Array | None,
+    nesting: Nesting,
+    options: Options,
+    xp: Namespace | None,
 ) -> Problem:
     pairs = _checks.heads(heads, len(nesting))
     weights = [(f"heads[{g}][0]", weight) for g, (weight, _) in enumerate(pairs)]
     biases = [(f"heads[{g}][1]", bias) for g, (_, bias) in enumerate(pairs)]
     named = [("embeddings", embeddings), *weights, *biases]
-    xp = namespace(*named, ("labels", labels), ("sample_weight", options.sample_weight), xp=xp)
+    xp = namespace(*named, ("labels", labels), ("sample_weight", sample_weight), xp=xp)
     n_classes = _checks.n_classes(pairs[0][0], "heads[0][0]")
     for (name, weight), m in zip(weights, nesting, strict=True):
         _checks.shape(weight, name, (n_classes, m), "(n_classes, width of the prefix)")
     for name, bias in biases:
         _checks.bias(bias, name, n_classes)
+    formula = formula_for(SeparateHeads, named, nesting, options.label_smoothing, xp)
     parameters = tuple(array for pair in pairs for array in pair)
-    return _head_problem(SeparateHeads, named, parameters, labels, n_classes, nesting, options, xp)
+    return _of_heads(formula, embeddings, parameters, labels, sample_weight, options)
 
 
 def _tied(
     embeddings: Array,
-    weight: Array,
-    bias: Array | None,
+    head: Head,
     labels: Array,
+    sample_weight: Array | None,
     nesting: Nesting,
     options: Options,
     xp: Namespace | None,
 ) -> Problem:
+    weight, bias = head
     named = [("embeddings", embeddings), ("weight", weight), ("bias", bias)]
-    xp = namespace(*named, ("labels", labels), ("sample_weight", options.sample_weight), xp=xp)
+    xp = namespace(*named, ("labels", labels), ("sample_weight", sample_weight), xp=xp)
     n_classes = _checks.n_classes(weight, "weight")
     _checks.shape(weight, "weight", (n_classes, nesting.dim), "(n_classes, width of the nesting)")
     _checks.bias(bias, "bias", n_classes)
-    return _head_problem(TiedHead, named, (weight, bias), labels, n_classes, nesting, options, xp)
+    formula = formula_for(TiedHead, named, nesting, options.label_smoothing, xp)
+    return _of_heads(formula, embeddings, head, labels, sample_weight, options)
 
 
-def _head_problem(
-    formula: type[Formula],
-    named: Sequence[tuple[str, Array]],
+def _of_heads(
+    formula: Formula,
+    embeddings: Array,
     parameters: Arrays,
     labels: Array,
-    n_classes: int,
-    nesting: Nesting,
+    sample_weight: Array | None,
     options: Options,
-    xp: Namespace,
 ) -> Problem:
-    embeddings = named[0][1]
-    product_dtype = hook_for(xp).product_dtype(embeddings)
-    if product_dtype is None:
-        _checks.same_dtype(xp, *named)
-    _checks.width(embeddings, "embeddings", nesting.dim)
-    axes = tuple(embeddings.shape[:-1])
-    dtype = accumulator_dtype(embeddings, xp)
-    labels, weights = row_weights(labels, options, axes=axes, n_classes=n_classes, dtype=dtype, xp=xp)
-    return Problem(
-        formula(nesting, options.label_smoothing, product_dtype),
-        (flatten_rows(embeddings, xp),),
-        labels,
-        weights,
-        parameters,
-        lengths(embeddings, range(len(axes)), xp),
-        xp,
+    xp, axes, n_classes = formula.xp, tuple(embeddings.shape[:-1]), int(parameters[0].shape[0])
+    _checks.width(embeddings, "embeddings", formula.nesting.dim)
+    labels, weights = row_weights(
+        labels, sample_weight, options.ignore_index, like=embeddings, axes=axes, n_classes=n_classes, xp=xp
     )
+    axes = tuple(length(embeddings, axis, xp) for axis in range(len(axes)))
+    return Problem(formula, (flatten_rows(embeddings, xp),), labels, weights, parameters, options.row_block, axes)
 
 
-def _given(logits: Any, labels: Array, nesting: Nesting, options: Options, xp: Namespace | None) -> Problem:
+def _given(
+    logits: Any, labels: Array, sample_weight: Array | None, nesting: Nesting, options: Options, xp: Namespace | None
+) -> Problem:
     stacked = not isinstance(logits, list | tuple)
     named = [("logits", logits)] if stacked else [(f"logits[{g}]", z) for g, z in enumerate(logits)]
     if not stacked:
         _checks.one_per_prefix(named, "logits", len(nesting))
-    xp = namespace(*named, ("labels", labels), ("sample_weight", options.sample_weight), xp=xp)
+    xp = namespace(*named, ("labels", labels), ("sample_weight", sample_weight), xp=xp)
     _checks.same_dtype(xp, *named)
     name, first = named[0]
     n_classes = _checks.n_classes(first, name, axis=-1)
@@ -446,7 +454,7 @@ def _given(logits: Any, labels: Array, nesting: Nesting, options: Options, xp: N
             _checks.shape(z, name, (*axes, n_classes), "that of `logits[0]`")
         rows = tuple(flatten_rows(z, xp) for z in logits)
     labels, weights = row_weights(
-        labels, options, axes=axes, n_classes=n_classes, dtype=accumulator_dtype(first, xp), xp=xp
+        labels, sample_weight, options.ignore_index, like=first, axes=axes, n_classes=n_classes, xp=xp
     )
-    axes = lengths(first, range(stacked, stacked + len(axes)), xp)
-    return Problem(Logits(nesting, options.label_smoothing), rows, labels, weights, (), axes, xp)
+    axes = tuple(length(first, axis, xp) for axis in range(stacked, stacked + len(axes)))
+    return Problem(Logits(nesting, xp, options.label_smoothing), rows, labels, weights, (), options.row_block, axes)

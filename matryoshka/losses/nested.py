@@ -7,9 +7,9 @@ from typing import Any
 
 from matryoshka import _checks
 from matryoshka._array import namespace
-from matryoshka._typing import Array, Namespace, NestingLike
+from matryoshka._typing import Array, Namespace
 from matryoshka.embeddings import truncate
-from matryoshka.nesting import as_nesting
+from matryoshka.nesting import NestingLike, as_nesting
 
 __all__ = ["nested_loss"]
 
@@ -70,7 +70,9 @@ def nested_loss(
     """
     nesting = as_nesting(nesting)
     _checks.callable_loss(loss)
-    _checks.some_arrays(arrays)
+    if not arrays:
+        msg = "`arrays` must hold at least one array of embeddings, got none; pass them after `loss`."
+        raise ValueError(msg)
     named = [(f"arrays[{i}]", array) for i, array in enumerate(arrays)]
     xp = namespace(*named, xp=xp)
     for name, array in named:

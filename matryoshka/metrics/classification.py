@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from matryoshka import _checks
-from matryoshka._array import accumulator_dtype, count_true, is_array, namespace
+from matryoshka._array import accumulator_dtype, count_true, is_array, namespace, row_blocks
 from matryoshka._typing import Array, Namespace
-from matryoshka.metrics.ranking import precision_at_k, relevance
+from matryoshka.metrics.ranking import _check_within, precision_at_k, relevance
 
 __all__ = ["nearest_class_mean_accuracy", "nearest_neighbor_accuracy", "oracle_accuracy", "superclass_accuracy"]
 
@@ -88,7 +88,7 @@ def nearest_class_mean_accuracy(embeddings: Array, labels: Array, queries: Array
     means = _class_means(embeddings, labels, classes, xp)
     half_norms = xp.sum(means * means, axis=1) / 2
     hits = 0
-    for block in _row_blocks(queries.shape[0]):
+    for block in row_blocks(queries.shape[0], _ROW_BLOCK):
         rows = xp.astype(queries[block, :], means.dtype, copy=False)
         nearest = xp.argmax(rows @ means.T - half_norms, axis=1)
         hits += count_true(xp.take(classes, nearest, axis=0) == query_labels[block], xp)
@@ -177,8 +177,8 @@ def superclass_accuracy(predictions: Array, labels: Array, superclasses: Array, 
     _checks.ndim(labels, "labels", 1, "(n,)")
     _checks.labels(labels, "labels", labels.shape, xp)
     _checks.labels(predictions, "predictions", labels.shape, xp)
-    _checks.within(labels, "labels", xp, minimum=0, stop=superclasses.shape[0])
-    _checks.within(predictions, "predictions", xp, minimum=-1, stop=superclasses.shape[0])
+    _check_within(labels, "labels", xp, minimum=0, stop=superclasses.shape[0])
+    _check_within(predictions, "predictions", xp, minimum=-1, stop=superclasses.shape[0])
     return nearest_neighbor_accuracy(predictions[:, None], superclasses, xp.take(superclasses, labels, axis=0))
 
 
@@ -190,12 +190,8 @@ def _class_means(embeddings: Array, labels: Array, classes: Array, xp: Namespace
     dtype = accumulator_dtype(embeddings, xp)
     sums: Array = 0.0
     counts: Array = 0.0
-    for block in _row_blocks(embeddings.shape[0]):
+    for block in row_blocks(embeddings.shape[0], _ROW_BLOCK):
         rows = xp.astype(embeddings[block, :], dtype, copy=False)
         members = xp.astype(classes[:, None] == labels[block], dtype)
         sums, counts = sums + members @ rows, counts + xp.sum(members, axis=1)
     return sums / counts[:, None]
-
-
-def _row_blocks(n: int) -> list[slice]:
-    return [slice(start, min(start + _ROW_BLOCK, n)) for start in range(0, n, _ROW_BLOCK)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from matryoshka import _checks
-from matryoshka._array import arange, count_true, is_array, namespace, widest_dtype
+from matryoshka._array import arange, count_true, is_array, is_integer, namespace, widest_dtype
 from matryoshka._typing import Array, Namespace
 
 __all__ = [
@@ -51,8 +51,8 @@ def relevance(ids: Array, corpus_labels: Array, query_labels: Array, /) -> Array
     _checks.ndim(corpus_labels, "corpus_labels", 1, "(n_corpus,)")
     _checks.not_empty(corpus_labels, "corpus_labels")
     _checks.labels(corpus_labels, "corpus_labels", corpus_labels.shape, xp)
-    _checks.ids(ids, "ids", xp)
-    _checks.within(ids, "ids", xp, minimum=-1, stop=corpus_labels.shape[0])
+    _check_ids(ids, "ids", xp)
+    _check_within(ids, "ids", xp, minimum=-1, stop=corpus_labels.shape[0])
     _checks.labels(query_labels, "query_labels", (ids.shape[0],), xp)
     present = _first_occurrences(ids, xp)
     rows = xp.reshape(xp.where(present, ids, xp.zeros_like(ids)), (-1,))
@@ -259,8 +259,8 @@ def overlap_at_k(ids: Array, reference_ids: Array, /, k: int) -> float:
     0.6666666666666666
     """
     xp = namespace(("ids", ids), ("reference_ids", reference_ids))
-    _checks.ids(ids, "ids", xp)
-    _checks.ids(reference_ids, "reference_ids", xp)
+    _check_ids(ids, "ids", xp)
+    _check_ids(reference_ids, "reference_ids", xp)
     _checks.not_empty(ids, "ids")
     _checks.shape(reference_ids, "reference_ids", (ids.shape[0], reference_ids.shape[1]), "(n, k or wider)")
     k = _checks.integer(k, "k", minimum=1, maximum=min(ids.shape[1], reference_ids.shape[1]))
@@ -273,6 +273,23 @@ def overlap_at_k(ids: Array, reference_ids: Array, /, k: int) -> float:
         raise ValueError(msg)
     hits = xp.astype(xp.sum(xp.astype(shared, xp.int32), axis=1), widest_dtype(xp))
     return _mean_ratio(hits, n_exact, xp)
+
+
+def _check_ids(ids: Array, name: str, xp: Namespace) -> None:
+    """Check that `ids` holds lists of row ids: two axes, signed integers."""
+    if not xp.isdtype(ids.dtype, "signed integer"):
+        msg = f"`{name}` must hold signed integers, -1 for padding, got dtype {ids.dtype}; cast it to int64."
+        raise TypeError(msg)
+    _checks.ndim(ids, name, 2, "(n, k)")
+    _checks.not_empty(ids, name)
+
+
+def _check_within(array: Array, name: str, xp: Namespace, *, minimum: int, stop: int) -> None:
+    """Check that integers lie within [minimum, stop), on every library: reading them waits for the device."""
+    count = count_true((array < minimum) | (array >= stop), xp)
+    if count:
+        msg = f"`{name}` must lie within [{minimum}, {stop}), got {count} outside it; check what it counts."
+        raise ValueError(msg)
 
 
 def _first_k(relevance: Array, k: int) -> tuple[Namespace, int, Array]:
@@ -290,22 +307,24 @@ def _first_k(relevance: Array, k: int) -> tuple[Namespace, int, Array]:
 def _n_relevant(n_relevant: Array | int, first: Array, xp: Namespace) -> Array:
     """Return `n_relevant` as an array (n,), checked against the hits in `first`."""
     hits = xp.sum(xp.astype(first, xp.int32), axis=1)
-    if is_array(n_relevant):
-        namespace(("relevance", first), ("n_relevant", n_relevant))
-        _checks.integral(n_relevant, "n_relevant", xp)
-        _checks.shape(n_relevant, "n_relevant", hits.shape, "(n,)")
-    else:
+    if not is_array(n_relevant):
         n_relevant = xp.full_like(hits, _checks.integer(n_relevant, "n_relevant", minimum=0))
-    if bool(xp.any(n_relevant < hits)):
+    counts: Array = n_relevant
+    namespace(("relevance", first), ("n_relevant", counts))
+    if not is_integer(counts, xp):
+        msg = f"`n_relevant` must hold integers, got dtype {counts.dtype}; cast it to int64."
+        raise TypeError(msg)
+    _checks.shape(counts, "n_relevant", hits.shape, "(n,)")
+    if bool(xp.any(counts < hits)):
         msg = (
             "`n_relevant` must be at least the number of relevant neighbours found, got less for "
-            f"{count_true(n_relevant < hits, xp)} queries; count over the whole corpus, as count_relevant does."
+            f"{count_true(counts < hits, xp)} queries; count over the whole corpus, as count_relevant does."
         )
         raise ValueError(msg)
-    if not bool(xp.any(n_relevant > 0)):
+    if not bool(xp.any(counts > 0)):
         msg = "`n_relevant` must be above 0 for at least one query, got only zeros; there is nothing to find."
         raise ValueError(msg)
-    return n_relevant
+    return counts
 
 
 def _mean_ratio(numerator: Array, denominator: Array, xp: Namespace) -> float:

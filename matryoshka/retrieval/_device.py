@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from matryoshka._array import arange
+from matryoshka._array import arange, row_blocks
 from matryoshka._typing import Array, Namespace
 from matryoshka.retrieval._prefix import Prefix
 from matryoshka.retrieval._top_k import keep_best, take_along
@@ -22,16 +22,15 @@ def candidates(prefix: Prefix, queries: Array, k: int, xp: Namespace) -> Array:
     n, n_queries = len(prefix), queries.shape[0]
     wanted, step = min(k + _SPARE, n), max(64, _NUMBERS // max(prefix.dim, n_queries, 1))
     best = ids = None
-    for start in range(0, n, step):
-        block = slice(start, min(start + step, n))
+    for block in row_blocks(n, step):
         scores = queries @ prefix.rows.read(block, prefix.dim).T
         if prefix.factor is not None:
             scores = scores * prefix.factor[block]
         if prefix.offset is not None:
             scores = scores + prefix.offset[block]
-        positions = keep_best(scores, min(wanted, block.stop - start), xp)
+        positions = keep_best(scores, min(wanted, block.stop - block.start), xp)
         scores = take_along(scores, positions, xp)
-        positions = positions + start
+        positions = positions + block.start
         if best is not None:
             scores, positions = xp.concat([best, scores], axis=-1), xp.concat([ids, positions], axis=-1)
         chosen = keep_best(scores, min(wanted, scores.shape[1]), xp)

@@ -11,11 +11,11 @@ import numpy as np
 
 from matryoshka import _checks
 from matryoshka._array import to_numpy
+from matryoshka._threads import each
 from matryoshka._typing import Array
 from matryoshka.embeddings import truncate
 from matryoshka.retrieval import _scores
 from matryoshka.retrieval._rows import DeviceRows, HostRows, Rows
-from matryoshka.retrieval._threads import each
 
 _SAFE = 1e-30, 1e30
 """Squared lengths that are computed as they stand; float32 keeps room below them for short prefixes."""
@@ -108,8 +108,8 @@ class Sample:
         return scores
 
 
-def inspect(rows: Rows, dims: Sequence[int], metric: str) -> dict[int, Prefix]:
-    """Read all rows once: check that they are finite, note their lengths, and build the prefixes `dims`.
+def inspect(rows: Rows, dims: Sequence[int], metric: str) -> tuple[Rows, dict[int, Prefix]]:
+    """Read all rows once: check that they are finite, and return them with their lengths, and the prefixes `dims`.
 
     Raises
     ------
@@ -120,10 +120,10 @@ def inspect(rows: Rows, dims: Sequence[int], metric: str) -> dict[int, Prefix]:
     seen = _pass(rows, rows.shape[1], narrow, metric)
     _checks.no_bad_rows(seen.bad, rows.shape[0], "embeddings")
     if metric == "cosine" and not seen.safe:
-        rows.scale = _largest(rows)
+        rows = rows.knowing(scale=_largest(rows))
         seen = _pass(rows, rows.shape[1], narrow, metric)
-    rows.squares = seen.squares
-    return {dim: of_block(rows, dim, metric, seen.prefixes.get(dim)) for dim in dims}
+    rows = rows.knowing(scale=rows.scale, squares=seen.squares)
+    return rows, {dim: of_block(rows, dim, metric, seen.prefixes.get(dim)) for dim in dims}
 
 
 def build(rows: Rows, dim: int, metric: str) -> Prefix:

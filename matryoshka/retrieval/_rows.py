@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from matryoshka._array import accumulator_dtype, is_cupy_array, is_jax_array, is_torch_array, to_numpy
+from matryoshka._array import accumulator_dtype, is_cupy_array, is_jax_array, is_torch_array, row_blocks, to_numpy
 from matryoshka._typing import Array, Namespace
 from matryoshka.retrieval import _host
 
@@ -25,22 +25,24 @@ class HostRows:
     ----------
     array : array (n, dim)
         float16, float32, float64, or the bits of bfloat16 as uint16.
+    scale : array (n,), optional
+        Positive numbers that rows are divided by, where their squares would vanish or overflow.
+    squares : array (n,), optional
+        Squared lengths of the full rows after scaling, once they are known.
     """
 
     xp: Namespace = np
 
-    scale: np.ndarray | None = None
-    """Positive numbers (n,) that rows are divided by, where their squares would vanish or overflow."""
-
-    squares: Any = None
-    """Squared lengths (n,) of the full rows after scaling, once they are known."""
-
-    def __init__(self, array: Any) -> None:
-        self.array = array
+    def __init__(self, array: Any, *, scale: np.ndarray | None = None, squares: np.ndarray | None = None) -> None:
+        self.array, self.scale, self.squares = array, scale, squares
         self.shape: tuple[int, int] = (int(array.shape[0]), int(array.shape[1]))
         self.dtype = np.dtype(np.float64 if np.dtype(array.dtype).itemsize > 4 else np.float32)
         self._is_array = isinstance(array, np.ndarray)
         self._mapping = _host.Mapping.of(array)
+
+    def knowing(self, *, scale: Array | None, squares: Array | None = None) -> HostRows:
+        """Return the same rows with what was found out about them."""
+        return HostRows(self.array, scale=scale, squares=squares)
 
     def check(self) -> None:
         """Check that the rows can still be read."""
@@ -116,16 +118,21 @@ class DeviceRows:
         Never written to.
     xp : namespace
         Its library.
+    scale, squares : array (n,), optional
+        As for `HostRows`.
     """
 
-    scale: Array | None = None
-    squares: Array | None = None
-
-    def __init__(self, array: Array, xp: Namespace) -> None:
-        self.array = array
+    def __init__(
+        self, array: Array, xp: Namespace, *, scale: Array | None = None, squares: Array | None = None
+    ) -> None:
+        self.array, self.scale, self.squares = array, scale, squares
         self.xp = xp
         self.shape: tuple[int, int] = (array.shape[0], array.shape[1])
         self.dtype = accumulator_dtype(array, xp)
+
+    def knowing(self, *, scale: Array | None, squares: Array | None = None) -> DeviceRows:
+        """As `HostRows.knowing`."""
+        return DeviceRows(self.array, self.xp, scale=scale, squares=squares)
 
     def check(self) -> None:
         """Arrays stay readable."""
@@ -162,5 +169,4 @@ Rows = HostRows | DeviceRows
 
 
 def _blocks(shape: tuple[int, int]) -> list[slice]:
-    n, step = shape[0], max(64, _BLOCK_NUMBERS // shape[1])
-    return [slice(start, min(start + step, n)) for start in range(0, n, step)]
+    return row_blocks(shape[0], max(64, _BLOCK_NUMBERS // shape[1]))

@@ -19,8 +19,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from matryoshka._threads import each
 from matryoshka.retrieval._prefix import Prefix
-from matryoshka.retrieval._threads import each
 
 _GROUP = 8
 _SCORES = 1 << 18
@@ -80,6 +80,9 @@ def candidates(prefix: Prefix, queries: np.ndarray, k: int, score: Score) -> np.
     """
     if not queries.shape[0]:
         return np.empty((0, k), np.intp)
+    # A product differs from the final score by one rounding at most, so two products of a row differ by two: the slack.
+    # The rows of the sample that reach the threshold reach it less the slack in the scan, and a row that may be among
+    # the best lies at most the slack below the k-th best product (`keep_best`): the floor is lower by both.
     slack = 2 * prefix.rounding(queries)
     sampled, size = prefix.sample.scores(queries), len(prefix.sample)
     rank = _rank(k, size, len(prefix))

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from matryoshka import _checks, _files
+from matryoshka import _checks, _files, _values
 from matryoshka._array import to_numpy
 from matryoshka._typing import Array
 from matryoshka.retrieval._prefix import Prefix, of_block
@@ -48,7 +48,7 @@ def load(path: str | os.PathLike[str], *, mmap: bool) -> tuple[dict[str, Any], d
     record_file = folder / "corpus.json"
     _files.check_saved(folder, "corpus.json", by="Corpus.save")
     keys = ("metric", "shape", "dtype", "search_dims", "scaled")
-    record = _checks.record(record_file.read_bytes(), kind="corpus", keys=keys, source=record_file)
+    record = _values.record(record_file.read_bytes(), kind="corpus", keys=keys, source=record_file)
     n, dim = _shape(record["shape"])
     _checks.choice(record["metric"], "metric", METRICS)
     stored = _checks.choice(record["dtype"], "dtype", _DTYPES)
@@ -76,10 +76,10 @@ def load(path: str | os.PathLike[str], *, mmap: bool) -> tuple[dict[str, Any], d
     return record, arrays
 
 
-def restore(record: dict[str, Any], arrays: dict[str, Array], rows: Rows) -> dict[int, Prefix]:
-    """Give rows what was derived from them, and return their prefixes; `arrays` are of the library of `rows`."""
-    rows.squares, rows.scale = arrays["squares"], arrays.get("scale")
-    return {dim: of_block(rows, dim, record["metric"], arrays.get(f"prefix-{dim}")) for dim in record["search_dims"]}
+def restore(record: dict[str, Any], arrays: dict[str, Array], rows: Rows) -> tuple[Rows, dict[int, Prefix]]:
+    """Return rows with what was derived from them, and their prefixes; `arrays` are of the library of `rows`."""
+    rows, metric = rows.knowing(scale=arrays.get("scale"), squares=arrays["squares"]), record["metric"]
+    return rows, {dim: of_block(rows, dim, metric, arrays.get(f"prefix-{dim}")) for dim in record["search_dims"]}
 
 
 def _shape(sizes: object) -> tuple[int, int]:

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 
 from matryoshka import _checks
-from matryoshka._array import accumulator_dtype, arange, from_numpy, full, is_floating, is_integer, namespace, to_numpy
+from matryoshka._array import (
+    accumulator_dtype,
+    arange,
+    count_true,
+    from_numpy,
+    full,
+    is_floating,
+    is_integer,
+    namespace,
+    row_blocks,
+)
 from matryoshka._typing import Array, Namespace
 from matryoshka.embeddings import truncate
-from matryoshka.retrieval import _device, _scan, _stages
+from matryoshka.retrieval import _device, _rerank, _scan
 from matryoshka.retrieval._host import Sliceable, is_remote, is_sliceable, view, widen
 from matryoshka.retrieval._prefix import Prefix, build, inspect
 from matryoshka.retrieval._rows import DeviceRows, HostRows, Rows
@@ -62,7 +73,8 @@ class Corpus:
     device, and of more than 32 rows that a matrix product cannot tell from the last result any may be returned.
 
     A corpus takes one pass over the rows to build, for a length per row and the blocks of `search_dims`, n x width
-    numbers each in float32 or float64.
+    numbers each in float32 or float64. A copy (`copy.copy`) shares the rows and the blocks; blocks that it builds later
+    are its own.
 
     Examples
     --------
@@ -82,12 +94,20 @@ class Corpus:
         _checks.ndim(embeddings, "embeddings", 2, "(n, dim)")
         _checks.not_empty(embeddings, "embeddings")
         _checks.not_empty(embeddings, "embeddings", axis=1)
-        self._metric = _checks.choice(metric, "metric", METRICS)
+        _checks.choice(metric, "metric", METRICS)
         widths = _search_dims(search_dims, embeddings.shape[1])
-        self._like, self._xp = like, xp
-        self._rows = _rows_of(embeddings, xp)
-        self._rows.check()
-        self._prefixes = inspect(self._rows, widths, metric)
+        rows = _rows_of(embeddings, xp)
+        rows.check()
+        self._hold(like, xp, metric, *inspect(rows, widths, metric))
+
+    def _hold(self, like: Array, xp: Namespace, metric: str, rows: Rows, prefixes: dict[int, Prefix]) -> None:
+        """Take what is known of the rows; `like` is an array like the embeddings, of the library `xp`."""
+        self._like, self._xp, self._metric, self._rows, self._prefixes = like, xp, metric, rows, prefixes
+
+    def __copy__(self) -> Corpus:
+        twin = object.__new__(type(self))
+        twin._hold(self._like, self._xp, self._metric, self._rows, dict(self._prefixes))
+        return twin
 
     @property
     def metric(self) -> str:
@@ -110,7 +130,14 @@ class Corpus:
     def __repr__(self) -> str:
         return f"Corpus({len(self)} x {self.dim}, metric={self.metric!r}, search_dims={self.search_dims})"
 
-    def search(self, queries: Array, k: int, *, funnel: Funnel | None = None) -> tuple[Array, Array]:
+    def search(
+        self,
+        queries: Array,
+        k: int,
+        *,
+        funnel: Funnel | None = None,
+        first_stage: Callable[[Array, int], Array] | None = None,
+    ) -> tuple[Array, Array]:
         """Find the `k` rows most similar to each query.
 
         Parameters
@@ -121,6 +148,10 @@ class Corpus:
             Results per query, at least 1, and at most the last list of the funnel.
         funnel : Funnel, optional
             Search at its first width and rerank at the others. None searches exactly at full width.
+        first_stage : callable, optional
+            An index of your own, asked for candidates in place of the exact search at the first width: called with the
+            prefixes of the queries (n_queries, width), at unit length under "cosine", and a count, it returns so many
+            ids for each or fewer, in their library, -1 for none. `prefixes` gives what to fill it with.
 
         Returns
         -------
@@ -138,18 +169,18 @@ class Corpus:
             `queries` has another width or numbers that are not finite, lies on another device, or `k` or `funnel` do
             not fit.
         """
-        queries = self._queries(queries)
-        k = _checks.integer(k, "k", minimum=1)
-        plan = Funnel((self.dim,), ()) if funnel is None else self._plan(funnel, k)
-        lists = [min(count, len(self)) for count in (*plan.keep, k)]
+        rows = self._queries(queries)
+        dims, lists = self._stages(funnel, k)
         self._rows.check()
-        prefix = self._prefix(plan.dims[0])
-        step = max(1, min(_QUERIES, _CANDIDATES // lists[0]))
-        found = []
-        for start in range(0, max(1, queries.shape[0]), step):
-            part = queries[start : min(start + step, queries.shape[0]), :]
-            ids = self._first_stage(prefix, part, lists[0])
-            found.append(_stages.rerank(self._rows, self.metric, part, ids, plan.dims, lists))
+        if first_stage is not None:
+            found = first_stage(self._cut(rows, dims[0]), min(lists[0], len(self)))
+            ids = self._candidates(found, rows, rows.shape[0])
+            return self._results([self._rerank(rows, ids, dims[1:] or dims, lists[1:] or lists)], k)
+        lists = tuple(min(count, len(self)) for count in lists)
+        prefix, found = self._prefix(dims[0]), []
+        for part in row_blocks(rows.shape[0], max(1, min(_QUERIES, _CANDIDATES // lists[0]))):
+            ids = self._first_stage(prefix, rows[part, :], lists[0])
+            found.append(self._rerank(rows[part, :], ids, dims, lists))
         return self._results(found, k)
 
     def rerank(
@@ -183,20 +214,41 @@ class Corpus:
         ValueError
             As for `search`, or `ids` has not one row per query, or holds an id outside [-1, n).
         """
-        queries = self._queries(queries)
-        ids = self._candidates(ids, queries.shape[0])
-        k = _checks.integer(k, "k", minimum=1)
+        rows = self._queries(queries)
+        candidates = self._candidates(ids, self._like, rows.shape[0])
         if (dim is None) == (funnel is None):
             msg = "exactly one of `dim` and `funnel` must be given, got both or neither; leave one out."
             raise TypeError(msg)
-        if funnel is None:
-            dims: tuple[int, ...] = (_checks.integer(dim, "dim", minimum=1, maximum=self.dim),)
-            lists: tuple[int, ...] = (k,)
-        else:
-            plan = self._plan(funnel, k)
-            dims, lists = (plan.dims[1:], (*plan.keep[1:], k)) if plan.keep else (plan.dims, (k,))
+        dims, lists = self._stages(funnel, k)
+        if dim is not None:
+            dims = (_checks.integer(dim, "dim", minimum=1, maximum=self.dim),)
         self._rows.check()
-        return self._results([_stages.rerank(self._rows, self.metric, queries, ids, dims, lists)], k)
+        return self._results([self._rerank(rows, candidates, dims[1:] or dims, lists[1:] or lists)], k)
+
+    def prefixes(self, dim: int) -> Iterator[tuple[slice, Array]]:
+        """Give the prefixes of all rows a block at a time, to fill an index of your own.
+
+        Parameters
+        ----------
+        dim : int
+            Their width, at most that of the corpus.
+
+        Yields
+        ------
+        rows : slice
+            Which rows of the corpus.
+        prefixes : array (rows, dim)
+            As the metric compares them: at unit length under "cosine". In float32 or float64, NumPy where the corpus
+            is in main memory, else of its library. Not to be written to.
+
+        Raises
+        ------
+        TypeError, ValueError
+            `dim` is no integer within [1, width].
+        """
+        dim = _checks.integer(dim, "dim", minimum=1, maximum=self.dim)
+        self._rows.check()
+        return ((block, self._cut(self._rows.read(block, dim), dim)) for block in self._rows.blocks())
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the corpus to a folder: rows, lengths and the prefixes built so far.
@@ -212,9 +264,9 @@ class Corpus:
         OSError
             The folder cannot be written, or holds other things.
         """
-        self._rows.check()
-        from matryoshka.retrieval import _store
+        from matryoshka.retrieval import _store  # with what it needs of the standard library, slow to load
 
+        self._rows.check()
         _store.save(path, self._rows, self._prefixes, self.metric)
 
     @classmethod
@@ -246,51 +298,37 @@ class Corpus:
 
         record, arrays = _store.load(path, mmap=mmap)
         like = np.empty(0) if like is None else like
-        corpus = cls.__new__(cls)
-        corpus._xp = xp = namespace(("like", like))
+        xp = namespace(("like", like))
         dtype = getattr(xp, record["dtype"], xp.float32)
-        corpus._like = xp.astype(from_numpy(np.empty(0, np.float32), like=like, xp=xp), dtype, copy=False)
-        corpus._metric = record["metric"]
+        rows: Rows
         if view(like) is None:
-            rows = arrays.pop("embeddings")
-            moved = {name: from_numpy(array, like=like, xp=xp) for name, array in arrays.items()}
-            rows = xp.astype(from_numpy(widen(rows), like=like, xp=xp), dtype, copy=False)
-            corpus._rows, arrays = DeviceRows(rows, xp), moved
+            embeddings = from_numpy(widen(arrays.pop("embeddings")), like=like, xp=xp)
+            arrays = {name: from_numpy(array, like=like, xp=xp) for name, array in arrays.items()}
+            rows = DeviceRows(xp.astype(embeddings, dtype, copy=False), xp)
         else:
-            corpus._rows = HostRows(arrays["embeddings"])
-        corpus._prefixes = _store.restore(record, arrays, corpus._rows)
+            rows = HostRows(arrays["embeddings"])
+        like = xp.astype(from_numpy(np.empty(0, np.float32), like=like, xp=xp), dtype, copy=False)
+        corpus = object.__new__(cls)
+        corpus._hold(like, xp, record["metric"], *_store.restore(record, arrays, rows))
         return corpus
-
-    def _scores_at(self, queries: Array, ids: Array, dims: Sequence[int]) -> list[np.ndarray]:
-        """Return the scores (n_queries, m) of candidates without padding at several widths, in NumPy."""
-        queries, ids = self._queries(queries), self._own(ids)
-        return [to_numpy(scores) for scores in _stages.scores_at(self._rows, self.metric, queries, ids, dims)]
 
     def _cut(self, rows: Array, dim: int) -> Array:
         """Return prefixes as the metric compares them."""
         return truncate(rows, dim, normalize=self.metric == "cosine")
 
-    def _cut_blocks(self, dim: int) -> Iterator[tuple[slice, Array]]:
-        """Give the prefixes of all rows, a block at a time."""
-        self._rows.check()
-        return ((block, self._cut(self._rows.read(block, dim), dim)) for block in self._rows.blocks())
-
-    def _forget(self, keep: Iterable[int]) -> None:
-        """Drop the blocks of all widths but these."""
-        self._prefixes = {dim: prefix for dim, prefix in self._prefixes.items() if dim in set(keep)}
+    def _adopt(self, other: Corpus, dim: int) -> None:
+        """Take over the block of one width that a copy has built."""
+        self._prefixes[dim] = other._prefix(dim)
 
     def _first_stage(self, prefix: Prefix, queries: Array, k: int) -> Array:
         """Return candidates that hold the best `k` of each query."""
         prepared = prefix.queries(queries)
         if isinstance(self._rows, DeviceRows):
             return _device.candidates(prefix, prepared, k, self._rows.xp)
-        rows, metric = self._rows, self.metric
+        return _scan.candidates(prefix, prepared, k, partial(_score, self._rows, self.metric, queries, prefix.dim))
 
-        def score(query: int, ids: np.ndarray) -> np.ndarray:
-            scores: np.ndarray = _stages.score(rows, metric, queries[query : query + 1], ids[None, :], prefix.dim)[0]
-            return scores
-
-        return _scan.candidates(prefix, prepared, k, score)
+    def _rerank(self, queries: Array, ids: Array, dims: Sequence[int], lists: Sequence[int]) -> tuple[Array, Array]:
+        return _rerank.rerank(self._rows, self.metric, queries, ids, dims, lists)
 
     def _results(self, found: Sequence[tuple[Array, Array]], k: int) -> tuple[Array, Array]:
         """Join parts, cut or pad them to `k`, and give them back in the library of the corpus."""
@@ -317,7 +355,7 @@ class Corpus:
         _checks.shape(queries, "queries", (queries.shape[0], self.dim), "(n_queries, dim)")
         rows = self._own(queries)
         if not is_remote(rows):
-            _checks.finite_rows(rows, "queries", namespace(("queries", rows)))
+            _finite(rows, "queries")
         return self._cut(rows, self.dim)
 
     def _own(self, array: Array) -> Array:
@@ -327,10 +365,11 @@ class Corpus:
             return self._xp.astype(array, self._rows.dtype, copy=False) if wide else array
         return widen(view(array)) if is_floating(array, self._xp) else view(array)
 
-    def _candidates(self, ids: Array, n_queries: int) -> Array:
-        """Check candidates and return them sorted."""
-        namespace(("embeddings", self._like), ("ids", ids))
-        if not is_integer(ids, self._xp):
+    def _candidates(self, ids: Array, like: Array, n_queries: int) -> Array:
+        """Check candidates, which are to come from the library of `like`, and return them sorted."""
+        namespace(("embeddings", like), ("ids", ids))
+        xp = namespace(("ids", ids))
+        if not is_integer(ids, xp):
             msg = f"`ids` must hold integers, got dtype {ids.dtype}; pass the ids that a search returned."
             raise TypeError(msg)
         _checks.ndim(ids, "ids", 2, "(n_queries, m)")
@@ -347,7 +386,11 @@ class Corpus:
                 raise ValueError(msg)
         return xp.sort(xp.astype(ids, arange(1, like=ids, xp=xp).dtype, copy=False), axis=-1)
 
-    def _plan(self, funnel: Funnel, k: int) -> Funnel:
+    def _stages(self, funnel: Funnel | None, k: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Check a plan and the number of results; return the widths of its stages and how many rows each leaves."""
+        k = _checks.integer(k, "k", minimum=1)
+        if funnel is None:
+            return (self.dim,), (k,)
         if not isinstance(funnel, Funnel):
             msg = f"`funnel` must be a Funnel, got {type(funnel).__name__}; pass Funnel(dims, keep)."
             raise TypeError(msg)
@@ -358,7 +401,22 @@ class Corpus:
                 "keep more or ask for fewer."
             )
             raise ValueError(msg)
-        return funnel
+        return funnel.dims, (*funnel.keep, k)
+
+
+def _score(rows: Rows, metric: str, queries: Array, dim: int, query: int, ids: np.ndarray) -> Array:
+    """Return the final scores of some rows for one query."""
+    return _rerank.score(rows, metric, queries[query : query + 1], ids[None, :], dim)[0]
+
+
+def _finite(rows: Array, name: str) -> None:
+    """Check that every row is finite; the message counts the bad rows and names the first."""
+    xp = namespace((name, rows))
+    bad = xp.any(~xp.isfinite(rows), axis=-1)
+    count = count_true(bad, xp)
+    if count:
+        found = xp.nonzero(bad)[0]
+        _checks.no_bad_rows([int(found[i]) for i in range(min(count, 5))], bad.shape[0], name, count=count)
 
 
 def _rows_of(embeddings: Array | Sliceable, xp: Namespace) -> Rows:

@@ -2,24 +2,69 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Self
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 from matryoshka import _checks, costs
+from matryoshka._promises.certificates import RecallCertificate
 from matryoshka._typing import Array
-from matryoshka.retrieval import _calibration
-from matryoshka.retrieval._calibration import FunnelPoint, RecallCertificate
+from matryoshka._values import JsonValue
 
-if TYPE_CHECKING:
-    from matryoshka.retrieval.corpus import Corpus
+__all__ = ["Funnel", "FunnelPoint", "Searchable"]
 
-__all__ = ["Funnel"]
+
+@runtime_checkable
+class Searchable(Protocol):
+    """What a funnel can run on and be calibrated on: rows to search, in memory, behind an index or anywhere else.
+
+    Attributes
+    ----------
+    dim : int
+        Width of the embeddings.
+    metric : str
+        The similarity: "cosine", "ip" or "l2".
+    search_dims : tuple of int, or None
+        Widths at which funnels may start; None: at any. A `Corpus` names those it has ready, and takes any other too.
+
+    Notes
+    -----
+    `search` and `rerank` mean what they mean for `Corpus`, and `len` is the number of rows. Without a funnel, and with
+    one of the full width alone where it may not start there, a search is exact.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from matryoshka import Corpus, Searchable
+    >>> isinstance(Corpus(np.eye(3)), Searchable)
+    True
+    """
+
+    @property
+    def dim(self) -> int:
+        """Width of the embeddings."""
+
+    @property
+    def metric(self) -> str:
+        """The similarity."""
+
+    @property
+    def search_dims(self) -> tuple[int, ...] | None:
+        """Widths at which funnels may start; None: at any."""
+
+    def __len__(self) -> int: ...
+
+    def search(self, queries: Array, k: int, *, funnel: Funnel | None = None) -> tuple[Array, Array]:
+        """Return scores and ids (n_queries, k), best first."""
+
+    def rerank(
+        self, queries: Array, ids: Array, k: int, *, dim: int | None = None, funnel: Funnel | None = None
+    ) -> tuple[Array, Array]:
+        """Return scores and ids (n_queries, k) of the best among given ids (n_queries, m), -1 being padding."""
 
 
 @dataclass(frozen=True, init=False)
-class Funnel:
+class Funnel(JsonValue):
     """Search at the narrowest width, then rerank ever shorter lists at ever wider prefixes.
 
     Parameters
@@ -52,7 +97,11 @@ class Funnel:
     True
     >>> round(funnel.speedup(1_281_167), 1)
     127.7
+    >>> Funnel.from_json(funnel.to_json()) == funnel
+    True
     """
+
+    _kind: ClassVar[str] = "funnel"
 
     dims: tuple[int, ...]
     keep: tuple[int, ...]
@@ -63,7 +112,7 @@ class Funnel:
     ) -> None:
         widths = _checks.dims(dims)
         lists = _checks.keep(keep, len(widths))
-        _check_certificate(certificate, widths, lists)
+        RecallCertificate.check(certificate, dims=widths, keep=lists)
         object.__setattr__(self, "dims", widths)
         object.__setattr__(self, "keep", lists)
         object.__setattr__(self, "certificate", certificate)
@@ -109,27 +158,9 @@ class Funnel:
         return cls(dims, lists)
 
     @classmethod
-    def from_json(cls, text: str) -> Self:
-        """Read what `to_json` wrote.
-
-        Raises
-        ------
-        ValueError
-            `text` is not the JSON of a funnel.
-        """
-        record = _checks.record(text, kind="funnel", keys=("dims", "keep", "certificate"))
-        certificate = record["certificate"]
-        with _checks.reading("funnel"):
-            return cls(
-                record["dims"],
-                record["keep"],
-                certificate=None if certificate is None else RecallCertificate.from_record(certificate),
-            )
-
-    @classmethod
     def calibrate(
         cls,
-        corpus: Corpus,
+        corpus: Searchable,
         queries: Array,
         k: int,
         *,
@@ -143,8 +174,8 @@ class Funnel:
 
         Parameters
         ----------
-        corpus : Corpus
-            The rows that will be searched.
+        corpus : Searchable
+            The rows that will be searched: a `Corpus`, or any other `Searchable` such as a `FaissCorpus`, as it is set.
         queries : array (n_queries, dim), floating
             Independent draws of the queries to come. One half chooses candidates, the other tests them.
         k : int
@@ -154,7 +185,8 @@ class Funnel:
         delta : float, default 0.1
             Probability, over the draw of the tested queries, that the promise may be wrong; within (0, 1).
         dims : sequence of int, optional
-            Widths that stages may have, the last that of the corpus. By default halved from there down to 8.
+            Widths that stages may have, the last that of the corpus. By default halved from there down to 8, with those
+            at which the corpus may start.
         longest : int, default 1000
             No list is longer than this.
         seed : int, default 0
@@ -171,8 +203,8 @@ class Funnel:
         TypeError
             `corpus` is no corpus, or an argument is of the wrong kind.
         ValueError
-            A number is out of its range, `dims` do not end with the width of the corpus, or there are fewer than two
-            queries.
+            A number is out of its range, `dims` do not end with the width of the corpus or hold none at which it may
+            start, or there are fewer than two queries.
 
         Notes
         -----
@@ -189,13 +221,16 @@ class Funnel:
         To calibrate costs an exact search for all queries, one search per width considered as a start, and one per
         funnel tested. Blocks of prefixes built on the way are dropped again, except those of the result.
         """
-        search = _calibration.Search.of(corpus, k, dims, longest)
-        return _calibration.calibrate(cls, corpus, queries, search, recall, delta, seed)
+        from matryoshka.retrieval import _calibration  # which makes funnels
+
+        question = _calibration.Question.of(corpus, k, dims, longest)
+        certificate = _calibration.certify(question, queries, recall=recall, delta=delta, seed=seed)
+        return cls(certificate.dims, certificate.keep, certificate=certificate)
 
     @classmethod
     def pareto(
         cls,
-        corpus: Corpus,
+        corpus: Searchable,
         queries: Array,
         k: int,
         *,
@@ -214,20 +249,9 @@ class Funnel:
         list of FunnelPoint
             Cheapest first; the last is the exact search.
         """
-        return _calibration.pareto(cls, corpus, queries, _calibration.Search.of(corpus, k, dims, longest))
+        from matryoshka.retrieval import _calibration  # which makes funnels
 
-    def to_json(self) -> str:
-        """Return the funnel as JSON text, its certificate included.
-
-        Examples
-        --------
-        >>> Funnel.from_json(Funnel((8, 16), (50,)).to_json()) == Funnel((8, 16), (50,))
-        True
-        """
-        certificate = None if self.certificate is None else self.certificate.to_record()
-        return json.dumps(
-            {"kind": "funnel", "version": 1, "dims": self.dims, "keep": self.keep, "certificate": certificate}
-        )
+        return _calibration.pareto(_calibration.Question.of(corpus, k, dims, longest), queries)
 
     def multiply_adds(self, n: int, *, executed: bool = False) -> int:
         """Count the multiply-adds of one query on `n` rows.
@@ -272,16 +296,25 @@ class Funnel:
     def __repr__(self) -> str:
         return f"Funnel({self.dims}, {self.keep})"
 
+    @classmethod
+    def _arguments(cls, fields: dict[str, Any]) -> dict[str, Any]:
+        return fields | {"certificate": RecallCertificate.from_record(fields["certificate"])}
 
-def _check_certificate(certificate: object, dims: tuple[int, ...], keep: tuple[int, ...]) -> None:
-    if certificate is None:
-        return
-    if not isinstance(certificate, RecallCertificate):
-        msg = f"`certificate` must be what `Funnel.calibrate` made, got {type(certificate).__name__}; leave it out."
-        raise TypeError(msg)
-    if (certificate.dims, certificate.keep) != (dims, keep):
-        msg = (
-            f"`certificate` must be about this funnel, {dims} with {keep}, got one about {certificate.dims} with "
-            f"{certificate.keep}; calibrate anew."
-        )
-        raise ValueError(msg)
+
+@dataclass(frozen=True)
+class FunnelPoint:
+    """A funnel and how it did on some queries.
+
+    Attributes
+    ----------
+    funnel : Funnel
+        The plan.
+    recall : float
+        Mean share of the exact k nearest neighbours that it found.
+    multiply_adds : int
+        Its cost per query, as `Funnel.multiply_adds` counts it.
+    """
+
+    funnel: Funnel
+    recall: float
+    multiply_adds: int

@@ -15,9 +15,9 @@ from conftest import load
 
 faiss = load("faiss")
 
-from matryoshka import Corpus, Funnel, metrics  # noqa: E402 (faiss decides whether there is anything to test)
+from matryoshka import Corpus, Funnel, Searchable, metrics  # noqa: E402 (faiss decides whether there is anything to test)
+from matryoshka._threads import n_threads  # noqa: E402
 from matryoshka.faiss import FaissCorpus  # noqa: E402
-from matryoshka.retrieval._threads import n_threads  # noqa: E402
 
 PLAN = Funnel((6, 12, 24), (60, 20))
 METRICS = ["cosine", "ip", "l2"]
@@ -113,6 +113,50 @@ def test_more_results_than_rows(rows: np.ndarray, queries: np.ndarray) -> None:
         found = FaissCorpus(corpus, "Flat", dim=6).search(queries, 8, funnel=plan)
         agree(found, corpus.search(queries, 8, funnel=plan))
         assert (found[1][:, 5:] == -1).all()
+
+
+def test_a_certificate_on_an_index(rng: np.random.Generator) -> None:
+    rows, queries = ((rng.normal(size=(n, 24)) * 0.8 ** np.arange(24)).astype(np.float32) for n in (900, 400))
+    corpus = Corpus(rows)
+    exact = FaissCorpus(corpus, "Flat", dim=6)
+    plan = Funnel.calibrate(exact, queries, 5, recall=0.9, dims=(6, 12, 24))
+    alone = Funnel.calibrate(corpus, queries, 5, recall=0.9, dims=(6, 12, 24))
+    assert plan.keep
+    assert plan.dims[0] == 6
+    assert (plan, plan.certificate) == (alone, alone.certificate)
+    found, expected = exact.search(queries, 5, funnel=plan)[1], corpus.search(queries, 5)[1]
+    assert metrics.overlap_at_k(found, expected, 5) > 0.9
+    blind = FaissCorpus(corpus, "IVF300,Flat", dim=6)  # which looks into one list of 300
+    refused = Funnel.calibrate(blind, queries, 5, recall=0.9)
+    assert refused == Funnel((24,), ())
+    assert refused.certificate is not None
+    assert refused.certificate.chosen is None
+    same(blind.search(queries, 5, funnel=refused), corpus.search(queries, 5))
+    points = Funnel.pareto(exact, queries, 5)
+    assert {point.funnel.dims[0] for point in points} == {6, 24}
+
+
+def test_an_index_of_the_full_width_has_no_funnel_to_certify(rows: np.ndarray, queries: np.ndarray) -> None:
+    with pytest.raises(ValueError, match=r"`dims` must hold a width at which `corpus` may start, of \(24,\)"):
+        Funnel.calibrate(FaissCorpus(Corpus(rows), "Flat"), queries, 5)
+
+
+def test_reranking_is_that_of_the_corpus(rows: np.ndarray, queries: np.ndarray) -> None:
+    corpus, ids = Corpus(rows), np.arange(70).reshape(7, 10)
+    indexed = FaissCorpus(corpus, "HNSW8", dim=6)
+    assert isinstance(indexed, Searchable)
+    same(indexed.rerank(queries, ids, 4, dim=12), corpus.rerank(queries, ids, 4, dim=12))
+    plan = Funnel((6, 12, 24), (10, 5))
+    same(indexed.rerank(queries, ids, 4, funnel=plan), corpus.rerank(queries, ids, 4, funnel=plan))
+
+
+def test_an_empty_index_is_checked_without_rows() -> None:
+    index = FaissCorpus.empty_index("IVF8,Flat", 12, metric="l2", parameters="nprobe=3")
+    assert (index.d, index.ntotal, index.nprobe, index.metric_type) == (12, 0, 3, faiss.METRIC_L2)
+    with pytest.raises(ValueError, match="`index` must be a factory string of faiss for 12 columns, .* got 'PQ5'"):
+        FaissCorpus.empty_index("PQ5", 12)
+    with pytest.raises(ValueError, match="`parameters` must be settings of this index, got 'probes=3'"):
+        FaissCorpus.empty_index("Flat", 12, parameters="probes=3")
 
 
 def test_no_queries(rows: np.ndarray) -> None:

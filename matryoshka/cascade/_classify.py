@@ -1,13 +1,13 @@
-"""Classify stage by stage: only rows still undecided meet the next head."""
+"""Classify embeddings stage by stage: only rows still undecided meet the next head."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
 from matryoshka import _checks
+from matryoshka._algebra import add_product
 from matryoshka._array import (
     accumulator_dtype,
-    add_product,
     arange,
     empty,
     is_array,
@@ -16,16 +16,20 @@ from matryoshka._array import (
     namespace,
 )
 from matryoshka._typing import Array, Head, Namespace
-from matryoshka.cascade._confidence import MEASURES
+from matryoshka.cascade._confidence import MEASURES, mass_of_logits
 from matryoshka.cascade._paths import FULL_WIDTH
-from matryoshka.cascade._stages import Reader
 
 _BLOCK_ENTRIES = 2**20
 _ROWS_PER_COLUMN = 4
 
 
 def classify(
-    embeddings: Array, heads: Sequence[Head] | Head, reader: Reader, thresholds: Sequence[float]
+    embeddings: Array,
+    heads: Sequence[Head] | Head,
+    dims: tuple[int, ...],
+    thresholds: Sequence[float],
+    measure: str,
+    temperatures: Sequence[float] | None,
 ) -> tuple[Array, Array]:
     """Return each row's answer and the width it exits at.
 
@@ -33,23 +37,24 @@ def classify(
     """
     last = len(thresholds)
     visited = [i for i in range(last) if thresholds[i] < FULL_WIDTH]
-    linear = _Linear(embeddings, heads, reader.dims, [*visited, last])
-    xp, measure = linear.xp, MEASURES[reader.confidence]
+    linear = _Linear(embeddings, heads, dims, [*visited, last])
+    xp, confidence_of = linear.xp, MEASURES[measure]
     rows = arange(embeddings.shape[0], like=embeddings, xp=xp)
     labels, exit_dims = xp.zeros_like(rows), xp.zeros_like(rows)
     for i in visited:
+        temperature = 1.0 if temperatures is None else temperatures[i]
         undecided = [rows[:0]]
         for block, logits in linear.blocks(i, rows):
-            sure = measure(reader.weights(i, logits, xp), xp) > thresholds[i]
+            sure = confidence_of(mass_of_logits(logits, temperature, xp), xp) > thresholds[i]
             done, left = xp.nonzero(sure)[0], xp.nonzero(~sure)[0]
             labels[block[done]] = xp.argmax(_rows(logits, done, xp), axis=-1)
-            exit_dims[block[done]] = reader.dims[i]
+            exit_dims[block[done]] = dims[i]
             linear.keep(logits, left)
             undecided.append(block[left])
         rows = xp.concat(undecided)
     for block, logits in linear.blocks(last, rows):
         labels[block] = xp.argmax(logits, axis=-1)
-        exit_dims[block] = reader.dims[last]
+        exit_dims[block] = dims[last]
     return labels, exit_dims
 
 
@@ -104,7 +109,7 @@ class _Linear:
         self.n_kept = stop
 
     def _block_rows(self, i: int) -> int:
-        """Rows to work off together: on a CPU, few enough that their logits stay in the cache while they are read.
+        """Return how many rows to take together: on a CPU, so few that their logits stay in the cache while read.
 
         But not so few that a product would spend its time on reading the weight.
         """

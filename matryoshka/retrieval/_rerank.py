@@ -8,10 +8,11 @@ from typing import TypeVar
 
 import numpy as np
 
+from matryoshka._array import row_blocks
+from matryoshka._threads import each
 from matryoshka._typing import Array
 from matryoshka.retrieval._rows import HostRows, Rows
 from matryoshka.retrieval._scores import Sums, lengths, sums
-from matryoshka.retrieval._threads import each
 from matryoshka.retrieval._top_k import keep_best, take_along, top_k
 
 Result = TypeVar("Result")
@@ -53,25 +54,9 @@ def rerank(
     return _join(scores, rows), _join(best, rows)
 
 
-def scores_at(rows: Rows, metric: str, queries: Array, ids: Array, dims: Sequence[int]) -> list[Array]:
-    """Return the scores (n_queries, m) of all candidates at each of `dims`."""
-
-    def climb(part: slice) -> list[Array]:
-        total, start, scores = None, 0, []
-        for dim in dims:
-            total = _sums(rows, metric, queries[part, :], ids[part, :], slice(start, dim), total)
-            scores.append(total.scores(_lengths(rows, metric, queries[part, :], dim), rows.xp))
-            start = dim
-        return scores
-
-    parts = _in_parts(climb, rows, queries.shape[0], ids.shape[1] * rows.shape[1])
-    return [_join(at_dim, rows) for at_dim in zip(*parts, strict=True)]
-
-
 def _in_parts(work: Callable[[slice], Result], rows: Rows, n_queries: int, numbers: int) -> list[Result]:
     """Apply `work` to a few queries at a time, each of which gathers so many numbers."""
-    step = max(1, _NUMBERS // max(1, numbers))
-    parts = [slice(start, min(start + step, n_queries)) for start in range(0, max(1, n_queries), step)]
+    parts = row_blocks(n_queries, max(1, _NUMBERS // max(1, numbers)))
     return each(work, parts) if isinstance(rows, HostRows) else [work(part) for part in parts]
 
 
@@ -107,8 +92,8 @@ def _sums(rows: Rows, metric: str, queries: Array, ids: Array, columns: slice, b
         known = xp.reshape(xp.take(rows.squares, xp.reshape(ids, (-1,))), ids.shape)
     step = max(1, 4 * _NUMBERS // max(1, queries.shape[0] * (columns.stop - columns.start)))
     parts = []
-    for start in range(0, max(m, 1), step):
-        taken = rows.take(ids[:, start : min(start + step, m)], columns)
+    for block in row_blocks(m, step):
+        taken = rows.take(ids[:, block], columns)
         parts.append(sums(metric, queries[:, columns], taken, xp, squares=metric == "cosine" and known is None))
     added = parts[0] if len(parts) == 1 else Sums.join(parts, xp)
     total = added if before is None else before.plus(added)

@@ -1,0 +1,195 @@
+"""The interface between losses, hooks and backends: what a loss tells of itself, and what a hook does with it.
+
+A loss here is a sum over rows i and prefixes m,
+
+    total = sum_i a_i sum_m c_m loss_m(rows_i, parameters),
+
+so that a `Hook` may cut the rows into blocks, take one block after the other, and keep nothing of a block but its
+gradients. A `Formula` is pure and knows one block only; a `Problem` is a formula with all its arrays; `Options` are
+what the caller of a loss chooses.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, TypeAlias
+
+from matryoshka import _checks
+from matryoshka._typing import Array, Namespace
+from matryoshka.nesting import Nesting
+
+Arrays: TypeAlias = tuple[Array, ...]
+
+Totals: TypeAlias = tuple[Any, ...]
+"""What becomes the gradient in the parameters, in whatever pieces are cheap to add to; lists of arrays too."""
+
+
+class Block(NamedTuple):
+    """A block of rows: arrays (r, ...), integer labels (r,), and weights a_i (r,) or None for all ones."""
+
+    rows: Arrays
+    labels: Array
+    weights: Array | None = None
+
+
+@dataclass(frozen=True)
+class Formula:
+    """A loss on one block of rows, with its gradient in closed form.
+
+    Attributes
+    ----------
+    nesting : Nesting
+        Prefix widths and their importances c_m.
+    xp : namespace
+        That of all arrays.
+    smoothing : float
+        Label smoothing s of the softmax cross-entropy.
+    product_dtype : dtype or None
+        Dtype in which factors of matrix products are taken, where it is not that of the arrays (mixed precision).
+
+    Notes
+    -----
+    `wanted` has a bool for each array of the rows and then of the parameters: form its gradient or leave it None.
+    """
+
+    nesting: Nesting
+    xp: Namespace
+    smoothing: float = 0.0
+    product_dtype: object = None
+
+    def prepare(self, parameters: Arrays) -> Arrays:
+        """Return what all blocks need of the parameters, computed once."""
+        return parameters
+
+    def losses(self, block: Block, prepared: Arrays) -> Array:
+        """Return the loss of each prefix for each row of the block, (G, r)."""
+        raise NotImplementedError
+
+    def gradients(
+        self, block: Block, prepared: Arrays, totals: Totals | None, wanted: tuple[bool, ...]
+    ) -> tuple[Array, Arrays, Totals]:
+        """Return the losses (G, r), the gradients in the rows, and `totals` with this block's share added.
+
+        None stands for totals of zero. They may be overwritten.
+        """
+        raise NotImplementedError
+
+    def finish(self, prepared: Arrays, totals: Totals) -> Arrays:
+        """Return the gradients in the parameters, from the totals over all blocks."""
+        return totals
+
+    def row_bytes(self, parameters: Arrays) -> int:
+        """Return the bytes that one row keeps while its block is worked on, from which a hook sizes the blocks.
+
+        0 stands for no more than the row itself holds: one block takes all rows.
+        """
+        return 0
+
+    def factor(self, array: Array) -> Array:
+        """Return `array` in the dtype in which products are formed."""
+        return array if self.product_dtype is None else self.xp.astype(array, self.product_dtype, copy=False)
+
+    def weigh_prefixes(self, losses: Array) -> Array:
+        """Return sum_m c_m losses[m], prefixes on the first axis; c_m = 0 counts nothing, not even where one is inf."""
+        return sum(losses[g, ...] * c for g, c in enumerate(self.nesting.importance) if c)
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """A checked loss, ready to be evaluated: its rows flattened to one axis.
+
+    Attributes
+    ----------
+    formula : Formula
+        The loss on a block of rows.
+    rows : tuple of array (n, ...)
+        What belongs to single rows and has a gradient.
+    labels : integer array (n,)
+        The right column of each row.
+    weights : array (n,) or None
+        Weight a_i of each row; None for all ones.
+    parameters : tuple of (array or None)
+        What all rows share and has a gradient.
+    row_block : int or None
+        Rows to work on at a time, where the caller chose it.
+    axes : tuple of (int or array ())
+        The lengths of the axes that `n` was flattened from.
+    """
+
+    formula: Formula
+    rows: Arrays
+    labels: Array
+    weights: Array | None
+    parameters: Arrays
+    row_block: int | None = None
+    axes: tuple[Any, ...] = ()
+
+    @property
+    def arrays(self) -> Arrays:
+        """All that has a gradient: the rows, then the parameters."""
+        return *self.rows, *self.parameters
+
+    @property
+    def present(self) -> tuple[bool, ...]:
+        """Whether each of `arrays` is there: a bias may not be."""
+        return tuple(array is not None for array in self.arrays)
+
+    def block(self, rows: slice) -> Block:
+        """Return some of the rows."""
+        weights = None if self.weights is None else self.weights[rows]
+        return Block(tuple(array[rows, ...] for array in self.rows), self.labels[rows], weights)
+
+    def weigh_rows(self, losses: Array) -> Array:
+        """Return `losses` (..., n) times the weight of each row; a row of weight 0 has loss 0, whatever it holds."""
+        if self.weights is None:
+            return losses
+        xp = self.formula.xp
+        weights = xp.astype(self.weights, losses.dtype, copy=False)
+        return xp.where(weights == 0, xp.zeros_like(losses), losses * weights)
+
+    def total(self, losses: Array) -> Array:
+        """Return the total over rows and prefixes of the losses (G, n)."""
+        return self.formula.weigh_prefixes(self.formula.xp.sum(self.weigh_rows(losses), axis=-1))
+
+
+class Hook(Protocol):
+    """How a framework maps a problem over blocks of rows, and is told its gradient: a module of `matryoshka._hooks`."""
+
+    def product_dtype(self, array: Array, /) -> Any:
+        """Return the dtype that the framework asks products to be formed in, or None for that of the arrays."""
+
+    def weighted_total(self, problem: Problem, divisor: Any) -> tuple[Array, Array]:
+        """Return the total / `divisor` as a differentiable 0-d array, and the losses (G, n) without a gradient."""
+
+    def row_totals(self, problem: Problem) -> tuple[Array, Array]:
+        """Return sum_m c_m loss_mi of each row, (n,), differentiable, and the losses (G, n) without a gradient.
+
+        The weights of the rows do not enter.
+        """
+
+    def gradients(self, problem: Problem, wanted: tuple[bool, ...]) -> tuple[Array, Arrays, Arrays]:
+        """Return the losses (G, n), and the gradients of the total in the rows and in the parameters."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What every loss lets its caller choose, checked."""
+
+    label_smoothing: float = 0.0
+    ignore_index: int | None = None
+    reduction: str = "mean"
+    row_block: int | None = None
+
+    def __post_init__(self) -> None:
+        _checks.real(self.label_smoothing, "label_smoothing", minimum=0.0, maximum=1.0)
+        _checks.choice(self.reduction, "reduction", ("mean", "sum", "none"))
+        if self.ignore_index is not None:
+            _checks.integer(self.ignore_index, "ignore_index")
+        if self.row_block is not None:
+            _checks.integer(self.row_block, "row_block", minimum=1)
+
+
+def checked_options(**options: Any) -> dict[str, Any]:
+    """Return the options of a loss as they are, checked: when its module is built, not deep in training."""
+    Options(**options)
+    return options

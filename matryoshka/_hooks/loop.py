@@ -1,0 +1,100 @@
+"""Map a loss over blocks of rows with a Python loop: the hook of libraries without automatic differentiation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from matryoshka._array import can_write, empty, row_blocks
+from matryoshka._hooks.formula import Arrays, Problem
+from matryoshka._typing import Array, Namespace
+
+BLOCK_BYTES = 96 * 2**20
+BLOCK_ROWS = (64, 512)
+
+
+def product_dtype(array: Array) -> None:
+    """Return None: products are formed in the dtype of the arrays."""
+
+
+def weighted_total(problem: Problem, divisor: Any) -> tuple[Array, Array]:
+    """Return sum_i a_i sum_m c_m loss_mi / `divisor` as a 0-d array, and the losses (G, n)."""
+    losses = _losses(problem)
+    return problem.total(losses) / divisor, losses
+
+
+def row_totals(problem: Problem) -> tuple[Array, Array]:
+    """Return sum_m c_m loss_mi for each row i, (n,), and the losses (G, n)."""
+    losses = _losses(problem)
+    return problem.formula.weigh_prefixes(losses), losses
+
+
+def gradients(problem: Problem, wanted: tuple[bool, ...]) -> tuple[Array, Arrays, Arrays]:
+    """Return the losses (G, n), and the gradients of the total in the rows and in the parameters."""
+    formula, xp = problem.formula, problem.formula.xp
+    prepared = formula.prepare(problem.parameters)
+    losses, totals = [], None
+    d_rows = [_Assembled(problem.labels.shape[0], xp) for _ in problem.rows]
+    for rows in _blocks(problem):
+        block_losses, d_block, totals = formula.gradients(problem.block(rows), prepared, totals, wanted)
+        losses.append(block_losses)
+        for whole, part in zip(d_rows, d_block, strict=True):
+            whole.put(rows, part)
+    joined = tuple(whole.join() for whole in d_rows)
+    return _join(losses, xp, axis=1), joined, formula.finish(prepared, totals or ())
+
+
+def largest_block(row_bytes: int, row_block: int | None) -> int | None:
+    """Return how many rows to work on at a time at most: `row_block`, or what keeps a block within a fixed memory.
+
+    Larger blocks spend less time on adding up the parameters' gradients, smaller ones need less memory. None: all.
+    """
+    smallest, largest = BLOCK_ROWS
+    if row_block is not None or not row_bytes:
+        return row_block
+    return max(smallest, min(largest, BLOCK_BYTES // row_bytes))
+
+
+def block_size(n: int, row_bytes: int, row_block: int | None) -> int:
+    """Return how many rows to work on at a time: blocks of nearly equal size, none above the largest."""
+    n_blocks = -(-n // (largest_block(row_bytes, row_block) or n)) if n else 1
+    return max(1, -(-n // n_blocks))
+
+
+def _losses(problem: Problem) -> Array:
+    prepared = problem.formula.prepare(problem.parameters)
+    blocks = [problem.formula.losses(problem.block(rows), prepared) for rows in _blocks(problem)]
+    return _join(blocks, problem.formula.xp, axis=1)
+
+
+def _blocks(problem: Problem) -> list[slice]:
+    n = problem.labels.shape[0]
+    return row_blocks(n, block_size(n, problem.formula.row_bytes(problem.parameters), problem.row_block))
+
+
+class _Assembled:
+    """An array (n, ...) that arrives in blocks of rows; where it can be written to, no block is kept beside it."""
+
+    def __init__(self, n: int, xp: Namespace) -> None:
+        self._n, self._xp = n, xp
+        self._parts: list[Array] = []
+
+    def put(self, rows: slice, part: Array | None) -> None:
+        """Take the rows of a block; None, and then of every block, if they are not wanted."""
+        if part is None:
+            return
+        if part.shape[0] == self._n or not can_write(self._xp):
+            self._parts.append(part)
+            return
+        if not self._parts:
+            shape = (self._n, *part.shape[1:])
+            self._parts.append(empty(shape, like=part, dtype=part.dtype, xp=self._xp))
+        self._parts[0][rows, ...] = part
+
+    def join(self) -> Array | None:
+        """Return the array, or None."""
+        return _join(self._parts, self._xp) if self._parts else None
+
+
+def _join(parts: Sequence[Array], xp: Namespace, *, axis: int = 0) -> Array:
+    return parts[0] if len(parts) == 1 else xp.concat(list(parts), axis=axis)

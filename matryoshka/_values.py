@@ -1,0 +1,117 @@
+"""What the package's values share: they travel as JSON, alone or in a file, and compete by what they cost and reach."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar, Self, TypeVar
+
+from matryoshka import _checks
+
+Point = TypeVar("Point")
+
+
+class JsonValue:
+    """A dataclass that travels as a JSON object of its fields, from which its constructor builds it again."""
+
+    _kind: ClassVar[str]
+    """What the object calls itself."""
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read what `to_json` wrote.
+
+        Raises
+        ------
+        ValueError
+            `text` is not the JSON of such a value.
+        """
+        return cls._read(text, "text")
+
+    def to_json(self) -> str:
+        """Return the value as JSON text, with its certificate if it has one."""
+        return json.dumps({"kind": self._kind, "version": 1, **dataclasses.asdict(self)})  # type: ignore[call-overload]
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read the value from the file that `save` wrote.
+
+        Raises
+        ------
+        FileNotFoundError
+            There is no such file.
+        ValueError
+            The file holds no such value.
+        """
+        from pathlib import Path
+
+        return cls._read(Path(path).read_bytes(), path)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the value to a JSON file: whole, or not at all."""
+        from matryoshka import _files  # with what it needs of the standard library, half of what an import costs
+
+        _files.write_text(path, self.to_json() + "\n")
+
+    @classmethod
+    def _read(cls, text: str | bytes, source: object) -> Self:
+        names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+        parsed = record(text, kind=cls._kind, keys=names, source=source)
+        with reading(cls._kind, source):
+            return cls(**cls._arguments({name: parsed[name] for name in names}))
+
+    @classmethod
+    def _arguments(cls, fields: dict[str, Any]) -> dict[str, Any]:
+        """Return what the constructor takes, from the fields as JSON gives them."""
+        return fields
+
+
+def record(
+    text: str | bytes, *, kind: str, keys: Collection[str], version: int = 1, source: object = "text"
+) -> dict[str, Any]:
+    """Parse the JSON of one of this package's values and check kind, version and keys; `source` is where it stood."""
+    remedy = f"pass what `to_json` of a {kind} wrote" if source == "text" else f"save the {kind} anew"
+    try:
+        parsed = json.loads(text)
+    except (TypeError, ValueError) as error:
+        msg = f"`{source}` must be JSON, got {_checks.describe(text)}; {remedy}."
+        raise ValueError(msg) from error
+    if not isinstance(parsed, dict) or parsed.get("kind") != kind:
+        found = parsed.get("kind") if isinstance(parsed, dict) else type(parsed).__name__
+        msg = f"`{source}` must be the JSON of a {kind}, got {found!r}; {remedy}."
+        raise ValueError(msg)
+    if parsed.get("version") != version:
+        msg = f"`{source}` must be version {version} of a {kind}, got {parsed.get('version')!r}; write it anew."
+        raise ValueError(msg)
+    missing = [key for key in keys if key not in parsed]
+    if missing:
+        msg = f"`{source}` must hold {', '.join(keys)}, got a {kind} without {', '.join(missing)}; {remedy}."
+        raise ValueError(msg)
+    return parsed
+
+
+@contextmanager
+def reading(kind: str, source: object) -> Iterator[None]:
+    """Let errors about the values in a record say where the record stood."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        msg = f"`{source}` must be the JSON of a {kind}: {error}"
+        raise ValueError(msg) from error
+
+
+def pareto_front(points: Iterable[Point], worth: Callable[[Point], tuple[float, float]]) -> list[Point]:
+    """Return the points that no other one beats, cheapest first; `worth` gives what a point costs and what it reaches.
+
+    Of points that cost and reach the same, the first stays.
+    """
+    front: list[Point] = []
+    best = -float("inf")
+    for (_, reached), point in sorted(((worth(p), p) for p in points), key=lambda pair: (pair[0][0], -pair[0][1])):
+        if reached > best:
+            front.append(point)
+            best = reached
+    return front

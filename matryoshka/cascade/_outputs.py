@@ -1,0 +1,222 @@
+"""What every prefix says about the same rows: read and checked once, and reduced to what a cascade decides by."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from matryoshka import _checks
+from matryoshka._array import (
+    accumulator_dtype,
+    count_true,
+    is_array,
+    is_numpy_array,
+    namespace,
+    row_blocks,
+    take_rows,
+    to_numpy,
+)
+from matryoshka._typing import Array, Namespace
+from matryoshka.cascade._confidence import MEASURES, Mass, fit_temperature, mass_of_logits, mass_of_probabilities
+
+Prefixes = Array | Sequence[Array]
+"""Probabilities or logits of every prefix: an array (G, n, c), or a sequence of G arrays (n, c)."""
+
+_BLOCK_ENTRIES = 2**18
+_SUM_TOLERANCE = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 2e-2}
+
+
+class Scored(NamedTuple):
+    """On the host: how sure every prefix is of each row, and where it is correct."""
+
+    confidences: np.ndarray
+    correct: np.ndarray
+    n_classes: int
+
+    @property
+    def n_rows(self) -> int:
+        """Number of rows."""
+        return int(self.correct.shape[1])
+
+    def take(self, rows: np.ndarray) -> Scored:
+        """Select rows."""
+        return Scored(self.confidences[:, rows], self.correct[:, rows], self.n_classes)
+
+
+class Outputs:
+    """Probabilities or logits of every prefix: shapes are checked when they come in, values with the first question."""
+
+    def __init__(self, probabilities: Prefixes, dims: tuple[int, ...], *, from_logits: bool) -> None:
+        self.dims, self.from_logits = dims, from_logits
+        self.prefixes, self.xp = _alike(probabilities, dims)
+        self.n_rows, self.n_classes = map(int, self.prefixes[0].shape)
+
+    @cached_property
+    def answers(self) -> list[Array]:
+        """The class (n,) that each prefix answers with; all else that is formed of the values starts from here."""
+        return [self._read(i) for i in range(len(self.dims))]
+
+    def _read(self, i: int) -> Array:
+        """Check the values of prefix i and return its answers (n,)."""
+        xp, are_valid = self.xp, _are_finite if self.from_logits else _are_probabilities
+        valid, answers = _in_blocks(lambda rows: (are_valid(rows, xp), xp.argmax(rows, axis=-1)), xp, self.prefixes[i])
+        if count := count_true(~valid, xp):
+            name = f"`probabilities[{i}]` (the prefix of width {self.dims[i]})"
+            rows = f"{count} of {self.n_rows} rows"
+            first = f"(first: {int(xp.argmax(xp.astype(~valid, xp.int32)))})"
+            if self.from_logits:
+                rule, remedy = f"finite logits, got NaN or infinity in {rows}", "repair the model or drop these rows"
+            else:
+                tolerance = _sum_tolerance(self.prefixes[i])
+                rule = f"probabilities, non-negative and summing to 1 within {tolerance:g}, got {rows} that are not"
+                remedy = "apply a softmax to logits first, and drop rows with NaN"
+            msg = f"{name} must hold {rule} {first}; {remedy}."
+            raise ValueError(msg)
+        return answers
+
+    def route(
+        self, thresholds: Sequence[float], measure: str, temperatures: Sequence[float] | None
+    ) -> tuple[Array, Array]:
+        """Return each row's answer and the width it exits at, in the library of the probabilities."""
+        xp, labels = self.xp, self.answers[-1]
+        exit_dims = xp.full_like(labels, self.dims[-1])
+        for i in reversed(range(len(thresholds))):
+            sure = self._confidences(i, measure, temperatures) > thresholds[i]
+            labels = xp.where(sure, self.answers[i], labels)
+            exit_dims = xp.where(sure, xp.full_like(exit_dims, self.dims[i]), exit_dims)
+        return labels, exit_dims
+
+    def _confidences(self, i: int, measure: str, temperatures: Sequence[float] | None) -> Array:
+        """Return how sure prefix i is of each row (n,), within [0, 1]."""
+        xp, confidence_of = self.xp, MEASURES[measure]
+        temperature = 1.0 if temperatures is None else temperatures[i]
+
+        def sure(rows: Array, answers: Array) -> tuple[Array]:
+            # Undo rounding, so that a threshold of 1 is passed by no row.
+            return (xp.clip(confidence_of(self._mass(rows, answers, temperature), xp), 0.0, 1.0),)
+
+        return _in_blocks(sure, xp, self.prefixes[i], self.answers[i])[0]
+
+    def _mass(self, rows: Array, answers: Array, temperature: float) -> Mass:
+        """Return the probability mass of every class in some rows, whose answers are known."""
+        if self.from_logits:
+            return mass_of_logits(rows, temperature, self.xp)
+        largest = self.xp.take_along_axis(rows, answers[:, None], axis=-1)[:, 0]
+        return mass_of_probabilities(rows, largest, temperature, self.xp)
+
+
+class Labelled(Outputs):
+    """Outputs for rows whose classes are known."""
+
+    def __init__(self, probabilities: Prefixes, labels: Array, dims: tuple[int, ...], *, from_logits: bool) -> None:
+        super().__init__(probabilities, dims, from_logits=from_logits)
+        namespace(("probabilities", self.prefixes[0]), ("labels", labels))
+        _checks.not_empty(self.prefixes[0], "probabilities")
+        _checks.labels(labels, "labels", (self.n_rows,), self.xp)
+        self.labels, self.host_labels = labels, to_numpy(labels)
+        _checks.labels(self.host_labels, "labels", (self.n_rows,), np, n_classes=self.n_classes)
+
+    @cached_property
+    def host_answers(self) -> np.ndarray:
+        """The answers of every prefix (G, n), on the host."""
+        return np.stack([to_numpy(answers) for answers in self.answers])
+
+    @cached_property
+    def correct(self) -> np.ndarray:
+        """Where each prefix answers with the label (G, n), on the host."""
+        return np.asarray(self.host_answers == self.host_labels)
+
+    def check_calibration(self) -> None:
+        """Refuse rows that can calibrate nothing, and warn of too few."""
+        if not self.correct.any():
+            msg = (
+                f"`labels` must agree with some prediction, got {self.n_rows} rows of which no prefix gets any right; "
+                "check that rows and class ids are in the order of `probabilities`."
+            )
+            raise ValueError(msg)
+        if self.n_rows < self.n_classes:
+            msg = (
+                f"Calibrating on {self.n_rows} rows for {self.n_classes} classes: fewer rows than classes, "
+                "so some class was never seen; use more rows."
+            )
+            warnings.warn(msg, UserWarning, stacklevel=3)
+
+    def fit_temperatures(self, rows: np.ndarray) -> tuple[float, ...]:
+        """Return for each prefix the temperature at which the labels of these rows are likeliest."""
+        xp = self.xp
+        labels = take_rows(self.labels, rows, xp)
+        return tuple(
+            fit_temperature(self._mass(take_rows(prefix, rows, xp), take_rows(answers, rows, xp), 1.0), labels, xp)
+            for prefix, answers in zip(self.prefixes, self.answers, strict=True)
+        )
+
+    def score(self, measure: str, temperatures: Sequence[float] | None) -> Scored:
+        """Bring to the host how sure every prefix is, beside where it is correct."""
+        confidences = [to_numpy(self._confidences(i, measure, temperatures)) for i in range(len(self.dims))]
+        return Scored(np.stack(confidences), self.correct, self.n_classes)
+
+
+def _alike(probabilities: Any, dims: tuple[int, ...]) -> tuple[list[Array], Namespace]:
+    """Return one (n, c) array per prefix, after checking that they are of one library, device, dtype and shape."""
+    if is_array(probabilities):
+        _checks.ndim(probabilities, "probabilities", 3, "(prefixes, rows, classes)")
+        prefixes = [probabilities[i, ...] for i in range(probabilities.shape[0])]
+    elif isinstance(probabilities, Sequence) and not isinstance(probabilities, str):
+        prefixes = list(probabilities)
+    else:
+        msg = (
+            f"`probabilities` must be an array (prefixes, rows, classes) or a sequence of arrays (rows, classes), "
+            f"got {type(probabilities).__name__}; pass one array per prefix."
+        )
+        raise TypeError(msg)
+    if len(prefixes) != len(dims):
+        msg = (
+            f"`probabilities` must hold one (rows, classes) array per prefix, {len(dims)} for {dims}, "
+            f"got {len(prefixes)}; use the ladder that the probabilities were computed with."
+        )
+        raise ValueError(msg)
+    named = [(f"probabilities[{i}]", rows) for i, rows in enumerate(prefixes)]
+    xp = namespace(*named)
+    _checks.same_dtype(xp, *named)
+    _checks.ndim(prefixes[0], "probabilities[0]", 2, "(rows, classes)")
+    for name, rows in named:
+        _checks.shape(rows, name, tuple(prefixes[0].shape), "(rows, classes)")
+    if prefixes[0].shape[1] == 0:
+        msg = (
+            f"`probabilities[0]` (the prefix of width {dims[0]}) must have at least one class, "
+            f"got shape {tuple(prefixes[0].shape)}; pass some data."
+        )
+        raise ValueError(msg)
+    return prefixes, xp
+
+
+def _are_probabilities(rows: Array, xp: Namespace) -> Array:
+    """Tell which rows are non-negative and sum to one; NaN is neither."""
+    total = xp.sum(rows, axis=-1, dtype=accumulator_dtype(rows, xp))
+    return (xp.abs(total - 1.0) <= _sum_tolerance(rows)) & (xp.min(rows, axis=-1) >= 0.0)
+
+
+def _sum_tolerance(rows: Array) -> float:
+    return _SUM_TOLERANCE.get(str(rows.dtype).rpartition(".")[2], 1e-5)
+
+
+def _are_finite(rows: Array, xp: Namespace) -> Array:
+    """Tell which rows hold neither NaN nor infinity."""
+    return xp.all(xp.isfinite(rows), axis=-1)
+
+
+def _in_blocks(function: Callable[..., tuple[Array, ...]], xp: Namespace, *arrays: Array) -> tuple[Array, ...]:
+    """Apply a function to blocks of the rows of some arrays, and join each of its results.
+
+    In NumPy a block stays in the cache while it is read several times; other libraries are better off with all rows.
+    """
+    if not is_numpy_array(arrays[0]):
+        return function(*arrays)
+    n, n_classes = arrays[0].shape
+    blocks = row_blocks(n, max(1, _BLOCK_ENTRIES // n_classes))
+    parts = [function(*(array[block] for array in arrays)) for block in blocks]
+    return tuple(xp.concat(results) for results in zip(*parts, strict=True))

@@ -1,0 +1,69 @@
+"""What promises rest on: exact and betting tests, and the walk from the safest plan to the cheapest that passes."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from matryoshka._promises import betting
+from matryoshka._promises.walk import walk
+
+
+@pytest.mark.parametrize(
+    ("p_values", "tested", "chosen"),
+    [
+        ([], (), None),
+        ([0.3, 0.01], (0.3,), None),
+        ([0.1], (0.1,), 0),  # at the level itself a plan passes
+        ([0.01, 0.05, 0.2, 0.01], (0.01, 0.05, 0.2), 1),
+        ([0.01, 0.0], (0.01, 0.0), 1),
+    ],
+)
+def test_a_walk_ends_at_the_first_that_fails(
+    p_values: list[float], tested: tuple[float, ...], chosen: int | None
+) -> None:
+    assert walk(p_values, lambda p: p, 0.1) == (tested, chosen)
+
+
+class TestBetting:
+    def naive(self, losses: list[float], bound: float, delta: float) -> float:
+        """Play the game bet by bet."""
+        capital = best = 1.0
+        seen: list[float] = []
+        spread, variance = 0.25, 0.25
+        for loss in losses:
+            stake = min(1.0, math.sqrt(2 * math.log(1 / delta) / (len(losses) * variance)))
+            capital *= 1 - stake * (loss - bound)
+            best = max(best, capital)
+            seen.append(loss)
+            mean = (0.5 + sum(seen)) / (1 + len(seen))
+            spread += (loss - mean) ** 2
+            variance = spread / (1 + len(seen))
+        return min(1.0, 1 / best)
+
+    @pytest.mark.parametrize("bound", [0.02, 0.3])
+    def test_against_a_game_played_bet_by_bet(self, rng: np.random.Generator, bound: float) -> None:
+        for mean in (0.0, 0.01, 0.2, 0.9):
+            losses = (rng.random(80) < mean) * rng.random(80)
+            expected = self.naive(losses.tolist(), bound, 0.1)
+            assert betting.p_value(losses, bound, 0.1) == pytest.approx(expected, rel=1e-9)
+
+    def test_false_claims_are_as_rare_as_promised(self, rng: np.random.Generator) -> None:
+        """With a mean just above the bound, p <= 0.1 happens with probability at most 0.1."""
+        claims = sum(
+            betting.p_value((rng.random(300) < 0.14) * rng.choice([0.5, 1.0], 300), 0.1, 0.1) <= 0.1
+            for _ in range(1000)
+        )
+        assert claims <= 100
+
+    def test_no_loss_needs_the_stated_number_of_draws(self) -> None:
+        for bound, delta in ((0.01, 0.1), (0.05, 0.05), (0.2, 0.01)):
+            needed = betting.draws_needed(bound, delta)
+            assert (1 + bound) ** needed >= 1 / delta > (1 + bound) ** (needed - 1)
+            assert betting.p_value(np.zeros(2 * needed), bound, delta) <= delta
+            assert betting.p_value(np.zeros(needed - 1), bound, delta) > delta
+
+    def test_only_losses_prove_nothing(self) -> None:
+        assert betting.p_value(np.ones(50), 0.1, 0.1) == 1.0
