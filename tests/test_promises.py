@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
 import pytest
 
+from matryoshka import Cascade, Corpus, Funnel
 from matryoshka._promises import betting
 from matryoshka._promises.walk import walk
 
@@ -25,6 +27,64 @@ def test_a_walk_ends_at_the_first_that_fails(
     p_values: list[float], tested: tuple[float, ...], chosen: int | None
 ) -> None:
     assert walk(p_values, lambda p: p, 0.1) == (tested, chosen)
+
+
+NO_SHARES = (None, "0.1", True, -0.1, 0.0, 1.0, 2, math.nan, math.inf, [0.1], {})
+NO_COUNTS = (None, "5", True, -1, 0, 2.0, math.nan, [5], {})
+BROKEN = {
+    "thresholds": ("all", [None], ["0.5"], [math.nan], [], {}),
+    "max_gap": NO_SHARES[1:],
+    "max_error": NO_SHARES[1:],
+    "delta": (*NO_SHARES, 0.2),
+    "path": (None, "auto", "", 3, []),
+    "n_rows": NO_COUNTS,
+    "n_fit_rows": (None, "5", True, -1, 2.0, 7, [0]),
+    "p_values": (None, "", 0.1, [], [None], ["0.01"], [2.0], [-1.0], [math.nan], [0.5, 0.01]),
+    "chosen": (None, True, "3", -1, 0, 3, 10**9, 1.0, [1]),
+    "rows_needed": (*NO_COUNTS, 229),
+    "dims": (None, "8", [], [8.0, 32], [32, 8], [8, 32, 64]),
+    "keep": (None, [], [0], ["50"], [50, 60]),
+    "recall": (*NO_SHARES, 0.5),
+    "k": NO_COUNTS,
+    "metric": (None, "dot", 1, []),
+    "n_queries": NO_COUNTS,
+    "n_choice_queries": NO_COUNTS,
+    "recalls": (None, [], [None], [2.0], [math.nan], [0.9] * 50),
+    "queries_needed": (*NO_COUNTS, 7),
+}
+"""What no certificate holds, by field."""
+
+
+def certified() -> list[Cascade | Funnel]:
+    rng = np.random.default_rng(0)
+    labels = np.arange(600) % 2
+    short, full = (np.where(labels[:, None] == np.arange(2), p, 1 - p) for p in (0.9, 0.99))
+    short[:40] = short[:40, ::-1]
+    rows, queries = (rng.normal(size=(n, 32)) * 0.8 ** np.arange(32) for n in (500, 400))
+    return [
+        Cascade.certify([short, full], labels, nesting=(8, 16), max_gap=0.1),
+        Funnel.calibrate(Corpus(rows), queries, 5, recall=0.9),
+    ]
+
+
+CERTIFIED = certified()
+FIELDS = [(value, name) for value in CERTIFIED for name in json.loads(value.to_json())["certificate"]]
+
+
+@pytest.mark.parametrize(("value", "name"), FIELDS, ids=lambda part: part if isinstance(part, str) else "")
+def test_a_certificate_that_was_changed_is_refused(value: Cascade | Funnel, name: str) -> None:
+    record = json.loads(value.to_json())
+    assert type(value).from_json(json.dumps(record)) == value
+    for broken in BROKEN[name]:
+        changed = record | {"certificate": record["certificate"] | {name: broken}}
+        with pytest.raises(ValueError, match=r"`certificate"):
+            type(value).from_json(json.dumps(changed))
+
+
+def test_what_was_certified_passed_something() -> None:
+    for value in CERTIFIED:
+        assert value.certificate is not None
+        assert value.certificate.chosen is not None
 
 
 class TestBetting:

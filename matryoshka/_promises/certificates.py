@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
+
+from matryoshka import _checks
+from matryoshka._promises.betting import draws_needed
+from matryoshka._promises.binomial import rows_needed
 
 
 class _Tested:
@@ -54,6 +59,39 @@ class _Tested:
     def __repr__(self) -> str:
         return f"<{type(self).__name__}: {self}>"
 
+    def _check_fields(
+        self, *, shares: Iterable[str], counts: Iterable[str], options: Mapping[str, Collection[str]]
+    ) -> None:
+        """Check the fields one by one: shares within (0, 1), counts from 1 on, and names among their options."""
+        for name in shares:
+            _share(getattr(self, name), name)
+        for name in counts:
+            _checks.integer(getattr(self, name), f"certificate.{name}", minimum=1)
+        for name, allowed in options.items():
+            _checks.choice(getattr(self, name), f"certificate.{name}", allowed)
+
+    @staticmethod
+    def _agree(name: str, value: object, expected: object, rule: str) -> None:
+        """Refuse a field that does not follow from the others."""
+        if value != expected or type(value) is not type(expected):
+            msg = f"`certificate.{name}` must be {expected}, {rule}, got {value!r}; the certificate was changed."
+            raise ValueError(msg)
+
+
+def _share(value: object, name: str, *, closed: bool = False) -> float:
+    limits = {"minimum": 0.0, "maximum": 1.0, "open_minimum": not closed, "open_maximum": not closed}
+    return _checks.real(value, f"certificate.{name}", **limits)  # type: ignore[arg-type]
+
+
+def _last_passed(p_values: tuple[float, ...], delta: float, *, untold: int = 0) -> int | None:
+    """Return which plan a walk with these p-values chose, after checking that it is one; `untold` never count."""
+    values = [_share(p, f"p_values[{i}]", closed=True) for i, p in enumerate(p_values)]
+    if any(p > delta for p in values[:-1]) or len(values) < untold:
+        msg = f"`certificate.p_values` must end at the first above {delta:g}, got others; the certificate was changed."
+        raise ValueError(msg)
+    last = len(values) - 1 if values and values[-1] <= delta else len(values) - 2
+    return last if last >= untold else None
+
 
 @dataclass(frozen=True, repr=False)
 class Certificate(_Tested):
@@ -97,6 +135,26 @@ class Certificate(_Tested):
     p_values: tuple[float, ...]
     chosen: int | None
     rows_needed: int
+
+    def __post_init__(self) -> None:
+        rates = [name for name in ("max_gap", "max_error") if getattr(self, name) is not None]
+        self._check_fields(
+            shares=(*rates, "delta"), counts=("n_rows", "rows_needed"), options={"path": ("shared", "fitted")}
+        )
+        for i, threshold in enumerate(self.thresholds):
+            _checks.real(threshold, f"certificate.thresholds[{i}]")
+        _checks.integer(self.n_fit_rows, "certificate.n_fit_rows", minimum=0)
+        if not rates:
+            msg = "`certificate.max_gap` or `certificate.max_error` must be given, got None for both; pass one."
+            raise ValueError(msg)
+        if self.path == "shared":
+            self._agree("n_fit_rows", self.n_fit_rows, 0, "as no row fits a shared path")
+        needed = max(rows_needed(getattr(self, name), self.delta) for name in rates)
+        self._agree("rows_needed", self.rows_needed, needed, "as the promise has it")
+        last = _last_passed(self.p_values, self.delta, untold=int(self.max_error is not None))
+        self._agree("chosen", self.chosen, last, "the last of the p-values that passed")
+        if self.chosen is None:
+            self._agree("thresholds", self.thresholds, (1.0,) * len(self.thresholds), "as nothing else passed")
 
     def __str__(self) -> str:
         targets = {"P(wrong, full width right)": self.max_gap, "P(wrong)": self.max_error}
@@ -163,6 +221,20 @@ class RecallCertificate(_Tested):
     recalls: tuple[float, ...]
     chosen: int | None
     queries_needed: int
+
+    def __post_init__(self) -> None:
+        counts = ("k", "n_rows", "n_queries", "n_choice_queries", "queries_needed")
+        self._check_fields(shares=("recall", "delta"), counts=counts, options={"metric": ("cosine", "ip", "l2")})
+        _checks.keep(self.keep, len(_checks.dims(self.dims, "certificate.dims")), "certificate.keep")
+        for i, recall in enumerate(self.recalls):
+            _share(recall, f"recalls[{i}]", closed=True)
+        self._agree("recalls", len(self.recalls), len(self.p_values), "one for each of the p-values")
+        needed = draws_needed(1 - self.recall, self.delta)
+        self._agree("queries_needed", self.queries_needed, needed, "as the promise has it")
+        last = _last_passed(self.p_values, self.delta)
+        self._agree("chosen", self.chosen, last, "the last of the p-values that passed")
+        if self.chosen is None:
+            self._agree("keep", self.keep, (), "as nothing but the exact search passed")
 
     def __str__(self) -> str:
         promise = f"expected recall@{self.k} >= {self.recall:g} with probability >= {1 - self.delta:g}"
