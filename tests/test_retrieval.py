@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+import re
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -275,6 +277,43 @@ def test_an_index_that_returns_something_else_is_refused(
     rows = rng.normal(size=(40, 8))
     with pytest.raises(error, match=message):
         Corpus(rows).search(rows[:2], 3, funnel=Funnel((4, 8), (9,)), first_stage=lambda prefixes, count: found)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("size", [-300, -160, -80, -25, -19, -15, 0, 15, 18, 19, 25, 37, 80, 160, 300])
+@pytest.mark.parametrize("asked", [-30, -10, 0, 10, 30])
+def test_numbers_of_any_size_are_ordered_correctly_or_refused(
+    rng: np.random.Generator, metric: str, dtype: type, size: int, asked: int
+) -> None:
+    """A search ends, whatever finite numbers it gets: with the order of exact numbers, or with a range to keep."""
+    rows, queries = rng.normal(size=(200, 8)), rng.normal(size=(3, 8))
+    with np.errstate(all="ignore"):
+        large, larger = (rows * 10.0**size).astype(dtype), (queries * 10.0 ** min(size + asked, 300)).astype(dtype)
+    if not (np.isfinite(large).all() and np.isfinite(larger).all()):
+        return
+    try:
+        _, ids = Corpus(large, metric=metric).search(larger, 5)
+    except ValueError as error:
+        assert re.match("`(embeddings|queries)` must ", str(error))  # noqa: PT017 (either may happen)
+        assert metric != "cosine"
+        assert abs(size) > 9 or abs(asked) > 9
+        return
+    exact = [[Fraction(float(x)) for x in row] for row in large]
+    for query, found in zip(larger, ids.tolist(), strict=True):
+        q = [Fraction(float(x)) for x in query]
+        if metric == "l2":
+            scores = [-sum((a - b) ** 2 for a, b in zip(q, x, strict=True)) for x in exact]
+        else:
+            scores = [sum(a * b for a, b in zip(q, x, strict=True)) for x in exact]
+        if metric == "cosine":
+            scores = [
+                s * abs(s) / max(sum(a * a for a in x), Fraction(1, 10**700))
+                for s, x in zip(scores, exact, strict=True)
+            ]
+        best = sorted(scores, reverse=True)[:5]
+        spread = max(map(abs, best))
+        assert all(abs(scores[i] - b) <= spread / 10**4 for i, b in zip(found, best, strict=True))
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

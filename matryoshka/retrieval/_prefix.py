@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +13,7 @@ import numpy as np
 from matryoshka import _checks
 from matryoshka._array import to_numpy
 from matryoshka._threads import each
-from matryoshka._typing import Array
+from matryoshka._typing import Array, Namespace
 from matryoshka.embeddings import truncate
 from matryoshka.retrieval import _scores
 from matryoshka.retrieval._rows import DeviceRows, HostRows, Rows
@@ -114,7 +115,8 @@ def inspect(rows: Rows, dims: Sequence[int], metric: str) -> tuple[Rows, dict[in
     Raises
     ------
     ValueError
-        Rows hold NaN or infinity; the message counts them all.
+        Rows hold NaN or infinity; the message counts them all. Or they are so long or so short, under another metric
+        than "cosine", that squared lengths are not numbers of their dtype.
     """
     narrow = [dim for dim in dims if dim < rows.shape[1]]
     seen = _pass(rows, rows.shape[1], narrow, metric)
@@ -122,6 +124,8 @@ def inspect(rows: Rows, dims: Sequence[int], metric: str) -> tuple[Rows, dict[in
     if metric == "cosine" and not seen.safe:
         rows = rows.knowing(scale=_largest(rows))
         seen = _pass(rows, rows.shape[1], narrow, metric)
+    elif metric != "cosine":
+        _check_lengths(seen, metric, rows.xp)
     rows = rows.knowing(scale=rows.scale, squares=seen.squares)
     return rows, {dim: of_block(rows, dim, metric, seen.prefixes.get(dim)) for dim in dims}
 
@@ -167,6 +171,24 @@ def _pass(rows: Rows, width: int, dims: Sequence[int], metric: str) -> _Seen:
     if not on_host:
         prefixes = {dim: xp.concat(parts) for dim, parts in zip(dims, zip(*cuts, strict=True), strict=True)}
     return _Seen(xp.concat(squares), [i for some in bad for i in some], all(safe), prefixes)
+
+
+def product_range(dtype: object, xp: Namespace) -> tuple[float, float]:
+    """Return between which sizes products of lengths keep their precision, with room for sums of them."""
+    info = xp.finfo(dtype)
+    return float(info.smallest_normal) / float(info.eps), float(info.max) / 256
+
+
+def _check_lengths(seen: _Seen, metric: str, xp: Namespace) -> None:
+    """Check that the longest row is neither too long nor, if it is not zero, too short to be squared."""
+    longest = math.sqrt(float(xp.max(seen.squares)))
+    least, most = map(math.sqrt, product_range(seen.squares.dtype, xp))
+    if not (longest <= most and (longest >= least or (longest == 0 and seen.safe))):
+        msg = (
+            f"`embeddings` must have their longest row within [{least:.1g}, {most:.1g}] under metric {metric!r} in "
+            f"{seen.squares.dtype}, got {longest:.1g}; divide them and the queries by one number: the order stays."
+        )
+        raise ValueError(msg)
 
 
 def _largest(rows: Rows) -> Array:

@@ -7,6 +7,7 @@ array's own library. What comes out may be a view: it is never written to.
 from __future__ import annotations
 
 import math
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,11 @@ class HostRows:
     def knowing(self, *, scale: Array | None, squares: Array | None = None) -> HostRows:
         """Return the same rows with what was found out about them."""
         return HostRows(self.array, scale=scale, squares=squares)
+
+    @cached_property
+    def longest(self) -> float:
+        """Length of the longest row after scaling."""
+        return _longest(self)
 
     def check(self) -> None:
         """Check that the rows can still be read."""
@@ -134,6 +140,11 @@ class DeviceRows:
         """As `HostRows.knowing`."""
         return DeviceRows(self.array, self.xp, scale=scale, squares=squares)
 
+    @cached_property
+    def longest(self) -> float:
+        """As `HostRows.longest`: it waits for the device."""
+        return _longest(self)
+
     def check(self) -> None:
         """Arrays stay readable."""
 
@@ -166,6 +177,10 @@ class DeviceRows:
 
 
 Rows = HostRows | DeviceRows
+
+
+def _longest(rows: Rows) -> float:
+    return math.sqrt(float(rows.xp.max(rows.squares)))
 
 
 def _blocks(shape: tuple[int, int]) -> list[slice]:

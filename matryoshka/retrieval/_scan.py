@@ -87,6 +87,7 @@ def candidates(prefix: Prefix, queries: np.ndarray, k: int, score: Score) -> np.
     sampled, size = prefix.sample.scores(queries), len(prefix.sample)
     rank = _rank(k, size, len(prefix))
     found: list[_Found] = []
+    # Ends: once the rank exceeds the sample the threshold is -inf, which every score reaches, since none is NaN.
     todo = np.arange(queries.shape[0])
     while todo.size:
         floor = _threshold(sampled[:, todo], rank) - 2 * slack[todo]
@@ -148,7 +149,7 @@ class _Search:
         left = list(range(0, len(self.prefix), self.step))
         held: list[_Found] = []
         bounds = self.floor
-        while left:
+        while left:  # with nothing pending, each pass takes one block at least
             self.pending, self.thresholds = 0, np.maximum(self.floor, bounds)
             self.tiled = np.tile(self.thresholds, self.step // _GROUP)
             results = each(self.block, left) if self.piece else [self.block(start) for start in left]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -24,7 +25,7 @@ from matryoshka._typing import Array, Namespace
 from matryoshka.embeddings import truncate
 from matryoshka.retrieval import _device, _rerank, _scan
 from matryoshka.retrieval._host import Sliceable, is_remote, is_sliceable, view, widen
-from matryoshka.retrieval._prefix import Prefix, build, inspect
+from matryoshka.retrieval._prefix import Prefix, build, inspect, product_range
 from matryoshka.retrieval._rows import DeviceRows, HostRows, Rows
 from matryoshka.retrieval._scores import METRICS
 from matryoshka.retrieval.funnel import Funnel
@@ -356,7 +357,27 @@ class Corpus:
         rows = self._own(queries)
         if not is_remote(rows):
             _finite(rows, "queries")
+            if self.metric != "cosine":
+                self._check_products(rows)
         return self._cut(rows, self.dim)
+
+    def _check_products(self, queries: Array) -> None:
+        """Check that products of queries and rows are numbers of their dtype: they neither overflow nor vanish."""
+        xp = self._rows.xp
+        least, most = product_range(self._rows.dtype, xp)
+        longest = self._rows.longest
+        lengths = math.sqrt(self.dim) * xp.max(xp.abs(queries), axis=-1)  # at least what they are, and finite
+        if self.metric == "l2":
+            bad = lengths > math.sqrt(most) - longest
+        else:
+            bad = (lengths > most / max(longest, 1.0)) | ((lengths > 0) & (lengths < least / max(longest, least)))
+        if count := count_true(bad, xp):
+            msg = (
+                f"`queries` must be as long as products with rows of length {longest:.1g} allow under metric "
+                f"{self.metric!r} in {self._rows.dtype}, got {count} of {queries.shape[0]} that are too long or too "
+                "short; divide them by one number, under 'l2' the embeddings as well, which keeps the order."
+            )
+            raise ValueError(msg)
 
     def _own(self, array: Array) -> Array:
         """Bring an argument to where the rows are computed with."""
