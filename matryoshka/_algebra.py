@@ -1,4 +1,4 @@
-"""Products and exponentials, written over their arguments where a library can: what the closed forms are built of."""
+"""Products and exponentials, written over their arguments where a library can, and means: what losses compute with."""
 
 from __future__ import annotations
 

@@ -131,11 +131,10 @@ class MRLHead(_Nested):
         _checks.width(embeddings, "embeddings", self.nesting.dim)
         if not self.tied:
             return tuple(linear(embeddings[..., :m]) for linear, m in zip(self.classifiers, self.nesting, strict=True))
-        (linear,) = self.classifiers
+        (head,) = self.classifiers
+        weight, bias, linear = head.weight, head.bias, torch.nn.functional.linear
         products = (
-            torch.nn.functional.linear(
-                embeddings[..., block], linear.weight[:, block], None if block.start else linear.bias
-            )
+            linear(embeddings[..., block], weight[:, block], None if block.start else bias)
             for block in self.nesting.blocks
         )
         return tuple(accumulate(products))

@@ -155,7 +155,7 @@ class Problem:
 class Hook(Protocol):
     """How a framework maps a problem over blocks of rows, and is told its gradient: a module of `matryoshka._hooks`."""
 
-    def product_dtype(self, array: Array, /) -> Any:
+    def product_dtype(self, array: Array) -> Any:
         """Return the dtype that the framework asks products to be formed in, or None for that of the arrays."""
 
     def weighted_total(self, problem: Problem, divisor: Any) -> tuple[Array, Array]:

@@ -1,8 +1,8 @@
 """The closed-form gradients as PyTorch autograd functions.
 
-Both functions take (setting, labels, weights, *arrays), the arrays being the rows and then the parameters; None stands
-for weights or a bias that are not there. A setting holds no tensor: autograd, `torch.func` and `torch.compile` follow
-only what a function is given by itself. They use `setup_context`, so that the last two see through.
+Both functions take (setting, labels, …, *arrays), the arrays being the rows and then the parameters; None stands for a
+bias that is not there. The setting holds no tensors: what is differentiated has to be an argument of its own. They use
+`setup_context`, so that `torch.func` and `torch.compile` see through.
 """
 
 from __future__ import annotations

@@ -9,14 +9,7 @@ from keras import ops
 
 from matryoshka import _checks
 from matryoshka._hooks.formula import checked_options
-from matryoshka.keras._base import (
-    Nested,
-    counting,
-    logits_and_labels,
-    mean_over_replicas,
-    row_weights,
-    xp,
-)
+from matryoshka.keras._base import Nested, counting, logits_and_labels, mean_over_replicas, row_weights, xp
 from matryoshka.losses import mrl_logits_cross_entropy, nested_loss
 from matryoshka.nesting import NestingLike
 

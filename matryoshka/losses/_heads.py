@@ -69,7 +69,8 @@ class SeparateHeads(SoftmaxFormula):
     def gradients(
         self, block: Block, prepared: Arrays, totals: Totals | None, wanted: tuple[bool, ...]
     ) -> tuple[Array, Arrays, Totals]:
-        xp, (x,), labels, weights = self.xp, *block
+        (x,), labels, weights = block
+        xp = self.xp
         weighted_x = self.factor(self.scale_rows(x, weights))
         d_heads = list(totals or [None] * len(prepared))
         losses, d_x = [], None
@@ -92,7 +93,8 @@ class SeparateHeads(SoftmaxFormula):
         return 4 * int(parameters[0].shape[0]) * 3
 
     def _log_p(self, g: int, x: Array, prepared: Arrays) -> Array:
-        xp, weight, bias, dtype = self.xp, *prepared[2 * g : 2 * g + 2], accumulator_dtype(x, self.xp)
+        weight, bias = prepared[2 * g : 2 * g + 2]
+        xp, dtype = self.xp, accumulator_dtype(x, self.xp)
         prefix = self.factor(x)[:, : self.nesting.dims[g]]
         z = add_product(None, prefix, xp.matrix_transpose(weight), dtype=dtype, xp=xp)
         if bias is not None:

@@ -99,13 +99,13 @@ class _Columns:
 
     def __init__(self, blocks: tuple[slice, ...], dtype: object, xp: Namespace, data: Any = None) -> None:
         self.data, self._keep = data, data is not None
-        self._blocks, self._dtype, self._xp = blocks, dtype, xp
-        if data is None and not can_write(xp):
+        self._blocks, self._dtype, self._xp, self._writes = blocks, dtype, xp, can_write(xp)
+        if data is None and not self._writes:
             self.data = [None] * len(blocks)
 
     def add_product(self, g: int, left: Array, right: Array) -> None:
         """Add left (n, k) @ right (k, width) to block g; each block once."""
-        if not can_write(self._xp):
+        if not self._writes:
             self.data[g] = add_product(self.data[g], left, right, dtype=self._dtype, xp=self._xp)
             return
         if self.data is None:
