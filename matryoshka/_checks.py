@@ -1,4 +1,4 @@
-"""Every check of an argument, and the words of every error.
+"""Checks of arguments that several rooms share, and their wording, which that of all others follows.
 
 A message names the argument, the rule, what arrived, and what to do about it. It never shows array contents.
 Kinds of things that are wrong raise TypeError, values, shapes and devices raise ValueError.

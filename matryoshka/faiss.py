@@ -177,9 +177,10 @@ class FaissCorpus:
         TypeError, ValueError
             As for `Corpus.search`, or the funnel starts at another width than that of the index.
         """
-        if funnel is None or (funnel == Funnel((self.dim,), ()) and self._index.d < self.dim):
+        exact = funnel is None or (isinstance(funnel, Funnel) and funnel.dims == (self.dim,) != self.search_dims)
+        if exact:
             return self._corpus.search(queries, k)
-        if isinstance(funnel, Funnel) and funnel.dims[0] != self._index.d:
+        if isinstance(funnel, Funnel) and funnel.dims[:1] != self.search_dims:
             msg = f"`funnel` must start at the width of the index, {self._index.d}, got {funnel.dims}; change one."
             raise ValueError(msg)
         return self._corpus.search(queries, k, funnel=funnel, first_stage=self._find)
@@ -281,16 +282,19 @@ class FaissCorpus:
                 add(rows, np.arange(at.start, at.stop))
 
     def _blocks(self) -> Iterator[tuple[slice, np.ndarray]]:
-        return ((at, _as_faiss_reads(rows)) for at, rows in self._corpus.prefixes(self._index.d))
+        return ((at, _as_faiss_reads(rows, "embeddings")) for at, rows in self._corpus.prefixes(self._index.d))
 
     def _find(self, prefixes: Array, count: int) -> Array:
         """Return the ids (n_queries, count) that the index finds, in the library of the prefixes."""
         with _threads():
-            _, ids = self._index.search(_as_faiss_reads(prefixes), count)
+            _, ids = self._index.search(_as_faiss_reads(prefixes, "queries"), count)
         return from_numpy(ids, like=prefixes, xp=namespace(("prefixes", prefixes)))
 
 
 _CORPUS, _INDEX, _RECORD = "corpus", "index.faiss", "faiss.json"
+_LARGEST = 1e15
+"""Numbers whose squares float32 sums without overflow, in thousands of columns."""
+
 _IP, _L2 = faiss.METRIC_INNER_PRODUCT, faiss.METRIC_L2
 _METRICS = {"cosine": (_IP, _L2), "ip": (_IP,), "l2": (_L2,)}
 """Distances of faiss that order rows as ours do; the first is for new indexes."""
@@ -323,8 +327,18 @@ def _given(index: Any, dim: int | None, corpus: Corpus) -> Any:
     return index
 
 
-def _as_faiss_reads(rows: Array) -> np.ndarray:
-    return np.ascontiguousarray(to_numpy(rows), np.float32)
+def _as_faiss_reads(rows: Array, name: str) -> np.ndarray:
+    """Return rows in float32, in which faiss computes; where that is less than they hold, their sizes must fit it."""
+    host = to_numpy(rows)
+    if host.dtype == np.float64 and host.size:
+        largest = float(np.abs(host).max())
+        if largest > _LARGEST or 0 < largest < 1 / _LARGEST:
+            msg = (
+                f"`{name}` must hold numbers within [{1 / _LARGEST:g}, {_LARGEST:g}], since faiss computes in float32, "
+                f"got {largest:.1g} as the largest; divide embeddings and queries by one number."
+            )
+            raise ValueError(msg)
+    return np.ascontiguousarray(host, np.float32)
 
 
 @contextmanager

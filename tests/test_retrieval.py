@@ -226,6 +226,11 @@ def test_a_corpus_describes_itself(rng: np.random.Generator) -> None:
     assert repr(corpus) == "Corpus(12 x 8, metric='l2', search_dims=(2, 4, 8))"
 
 
+def test_rows_of_zeros_are_all_alike() -> None:
+    for metric in METRICS:
+        assert Corpus(np.zeros((4, 3)), metric=metric).search(np.full((1, 3), 0.1), 4)[1].tolist() == [[0, 1, 2, 3]]
+
+
 def test_a_copy_shares_the_rows_and_builds_blocks_of_its_own(rng: np.random.Generator) -> None:
     rows = rng.normal(size=(40, 8))
     corpus = Corpus(rows, search_dims=(4,))

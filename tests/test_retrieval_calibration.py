@@ -185,6 +185,7 @@ def test_what_an_index_misses_counts_against_the_promise(rng: np.random.Generato
         ({"dims": (8, 64)}, ValueError, r"`dims` must lie within \[1, 32\]"),
         ({"dims": (8, 16)}, ValueError, r"`dims` must end with the width of the corpus, 32, got \(8, 16\)"),
         ({"queries": np.ones((1, 32))}, ValueError, "`queries` must be at least 2"),
+        ({"seed": -1}, ValueError, "`seed` must be an integer >= 0"),
         ({"queries": np.ones((9, 31))}, ValueError, "`queries` must have shape"),
         ({"corpus": np.ones((40, 32))}, TypeError, "`corpus` must be a Corpus, got ndarray"),
     ],
@@ -195,6 +196,20 @@ def test_bad_calibrations_are_refused(
     arguments = {"corpus": Corpus(nested(rng, 40)), "queries": nested(rng, 20), "k": 5, **arguments}
     with pytest.raises(error, match=message):
         Funnel.calibrate(arguments.pop("corpus"), arguments.pop("queries"), arguments.pop("k"), **arguments)
+
+
+def test_bad_queries_are_named_as_they_were_passed(rng: np.random.Generator) -> None:
+    queries = nested(rng, 300)
+    queries[37] = np.nan
+    with pytest.raises(ValueError, match=r"`queries` must be finite, got .* 1 of 300 rows \(first: 37\)"):
+        Funnel.calibrate(Corpus(nested(rng, 100)), queries, 5)
+
+
+def test_a_corpus_that_finds_too_few_is_refused(rng: np.random.Generator) -> None:
+    corpus = Elsewhere(Corpus(nested(rng, 40)), None)
+    corpus.search = lambda queries, k, funnel=None: (np.zeros((len(queries), k)), np.full((len(queries), k), -1))
+    with pytest.raises(ValueError, match="`corpus` must find 5 rows for each query in an exact search"):
+        Funnel.calibrate(corpus, nested(rng, 20), 5)
 
 
 def test_ranks_are_places_in_the_new_order() -> None:

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 from matryoshka import _checks
-from matryoshka._promises.betting import draws_needed
-from matryoshka._promises.binomial import rows_needed
 
 
 class _Tested:
@@ -84,7 +82,10 @@ def _share(value: object, name: str, *, closed: bool = False) -> float:
 
 
 def _last_passed(p_values: tuple[float, ...], delta: float, *, untold: int = 0) -> int | None:
-    """Return which plan a walk with these p-values chose, after checking that it is one; `untold` never count."""
+    """Return which plan a walk with these p-values chose, after checking that it is a walk.
+
+    The first `untold` plans are not told as chosen: they save nothing, as the full width does.
+    """
     values = [_share(p, f"p_values[{i}]", closed=True) for i, p in enumerate(p_values)]
     if any(p > delta for p in values[:-1]) or len(values) < untold:
         msg = f"`certificate.p_values` must end at the first above {delta:g}, got others; the certificate was changed."
@@ -149,8 +150,6 @@ class Certificate(_Tested):
             raise ValueError(msg)
         if self.path == "shared":
             self._agree("n_fit_rows", self.n_fit_rows, 0, "as no row fits a shared path")
-        needed = max(rows_needed(getattr(self, name), self.delta) for name in rates)
-        self._agree("rows_needed", self.rows_needed, needed, "as the promise has it")
         last = _last_passed(self.p_values, self.delta, untold=int(self.max_error is not None))
         self._agree("chosen", self.chosen, last, "the last of the p-values that passed")
         if self.chosen is None:
@@ -203,7 +202,7 @@ class RecallCertificate(_Tested):
     chosen : int or None
         Which of these the funnel is; None where none passed, and the funnel is the exact search.
     queries_needed : int
-        Fewest tested queries on which any funnel could pass: with perfect recall on all of them.
+        Tested queries on fewer of which no funnel can pass, even with perfect recall on all of them.
     """
 
     _kind, _maker, _subject = "funnel", "Funnel.calibrate", "this funnel"
@@ -229,8 +228,6 @@ class RecallCertificate(_Tested):
         for i, recall in enumerate(self.recalls):
             _share(recall, f"recalls[{i}]", closed=True)
         self._agree("recalls", len(self.recalls), len(self.p_values), "one for each of the p-values")
-        needed = draws_needed(1 - self.recall, self.delta)
-        self._agree("queries_needed", self.queries_needed, needed, "as the promise has it")
         last = _last_passed(self.p_values, self.delta)
         self._agree("chosen", self.chosen, last, "the last of the p-values that passed")
         if self.chosen is None:

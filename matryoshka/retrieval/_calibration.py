@@ -43,6 +43,12 @@ class Question:
                 "build one of the embeddings, or pass another Searchable."
             )
             raise TypeError(msg)
+        if corpus.dim in (_starts(corpus) or ()):
+            msg = (
+                f"`corpus` must start funnels below its full width of {corpus.dim} only, got {corpus.search_dims}: at "
+                "the full width its search is not exact, which a certificate falls back on; index a prefix."
+            )
+            raise ValueError(msg)
         k = _checks.integer(k, "k", minimum=1, maximum=len(corpus))
         longest = _checks.integer(longest, "longest", minimum=k)
         widths = _default_dims(corpus) if dims is None else _checks.dims(dims)
@@ -64,32 +70,47 @@ class Question:
         allowed = _starts(self.corpus)
         return [dim for dim in self.dims[:-1] if allowed is None or dim in allowed]
 
-    def ids(self, queries: Array, funnel: Funnel | None = None) -> np.ndarray:
+    def exact(self, queries: Array, least: int) -> np.ndarray:
+        """Return the exact neighbours (n_queries, k) of at least so many queries."""
+        ids = self.found(queries)
+        if len(ids) < least:
+            msg = f"`queries` must be at least {least}, got {len(ids)}; pass more."
+            raise ValueError(msg)
+        if (ids < 0).any():
+            msg = f"`corpus` must find {self.k} rows for each query in an exact search, got fewer; choose a smaller k."
+            raise ValueError(msg)
+        return ids
+
+    def found(self, queries: Array, funnel: Funnel | None = None) -> np.ndarray:
         """Return what the queries find (n_queries, k), exactly or through a funnel."""
         return to_numpy(self.corpus.search(queries, self.k, funnel=funnel)[1])
 
 
 def pareto(question: Question, queries: Array) -> list[FunnelPoint]:
     """Return the candidates that no other one beats in both cost and recall, cheapest first, the exact search last."""
-    return _pareto(_on_a_copy(question), queries)
+    question = _on_a_copy(question)
+    return _pareto(question, queries, question.exact(queries, least=1))
 
 
 def certify(question: Question, queries: Array, *, recall: float, delta: float, seed: int) -> RecallCertificate:
     """Choose candidates on one half of the queries and test them on the other, from the safest to the cheapest."""
     recall = _checks.real(recall, "recall", minimum=0.0, maximum=1.0, open_minimum=True, open_maximum=True)
     delta = _checks.real(delta, "delta", minimum=0.0, maximum=1.0, open_minimum=True, open_maximum=True)
-    choice, test = _halves(queries, seed)
+    order = np.random.default_rng(_checks.integer(seed, "seed", minimum=0))
     corpus, question = question.corpus, _on_a_copy(question)
-    *cheaper, exact_search = (point.funnel for point in _pareto(question, choice))
-    exact, recalls = question.ids(test), []
+    exact = question.exact(queries, least=2)  # one to choose by, one to test with
+    half, rows = len(exact) // 2, order.permutation(len(exact))
+    choice, test = (take_rows(queries, part, namespace(("queries", queries))) for part in (rows[:half], rows[half:]))
+    *cheaper, exact_search = (point.funnel for point in _pareto(question, choice, exact[rows[:half]]))
+    recalls: list[float] = []
 
-    def p_value(funnel: Funnel) -> float:
-        found = _members(question.ids(test, funnel), exact).mean(axis=1)
+    def test_recall(funnel: Funnel) -> float:
+        found = _members(question.found(test, funnel), exact[rows[half:]]).mean(axis=1)
         recalls.append(float(found.mean()))
         return betting.p_value(1 - found, 1 - recall, delta)
 
     safest_first = cheaper[::-1]
-    p_values, chosen = walk(safest_first, p_value, delta)
+    p_values, chosen = walk(safest_first, test_recall, delta)
     best = exact_search if chosen is None else safest_first[chosen]
     if isinstance(corpus, Corpus) and isinstance(question.corpus, Corpus):
         corpus._adopt(question.corpus, best.dims[0])
@@ -125,21 +146,8 @@ def _on_a_copy(question: Question) -> Question:
     return Question(corpus, question.k, question.dims, question.longest)
 
 
-def _halves(queries: Array, seed: int) -> tuple[Array, Array]:
-    """Return a random half of the queries to choose by, and the other to test with."""
-    xp = namespace(("queries", queries))
-    _checks.ndim(queries, "queries", 2, "(n_queries, dim)")
-    n = queries.shape[0]
-    if n < 2:
-        msg = f"`queries` must be at least 2, one to choose and one to test, got {n}; pass more."
-        raise ValueError(msg)
-    order = np.random.default_rng(seed).permutation(n)
-    return take_rows(queries, order[: n // 2], xp), take_rows(queries, order[n // 2 :], xp)
-
-
-def _pareto(question: Question, queries: Array) -> list[FunnelPoint]:
+def _pareto(question: Question, queries: Array, exact: np.ndarray) -> list[FunnelPoint]:
     n, dim = len(question.corpus), question.corpus.dim
-    exact = question.ids(queries)
     single = Funnel((dim,), ())
     last = FunnelPoint(single, 1.0, single.multiply_adds(n))
     points = [last]

@@ -1,4 +1,4 @@
-"""Look at arrays in main memory as NumPy arrays, without copying, and give results back in their library.
+"""Look at arrays in main memory as NumPy arrays, without copying, and at the file behind a memory-mapped one.
 
 PyTorch and JAX arrays on the CPU share their memory with NumPy, so that one engine serves them all. Arrays of an
 accelerator, and of other libraries, stay what they are.

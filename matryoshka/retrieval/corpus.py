@@ -1,4 +1,4 @@
-"""Rows to search, at any prefix of their width."""
+"""Search rows at any prefix of their width: exactly, in stages, or behind an index."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ class Corpus:
         if first_stage is not None:
             found = first_stage(self._cut(rows, dims[0]), min(lists[0], len(self)))
             ids = self._candidates(found, rows, rows.shape[0])
-            return self._results([self._rerank(rows, ids, dims[1:] or dims, lists[1:] or lists)], k)
+            return self._results([self._rerank(rows, ids, *_later(dims, lists))], k)
         lists = tuple(min(count, len(self)) for count in lists)
         prefix, found = self._prefix(dims[0]), []
         for part in row_blocks(rows.shape[0], max(1, min(_QUERIES, _CANDIDATES // lists[0]))):
@@ -224,7 +224,7 @@ class Corpus:
         if dim is not None:
             dims = (_checks.integer(dim, "dim", minimum=1, maximum=self.dim),)
         self._rows.check()
-        return self._results([self._rerank(rows, candidates, dims[1:] or dims, lists[1:] or lists)], k)
+        return self._results([self._rerank(rows, candidates, *_later(dims, lists))], k)
 
     def prefixes(self, dim: int) -> Iterator[tuple[slice, Array]]:
         """Give the prefixes of all rows a block at a time, to fill an index of your own.
@@ -363,14 +363,15 @@ class Corpus:
 
     def _check_products(self, queries: Array) -> None:
         """Check that products of queries and rows are numbers of their dtype: they neither overflow nor vanish."""
-        xp = self._rows.xp
+        xp, longest = self._rows.xp, self._rows.longest
+        if longest == 0:
+            return
         least, most = product_range(self._rows.dtype, xp)
-        longest = self._rows.longest
-        lengths = math.sqrt(self.dim) * xp.max(xp.abs(queries), axis=-1)  # at least what they are, and finite
+        largest, root = xp.max(xp.abs(queries), axis=-1), math.sqrt(self.dim)  # a query is at most `root` as long
         if self.metric == "l2":
-            bad = lengths > math.sqrt(most) - longest
+            bad = largest > (math.sqrt(most) - longest) / root
         else:
-            bad = (lengths > most / max(longest, 1.0)) | ((lengths > 0) & (lengths < least / max(longest, least)))
+            bad = (largest > most / max(longest, 1.0) / root) | ((largest > 0) & (largest < least / longest))
         if count := count_true(bad, xp):
             msg = (
                 f"`queries` must be as long as products with rows of length {longest:.1g} allow under metric "
@@ -423,6 +424,11 @@ class Corpus:
             )
             raise ValueError(msg)
         return funnel.dims, (*funnel.keep, k)
+
+
+def _later(dims: tuple[int, ...], lists: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the stages after the search at dims[0]; where there are none, candidates are scored at that width."""
+    return (dims[1:], lists[1:]) if len(dims) > 1 else (dims, lists)
 
 
 def _score(rows: Rows, metric: str, queries: Array, dim: int, query: int, ids: np.ndarray) -> Array:

@@ -29,8 +29,8 @@ class Searchable(Protocol):
 
     Notes
     -----
-    `search` and `rerank` mean what they mean for `Corpus`, and `len` is the number of rows. Without a funnel, and with
-    one of the full width alone where it may not start there, a search is exact.
+    `search` and `rerank` mean what they mean for `Corpus`, and `len` is the number of rows. Without a funnel a search
+    is exact, and with the full width alone too, unless `search_dims` names that: an index of the full width.
 
     Examples
     --------
@@ -218,8 +218,10 @@ class Funnel(JsonValue):
         Pareto front, on the first half, of funnels that double the width for a while and then jump to the full one,
         with lists as short as a given share of lost neighbours allows.
 
-        To calibrate costs an exact search for all queries, one search per width considered as a start, and one per
-        funnel tested. Blocks of prefixes built on the way are dropped again, except those of the result.
+        To calibrate costs an exact search for all queries, one search per width considered as a start with `longest`
+        candidates per query reranked at every wider width, and one search per funnel tested. Blocks of prefixes built
+        on the way are dropped again, except those of the result. Plans are compared by the multiply-adds of an exact
+        first stage, behind an index too, which says in what order they are tested and not how long it takes.
         """
         from matryoshka.retrieval import _calibration  # which makes funnels
 

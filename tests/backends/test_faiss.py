@@ -137,8 +137,20 @@ def test_a_certificate_on_an_index(rng: np.random.Generator) -> None:
 
 
 def test_an_index_of_the_full_width_has_no_funnel_to_certify(rows: np.ndarray, queries: np.ndarray) -> None:
-    with pytest.raises(ValueError, match=r"`dims` must hold a width at which `corpus` may start, of \(24,\)"):
-        Funnel.calibrate(FaissCorpus(Corpus(rows), "Flat"), queries, 5)
+    for dims in (None, (24,), (12, 24)):
+        with pytest.raises(
+            ValueError, match=r"`corpus` must start funnels below its full width of 24 only, got \(24,\)"
+        ):
+            Funnel.calibrate(FaissCorpus(Corpus(rows), "Flat"), queries, 5, dims=dims)
+
+
+@pytest.mark.parametrize("size", [1e100, 1e-60])
+def test_numbers_beyond_float32_are_refused(rows: np.ndarray, queries: np.ndarray, size: float) -> None:
+    with pytest.raises(ValueError, match="`embeddings` must hold numbers within .* since faiss computes in float32"):
+        FaissCorpus(Corpus(rows.astype(np.float64) * size, metric="ip"), "Flat", dim=6)
+    indexed = FaissCorpus(Corpus(rows.astype(np.float64), metric="ip"), "Flat", dim=6)
+    with pytest.raises(ValueError, match="`queries` must hold numbers within"):
+        indexed.search(queries.astype(np.float64) * size, 3, funnel=PLAN)
 
 
 def test_reranking_is_that_of_the_corpus(rows: np.ndarray, queries: np.ndarray) -> None:
