@@ -161,8 +161,7 @@ def _rate(share: float, n: int) -> str:
 
 
 def _cost(name: str, dim: float, full: int, multiply_adds: float, head: str) -> str:
-    ratio = f"{full / dim:5.1f} x less" if dim <= full else f"{dim / full:5.1f} x more"
-    return f"{name:<14}  {dim:7.1f}  {ratio} than {full}; {multiply_adds:,.0f} multiply-adds of {head}"
+    return f"{name:<14}  {dim:7.1f}  {full / dim:5.1f} x less than {full}; {multiply_adds:,.0f} multiply-adds of {head}"
 
 
 def figure(curve: list[CascadeEvaluation], evaluation: CascadeEvaluation, oracle: OracleRouting) -> Any:
