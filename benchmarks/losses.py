@@ -14,7 +14,6 @@ backend of Keras needs a process of its own, too.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.conftest import THREADS
 from matryoshka import (
     Nesting,
     info_nce,
@@ -99,7 +99,7 @@ def _torch_step(case: Case, way: str) -> Step:
     import torch
     from torch.nn.functional import cross_entropy, normalize
 
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+    torch.set_num_threads(THREADS)
     inputs, dims = case.inputs(), case.nesting.dims
     widths = dims[-1:] if way == "full" else dims
     x = torch.from_numpy(inputs["x"]).requires_grad_()
@@ -147,7 +147,7 @@ def _st_step(case: Case, way: str) -> Step:
 
     from matryoshka.sentence_transformers import MatryoshkaMultipleNegativesRankingLoss
 
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+    torch.set_num_threads(THREADS)
     inputs, n_tokens = case.inputs(), 4
     tokens = [torch.from_numpy(inputs[name]).repeat(n_tokens, 1, 1).transpose(0, 1) for name in ("x", "keys")]
     leaves = [array.contiguous().requires_grad_() for array in tokens]

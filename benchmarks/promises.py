@@ -8,18 +8,18 @@ Takes some two minutes.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.table import store
 from matryoshka import Cascade
 
 DIMS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 DRAWS = {500: 300, 3000: 60, 10_000: 30}
 MAX_GAP, DELTA = 0.01, 0.1
+MEANS = ("gap", "accuracy", "expected_dim", "cumulative_dim")
 Rows = tuple[np.ndarray, np.ndarray]
 
 
@@ -66,10 +66,7 @@ def measure(everything: Rows) -> list[dict[str, Any]]:
                     "draws": draws,
                     "rule": name,
                     "broken": float(np.mean([e.gap > MAX_GAP for e in found])),
-                    "gap": float(np.mean([e.gap for e in found])),
-                    "accuracy": float(np.mean([e.accuracy for e in found])),
-                    "expected_dim": float(np.mean([e.expected_dim for e in found])),
-                    "cumulative_dim": float(np.mean([e.cumulative_dim for e in found])),
+                    **{name: float(np.mean([getattr(e, name) for e in found])) for name in MEANS},
                     "full_accuracy": found[0].prefix_accuracy[-1],
                 }
             )
@@ -97,12 +94,7 @@ def main() -> None:
     records = measure(population())
     print(table := markdown(records))
     if arguments.store:
-        for path, text in (
-            (Path("benchmarks/results/promises.json"), json.dumps(records, indent=1) + "\n"),
-            (Path("docs/results/promises.md"), table),
-        ):
-            path.parent.mkdir(exist_ok=True)
-            path.write_text(text, encoding="utf-8")
+        store("promises", records, table)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,12 +65,26 @@ def _table(rows: list[dict[str, Any]]) -> list[str]:
         "time",
         *(["× reference"] if reference else []),
     ]
-    table = [titles, ["---", *["---:"] * (len(titles) - 1)]]
+    table = []
     for row in rows:
         cells = [_cell(column, row.get(column)) for column in columns]
         ratio = [f"{row['median_s'] / reference:.2f}"] if reference else []
         table.append([row["row"], *cells, _seconds(row["median_s"]), *ratio])
-    return [f"| {' | '.join(cells)} |" for cells in table]
+    return lines(titles, table)
+
+
+def lines(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Return the lines of a Markdown table; all columns but the first are numbers."""
+    rule = ["---", *["---:"] * (len(header) - 1)]
+    return [f"| {' | '.join(cells)} |" for cells in (header, rule, *rows)]
+
+
+def store(suite: str, result: Any, page: str) -> None:
+    """Keep the figures of a suite and the page that shows them in the repository."""
+    figures = json.dumps(result, indent=1) + "\n"
+    for path, text in ((f"benchmarks/results/{suite}.json", figures), (f"docs/results/{suite}.md", page)):
+        Path(path).parent.mkdir(exist_ok=True)
+        Path(path).write_text(text, encoding="utf-8")
 
 
 def _cell(column: str, value: Any) -> str:
@@ -99,10 +114,7 @@ def main() -> None:
         Path(f"report/{suite}.md").write_text(table, encoding="utf-8")
         print(table)
         if arguments.store:
-            stored, page = Path(f"benchmarks/results/{suite}.json"), Path(f"docs/results/{suite}.md")
-            for path, text in ((stored, json.dumps(result, indent=1) + "\n"), (page, table)):
-                path.parent.mkdir(exist_ok=True)
-                path.write_text(text, encoding="utf-8")
+            store(suite, result, table)
 
 
 if __name__ == "__main__":

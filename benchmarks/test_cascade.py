@@ -8,7 +8,6 @@ counts, of the same shapes, each formed at once by the library's `matmul`, with 
 from __future__ import annotations
 
 import importlib
-import os
 import statistics
 import timeit
 from collections import Counter
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.conftest import THREADS
 from matryoshka import Cascade
 
 DIMS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048)
@@ -70,7 +70,7 @@ def on(framework: str, array: np.ndarray) -> Any:
         return array
     import torch
 
-    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    torch.set_num_threads(THREADS)
     return torch.from_numpy(array)
 
 

@@ -70,36 +70,30 @@ FIRST_STAGE = {
 @pytest.mark.parametrize("row", [*FIRST_STAGE, "only the products"])
 @pytest.mark.parametrize("batch", [1, 64, 128])
 def test_first_stage(benchmark: Any, batch: int, row: str) -> None:
-    data = way.data_of(1_000_000, SHORT)
-    exact = row in FIRST_STAGE
-    measure(
-        benchmark,
-        f"First stage: 1,000,000 x {SHORT}, best {SHORTLIST}, batch {batch}",
-        row,
-        lambda: FIRST_STAGE[row](data, SHORTLIST) if exact else way.bare_product(data),
-        data,
-        batch,
-        reference=row == "faiss IndexFlatIP",
-        multiply_adds=costs.search(data.n, SHORT),
-        k=SHORTLIST if exact else None,
-    )
+    group = f"First stage: 1,000,000 x {SHORT}, best {SHORTLIST}, batch {batch}"
+    exact(benchmark, group, row, way.data_of(1_000_000, SHORT), SHORTLIST, batch, reference="faiss IndexFlatIP")
 
 
 @pytest.mark.parametrize("row", ["only the products", "matryoshka", "faiss IndexFlatIP", "torch, product and topk"])
 @pytest.mark.parametrize("batch", [1, 64])
 def test_full_width(benchmark: Any, batch: int, row: str) -> None:
-    data = way.data_of(200_000, 1024)
-    exact = row in FIRST_STAGE
+    group = f"Full width: 200,000 x 1,024, best {K}, batch {batch}"
+    exact(benchmark, group, row, way.data_of(200_000, 1024), K, batch, reference="only the products")
+
+
+def exact(benchmark: Any, group: str, row: str, data: Data, k: int, batch: int, *, reference: str) -> None:
+    """Time an exact search of all columns, or only its products, which find nothing."""
+    search = FIRST_STAGE.get(row)
     measure(
         benchmark,
-        f"Full width: 200,000 x 1,024, best {K}, batch {batch}",
+        group,
         row,
-        lambda: FIRST_STAGE[row](data, K) if exact else way.bare_product(data),
+        lambda: search(data, k) if search else way.bare_product(data),
         data,
         batch,
-        reference=row == "only the products",
+        reference=row == reference,
         multiply_adds=costs.search(data.n, data.dim),
-        k=K if exact else None,
+        k=k if search else None,
     )
 
 

@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import importlib
 import os
+import tempfile
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
 from hypothesis import settings
 
+from matryoshka import _files
 from matryoshka._array import namespace, to_numpy
 
+pytest.register_assert_rewrite("cases", "commands")
 settings.register_profile("matryoshka", deadline=None)  # timings never decide a test
 settings.load_profile("matryoshka")
 
@@ -87,6 +91,11 @@ class Library:
         host = to_numpy(actual) if self.name != "array_api_strict" else strict_to_numpy(actual)
         np.testing.assert_allclose(host, expected, rtol=rtol, atol=rtol if atol is None else atol)
 
+    def assert_found(self, found: tuple[Any, Any], expected: tuple[np.ndarray, np.ndarray]) -> None:
+        """Check scores and ids of a search."""
+        self.assert_close(found[0], expected[0], atol=100 * self.rtol)
+        np.testing.assert_array_equal(self.to_numpy(found[1]), expected[1])
+
     def to_numpy(self, array: Any) -> np.ndarray:
         return strict_to_numpy(array) if self.name == "array_api_strict" else to_numpy(array)
 
@@ -149,3 +158,26 @@ def half(request: pytest.FixtureRequest) -> Library:
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(20260101)
+
+
+@pytest.fixture
+def read_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no file be written; the tests may run as root, who may write anywhere else."""
+
+    def fail(*_: object, **__: object) -> NoReturn:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", fail)
+
+
+@pytest.fixture
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the disk be full when a picture is written."""
+    write = _files._write_beside
+
+    def fail(path: Path, data: bytes) -> Path:
+        if path.suffix == ".png":
+            raise OSError(28, "No space left on device", "/temporary/name")
+        return write(path, data)
+
+    monkeypatch.setattr(_files, "_write_beside", fail)

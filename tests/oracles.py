@@ -240,4 +240,5 @@ def losses_slope(function: Callable[[], float], array: np.ndarray, step: float =
             values.append(float(function()))
         array[index] = here
         slope[index] = (values[0] - 8 * values[1] + 8 * values[2] - values[3]) / (12 * step)
+    slope[np.abs(slope) < 1e-11] = 0.0  # where nothing changes, all that is left is rounding
     return slope

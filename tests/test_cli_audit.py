@@ -6,14 +6,14 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import Capture, assert_refused, assert_usage_refused, names
 from conftest import load
 
-from matryoshka import _files, audit
+from matryoshka import audit
 from matryoshka.cli import main
 
 
@@ -29,11 +29,7 @@ def rows(rng: np.random.Generator) -> np.ndarray:
     return rows
 
 
-def names(folder: str = ".") -> list[str]:
-    return sorted(path.name for path in Path(folder).iterdir())
-
-
-def test_prints_the_audit(rows: np.ndarray, capsys: pytest.CaptureFixture[str]) -> None:
+def test_prints_the_audit(rows: np.ndarray, capsys: Capture) -> None:
     assert main(["audit", "rows.npy"]) == 0
     printed = capsys.readouterr()
     assert printed.out == f"{audit(rows)}\n"
@@ -41,7 +37,7 @@ def test_prints_the_audit(rows: np.ndarray, capsys: pytest.CaptureFixture[str]) 
     assert names() == ["rows.npy"]
 
 
-def test_options_reach_the_audit(rows: np.ndarray, capsys: pytest.CaptureFixture[str]) -> None:
+def test_options_reach_the_audit(rows: np.ndarray, capsys: Capture) -> None:
     labels = np.arange(120, dtype=np.uint8) % 3
     np.save("labels.npy", labels)
     assert main(["audit", "rows.npy", "--labels", "labels.npy", "--dims", "4,12", "--k", "3", "--seed", "8"]) == 0
@@ -49,7 +45,7 @@ def test_options_reach_the_audit(rows: np.ndarray, capsys: pytest.CaptureFixture
 
 
 @pytest.mark.parametrize("exists", [False, True])
-def test_writes_table_figure_and_json(rows: np.ndarray, exists: bool, capsys: pytest.CaptureFixture[str]) -> None:
+def test_writes_table_figure_and_json(rows: np.ndarray, exists: bool, capsys: Capture) -> None:
     load("matplotlib")
     if exists:
         Path("out").mkdir()
@@ -75,7 +71,7 @@ def test_runs_as_a_module(rows: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float64, np.int8])
-def test_other_numbers_are_read(rows: np.ndarray, dtype: type, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_numbers_are_read(rows: np.ndarray, dtype: type, capsys: Capture) -> None:
     np.save("other.npy", np.round(rows * 20).astype(dtype))
     assert main(["audit", "other.npy"]) == 0
     assert capsys.readouterr().out == f"{audit(np.round(rows * 20).astype(np.float64))}\n"
@@ -124,58 +120,32 @@ def save_bad_files() -> None:
     ],
 )
 @pytest.mark.usefixtures("rows")
-def test_bad_input_is_one_line_and_status_2(arguments: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_input_is_one_line_and_status_2(arguments: str, message: str, capsys: Capture) -> None:
     save_bad_files()
-    before = names()
-    assert main(["audit", *arguments.split(), "-o", "out"]) == 2
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    assert printed.err.startswith("matryoshka: error: ")
-    assert printed.err.count("\n") == 1
-    assert message in printed.err
-    assert names() == before
+    assert_refused(f"audit {arguments} -o out", message, capsys)
 
 
 @pytest.mark.parametrize("output", ["rows.npy", "absent/out", "rows.npy/out"])
 @pytest.mark.usefixtures("rows")
-def test_a_folder_that_cannot_be_is_refused_before_any_work(output: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match="2"):
-        main(["audit", "rows.npy", "-o", output])
-    assert f"{output!r} must be a folder, or a new one in a folder that exists" in capsys.readouterr().err
+def test_a_folder_that_cannot_be_is_refused_before_any_work(output: str, capsys: Capture) -> None:
+    message = f"{output!r} must be a folder, or a new one in a folder that exists"
+    assert_usage_refused(f"audit rows.npy -o {output}", message, capsys)
 
 
 @pytest.mark.parametrize("output", ["out", "."])
-@pytest.mark.usefixtures("rows")
-def test_a_folder_that_cannot_be_written_is_refused_before_any_work(
-    output: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def fail(*_: object, **__: object) -> None:
-        raise OSError(30, "Read-only file system")  # the tests may run as root, who may write anywhere else
-
-    monkeypatch.setattr(tempfile, "TemporaryFile", fail)
-    with pytest.raises(SystemExit, match="2"):
-        main(["audit", "rows.npy", "-o", output])
-    printed = capsys.readouterr().err
-    assert "argument -o/--output: " in printed
-    assert f"{output!r} must be a folder that can be written to, the system says: Read-only file system" in printed
+@pytest.mark.usefixtures("rows", "read_only")
+def test_a_folder_that_cannot_be_written_is_refused_before_any_work(output: str, capsys: Capture) -> None:
+    message = f"{output!r} must be a folder that can be written to, the system says: Read-only file system"
+    assert_usage_refused(f"audit rows.npy -o {output}", f"argument -o/--output: {message}", capsys)
 
 
 @pytest.mark.parametrize("exists", [False, True])
-def test_a_full_disk_leaves_nothing_half_written(
-    rows: np.ndarray, exists: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.usefixtures("full_disk")
+def test_a_full_disk_leaves_nothing_half_written(rows: np.ndarray, exists: bool, capsys: Capture) -> None:
     load("matplotlib")
     if exists:
         Path("out").mkdir()
         Path("out", "audit.json").write_text("old", encoding="utf-8")
-    write = _files._write_beside
-
-    def fail(path: Path, data: bytes) -> Path:
-        if path.suffix == ".png":
-            raise OSError(28, "No space left on device", "/temporary/name")
-        return write(path, data)
-
-    monkeypatch.setattr(_files, "_write_beside", fail)
     assert main(["audit", "rows.npy", "-o", "out"]) == 2
     printed = capsys.readouterr()
     assert printed.err == f"matryoshka: error: '{Path('out', 'audit.png')}': No space left on device\n"
@@ -188,9 +158,7 @@ def test_a_full_disk_leaves_nothing_half_written(
 
 
 @pytest.mark.usefixtures("rows")
-def test_without_matplotlib_only_the_folder_is_out_of_reach(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_without_matplotlib_only_the_folder_is_out_of_reach(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert main(["audit", "rows.npy", "-o", "out"]) == 2
     assert 'pip install "matryoshka-mrl[cli]"' in capsys.readouterr().err

@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from commands import Capture, assert_refused, assert_usage_refused, names
 from conftest import load
 
-from matryoshka import Corpus, Funnel, _files, costs, metrics
+from matryoshka import Corpus, Funnel, costs, metrics
 from matryoshka._commands import _measure, _picture, benchmark
 from matryoshka._commands._measure import Engine, Measured, Plan, Task, Times
 from matryoshka._commands.benchmark import Report
@@ -41,10 +42,6 @@ def files(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 
 
 LABELS = "--labels labels.npy --query-labels query_labels.npy"
-
-
-def names(folder: str = ".") -> list[str]:
-    return sorted(path.name for path in Path(folder).iterdir())
 
 
 def record_of(arguments: str) -> dict[str, Any]:
@@ -140,7 +137,7 @@ def test_the_clock_is_the_ratio_of_two_columns() -> None:
 
 
 def test_a_bar_shows_progress_on_a_terminal(
-    files: tuple[np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    files: tuple[np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     load("tqdm")
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
@@ -149,7 +146,7 @@ def test_a_bar_shows_progress_on_a_terminal(
 
 
 @pytest.mark.parametrize("exists", [False, True])
-def test_writes_table_figure_and_json(exists: bool, capsys: pytest.CaptureFixture[str]) -> None:
+def test_writes_table_figure_and_json(exists: bool, capsys: Capture) -> None:
     load("matplotlib")
     if exists:
         Path("out").mkdir()
@@ -223,15 +220,13 @@ def test_engines_are_read() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "faiss:", "hnsw", "exact,exact", "exactly"])
-def test_unknown_engines_are_refused(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_engines_are_refused(text: str, capsys: Capture) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["benchmark", "--engine", text])
     assert "argument --engine: engines must " in capsys.readouterr().err
 
 
-def test_batches_are_no_larger_than_the_queries(
-    files: tuple[np.ndarray, np.ndarray], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_batches_are_no_larger_than_the_queries(files: tuple[np.ndarray, np.ndarray], capsys: Capture) -> None:
     record = record_of("rows.npy queries.npy --dims 8 --batch 4,30,1000")
     assert record["batches"] == [4, 20]
     assert record["notes"][0] == "batch 1000: only 20 queries are left to measure on, asked all at once."
@@ -241,10 +236,9 @@ def test_batches_are_no_larger_than_the_queries(
     assert "at batch 1000" not in printed
 
 
-def test_batches_are_called_batches(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match="2"):
-        main(["benchmark", "--batch", "a"])
-    assert "batch sizes must be integers with commas between them, such as 1,64, got 'a'" in capsys.readouterr().err
+def test_batches_are_called_batches(capsys: Capture) -> None:
+    message = "batch sizes must be integers with commas between them, such as 1,64, got 'a'"
+    assert_usage_refused("benchmark --batch a", message, capsys)
 
 
 def test_bad_rows_are_found_block_by_block() -> None:
@@ -253,9 +247,7 @@ def test_bad_rows_are_found_block_by_block() -> None:
     assert benchmark._bad_rows(rows) == [2, 3, 8]
 
 
-def test_few_queries_are_not_calibrated_on(
-    files: tuple[np.ndarray, np.ndarray], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_few_queries_are_not_calibrated_on(files: tuple[np.ndarray, np.ndarray], capsys: Capture) -> None:
     np.save("few.npy", files[1][:3])
     assert main(["benchmark", "rows.npy", "few.npy"]) == 0
     assert "calibrated: left out, too few queries" in capsys.readouterr().out
@@ -314,10 +306,10 @@ def save_bad_files() -> None:
     ],
 )
 @pytest.mark.usefixtures("files")
-def test_bad_input_is_one_line_and_status_2(arguments: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_input_is_one_line_and_status_2(arguments: str, message: str, capsys: Capture) -> None:
     load("matplotlib")
     save_bad_files()
-    one_line(arguments, message, capsys)
+    assert_refused(f"benchmark {arguments} -o out", message, capsys)
 
 
 @pytest.mark.parametrize(
@@ -330,36 +322,15 @@ def test_bad_input_is_one_line_and_status_2(arguments: str, message: str, capsys
     ],
 )
 @pytest.mark.usefixtures("files")
-def test_a_bad_index_is_one_line_and_status_2(engine: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bad_index_is_one_line_and_status_2(engine: str, message: str, capsys: Capture) -> None:
     load("faiss")
     load("matplotlib")
-    one_line(f"rows.npy queries.npy --engine {engine}", message, capsys)
+    assert_refused(f"benchmark rows.npy queries.npy --engine {engine} -o out", message, capsys)
 
 
-def one_line(arguments: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    before = names()
-    assert main(["benchmark", *arguments.split(), "-o", "out"]) == 2
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    assert printed.err.startswith("matryoshka: error: ")
-    assert printed.err.count("\n") == 1
-    assert message in printed.err
-    assert names() == before
-
-
-@pytest.mark.usefixtures("files")
-def test_a_full_disk_leaves_nothing_half_written(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.usefixtures("files", "full_disk")
+def test_a_full_disk_leaves_nothing_half_written(capsys: Capture) -> None:
     load("matplotlib")
-    write = _files._write_beside
-
-    def fail(path: Path, data: bytes) -> Path:
-        if path.suffix == ".png":
-            raise OSError(28, "No space left on device")
-        return write(path, data)
-
-    monkeypatch.setattr(_files, "_write_beside", fail)
     assert main(["benchmark", "rows.npy", "queries.npy", "--dims", "8", "-o", "out"]) == 2
     printed = capsys.readouterr()
     assert "No space left on device" in printed.err
@@ -371,7 +342,7 @@ def test_a_full_disk_leaves_nothing_half_written(
 @pytest.mark.parametrize("module", ["matplotlib", "faiss"])
 @pytest.mark.usefixtures("files")
 def test_a_missing_extra_is_named_before_any_work(
-    module: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    module: str, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     monkeypatch.delitem(sys.modules, "matryoshka.faiss", raising=False)
     monkeypatch.setitem(sys.modules, module, None)

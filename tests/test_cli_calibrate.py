@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
-import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import Capture, assert_refused, assert_usage_refused, names
 from conftest import load
 
-from matryoshka import Cascade, _files, cli
+from matryoshka import Cascade
 from matryoshka._commands.calibrate import figure
 from matryoshka.cascade import oracle_routing
+from matryoshka.cli import main
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -32,14 +33,10 @@ def folder(tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyP
 
 
 def calibrate(arguments: str) -> int:
-    return cli.main(["calibrate", *arguments.split()])
+    return main(["calibrate", *arguments.split()])
 
 
-def files(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()}
-
-
-def test_the_table_says_what_evaluate_says(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_says_what_evaluate_says(folder: Path, capsys: Capture) -> None:
     assert calibrate("p.npy y.npy -o cascade.json") == 0
     probabilities, labels = np.load("p.npy"), np.load("y.npy")
     cascade = Cascade.load("cascade.json", nesting=(8, 16, 32))
@@ -64,10 +61,10 @@ def test_the_table_says_what_evaluate_says(folder: Path, capsys: pytest.CaptureF
     assert f"{evaluation.separate_multiply_adds:,.0f} multiply-adds" in lines["cumulative"]
     assert "Widths taken to double from 8 to 32; --dims names others." in out
     assert lines["wrote"] == "wrote cascade.json"
-    assert files(folder) == {"p.npy", "z.npy", "y.npy", "cascade.json"}
+    assert names() == ["cascade.json", "p.npy", "y.npy", "z.npy"]
 
 
-def test_the_certificate_is_printed_and_written(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_certificate_is_printed_and_written(folder: Path, capsys: Capture) -> None:
     assert calibrate("p.npy y.npy --dims 4,6,9 --certify --max-gap 0.05 --delta 0.2 --seed 1 -o c.json") == 0
     cascade = Cascade.load("c.json", nesting=(4, 6, 9))
     assert cascade.certificate is not None
@@ -77,7 +74,7 @@ def test_the_certificate_is_printed_and_written(folder: Path, capsys: pytest.Cap
     assert "--dims" not in out
 
 
-def test_options_reach_the_calibration(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_options_reach_the_calibration(folder: Path, capsys: Capture) -> None:
     probabilities, labels = np.load("p.npy"), np.load("y.npy")
     assert calibrate("z.npy y.npy --logits --confidence margin --temperature --variant paper -o c.json") == 0
     cascade = Cascade.load("c.json")
@@ -93,7 +90,7 @@ def test_options_reach_the_calibration(folder: Path, capsys: pytest.CaptureFixtu
     )
 
 
-def test_the_figure_is_a_picture(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_figure_is_a_picture(folder: Path, capsys: Capture) -> None:
     load("matplotlib")
     assert calibrate("p.npy y.npy --figure curve.png") == 0
     assert (folder / "curve.png").read_bytes().startswith(PNG)
@@ -102,23 +99,16 @@ def test_the_figure_is_a_picture(folder: Path, capsys: pytest.CaptureFixture[str
     assert "--figure must end in one of " in capsys.readouterr().err
     assert calibrate("p.npy y.npy --figure c.svg -o c.svg") == 2
     assert "--figure and -o must be two files, got 'c.svg' for both" in capsys.readouterr().err
-    assert files(folder) == {"p.npy", "z.npy", "y.npy", "curve.png"}
+    assert names() == ["curve.png", "p.npy", "y.npy", "z.npy"]
 
 
-@pytest.mark.parametrize("option", ["-o c.json", "--figure c.png"])
-def test_a_place_that_cannot_be_written_is_refused_before_any_work(
-    folder: Path, option: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def fail(*_: object, **__: object) -> None:
-        raise OSError(30, "Read-only file system")
-
-    monkeypatch.setattr(tempfile, "TemporaryFile", fail)
-    with pytest.raises(SystemExit, match="2"):
-        calibrate(f"p.npy y.npy {option}")
-    name, path = option.split()
-    printed = capsys.readouterr().err
-    assert f"argument {name}" in printed
-    assert f"{path!r} must be a file in a folder that can be written to, the system says: Read-only" in printed
+@pytest.mark.parametrize(
+    ("option", "named"), [("-o c.json", "-o/--output: 'c.json'"), ("--figure c.png", "--figure: 'c.png'")]
+)
+@pytest.mark.usefixtures("folder", "read_only")
+def test_a_place_that_cannot_be_written_is_refused_before_any_work(option: str, named: str, capsys: Capture) -> None:
+    message = f"argument {named} must be a file in a folder that can be written to, the system says: Read-only"
+    assert_usage_refused(f"calibrate p.npy y.npy {option}", message, capsys)
 
 
 def test_the_figure_names_the_widths(folder: Path) -> None:
@@ -134,35 +124,24 @@ def test_the_figure_names_the_widths(folder: Path) -> None:
     assert not axes.get_legend().get_window_extent().overlaps(axes.get_window_extent())
 
 
-def test_figure_and_cascade_are_written_together_or_not_at_all(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.usefixtures("folder", "full_disk")
+def test_figure_and_cascade_are_written_together_or_not_at_all(capsys: Capture) -> None:
     load("matplotlib")
-    write = _files._write_beside
-
-    def fail(path: Path, data: bytes) -> Path:
-        if path.suffix == ".png":
-            raise OSError(28, "No space left on device")
-        return write(path, data)
-
-    monkeypatch.setattr(_files, "_write_beside", fail)
     assert calibrate("p.npy y.npy --figure curve.png -o c.json") == 2
     printed = capsys.readouterr()
     assert printed.err == "matryoshka: error: 'curve.png': No space left on device\n"
     assert printed.out.startswith("Cascade (published rule")  # the work is not lost
-    assert files(folder) == {"p.npy", "z.npy", "y.npy"}
+    assert names() == ["p.npy", "y.npy", "z.npy"]
 
 
-def test_without_matplotlib_the_extra_is_named(
-    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_matplotlib_the_extra_is_named(folder: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
     assert calibrate("p.npy y.npy --figure curve.png -o c.json") == 2
     assert 'pip install "matryoshka-mrl[cli]"' in capsys.readouterr().err
-    assert "c.json" not in files(folder)
+    assert "c.json" not in names()
 
 
-def test_few_rows_warn(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_few_rows_warn(folder: Path, capsys: Capture) -> None:
     np.save("p.npy", np.load("p.npy")[:, :3])
     np.save("y.npy", np.load("y.npy")[:3])
     assert calibrate("p.npy y.npy") == 0
@@ -190,25 +169,14 @@ def test_few_rows_warn(folder: Path, capsys: pytest.CaptureFixture[str]) -> None
     ],
 )
 def test_nothing_is_written_when_something_is_wrong(
-    folder: Path, capsys: pytest.CaptureFixture[str], arguments: str, message: str
+    folder: Path, capsys: Capture, arguments: str, message: str
 ) -> None:
     np.save("short.npy", np.load("y.npy")[:5])
     Path("text.npy").write_text("0.5")
-    before = files(folder)
     drawn = " --figure c.png" if importlib.util.find_spec("matplotlib") else ""
-    assert calibrate(f"{arguments} -o c.json{drawn}") == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert message in err
-    assert err.count("\n") == 1
-    assert files(folder) == before
+    assert_refused(f"calibrate {arguments} -o c.json{drawn}", message, capsys)
 
 
 @pytest.mark.parametrize("arguments", ["--dims 8,x", "-o none/c.json", "--figure none/c.png", "-o ."])
-def test_wrong_options_are_refused_before_any_work(
-    folder: Path, capsys: pytest.CaptureFixture[str], arguments: str
-) -> None:
-    with pytest.raises(SystemExit) as stop:
-        calibrate(f"p.npy y.npy {arguments}")
-    assert stop.value.code == 2
-    assert capsys.readouterr().err.count("\n") == 1
+def test_wrong_options_are_refused_before_any_work(folder: Path, capsys: Capture, arguments: str) -> None:
+    assert_usage_refused(f"calibrate p.npy y.npy {arguments}", "matryoshka: error: argument ", capsys)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from matryoshka import _files
+from matryoshka import Cascade, Funnel, Nesting, _files
 
 
 def test_text_replaces_the_old_file(tmp_path: Path) -> None:
@@ -65,3 +65,20 @@ def test_only_plain_arrays_are_read(tmp_path: Path) -> None:
     np.save(tmp_path / "good.npy", np.arange(3.0))
     for mmap in (False, True):
         assert _files.load_array(tmp_path / "good.npy", mmap=mmap).tolist() == [0.0, 1.0, 2.0]
+
+
+OF_A_LADDER = '{"kind": "nesting", "version": 1, "dims": ["8"], "importance": [1]}'
+
+
+@pytest.mark.parametrize("kind", [Nesting, Funnel, Cascade])
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"kind": "corpus"}', '{"kind": "KIND", "version": 2}', OF_A_LADDER])
+def test_foreign_json_is_refused(kind: type[Nesting | Funnel | Cascade], text: str) -> None:
+    with pytest.raises(ValueError, match="`text` must be"):
+        kind.from_json(text.replace("KIND", kind.__name__.lower()))
+
+
+@pytest.mark.parametrize("kind", [Nesting, Funnel, Cascade])
+def test_json_without_fields_is_refused(kind: type[Nesting | Funnel | Cascade]) -> None:
+    name = kind.__name__.lower()
+    with pytest.raises(ValueError, match=f"`text` must hold dims, .* got a {name} without "):
+        kind.from_json(f'{{"kind": "{name}", "version": 1, "dims": [8]}}')

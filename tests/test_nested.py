@@ -8,14 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cases import NESTING
 from conftest import Library, load
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from matryoshka import Nesting, nested_loss
+from matryoshka import nested_loss
 from matryoshka._array import namespace
-
-NESTING = Nesting((2, 3, 7), importance=(2.0, 0.0, 0.5))
 
 
 def mse(a: Any, b: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.metadata
 import json
@@ -40,10 +41,16 @@ def import_public(name: str) -> ModuleType:
     return importlib.import_module(name)
 
 
+@functools.cache
+def printed_by(code: str) -> str:
+    """Return what a fresh interpreter prints."""
+    return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+
+
 def loaded_by(statement: str) -> set[str]:
-    """Run `statement` in a fresh interpreter and return the modules that it loads."""
+    """Return the modules that a statement loads in a fresh interpreter."""
     code = f"import sys; before = set(sys.modules); {statement}; print(*(set(sys.modules) - before))"
-    return set(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split())
+    return set(printed_by(code).split())
 
 
 def test_importing_loads_next_to_nothing() -> None:
@@ -78,14 +85,12 @@ def test_a_public_name_loads_numpy_and_array_api_compat_only(name: str) -> None:
 )
 def test_audit_is_the_function_whatever_is_imported_first(statement: str) -> None:
     code = f"{statement}; import matryoshka, types; print(type(matryoshka.audit) is types.FunctionType)"
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert done.stdout == "True\n"
+    assert printed_by(code) == "True\n"
 
 
 def test_modules_of_the_package_come_when_asked_for() -> None:
     code = "import matryoshka; print(matryoshka.cascade.oracle_routing.__name__, matryoshka.losses.__name__)"
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert done.stdout == "oracle_routing matryoshka.losses\n"
+    assert printed_by(code) == "oracle_routing matryoshka.losses\n"
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

@@ -44,21 +44,15 @@ def data(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("metric", METRICS)
 def test_exact_search(library: Library, data: tuple[np.ndarray, np.ndarray], metric: str) -> None:
     corpus, queries = data
-    scores, ids = Corpus(library.array(corpus), metric=metric).search(library.array(queries), 12)
-    expected_scores, expected_ids = retrieval_rank(queries, corpus, everything(corpus, queries), 12, 23, metric)
-    library.assert_close(scores, expected_scores, atol=library.rtol * 100)
-    np.testing.assert_array_equal(library.to_numpy(ids), expected_ids)
+    found = Corpus(library.array(corpus), metric=metric).search(library.array(queries), 12)
+    library.assert_found(found, retrieval_rank(queries, corpus, everything(corpus, queries), 12, 23, metric))
 
 
 @pytest.mark.parametrize("metric", METRICS)
 def test_search_at_a_prefix(library: Library, data: tuple[np.ndarray, np.ndarray], metric: str) -> None:
     corpus, queries = data
-    scores, ids = Corpus(library.array(corpus), metric=metric).search(
-        library.array(queries), 12, funnel=Funnel((6,), ())
-    )
-    expected_scores, expected_ids = retrieval_rank(queries, corpus, everything(corpus, queries), 12, 6, metric)
-    library.assert_close(scores, expected_scores, atol=library.rtol * 100)
-    np.testing.assert_array_equal(library.to_numpy(ids), expected_ids)
+    found = Corpus(library.array(corpus), metric=metric).search(library.array(queries), 12, funnel=Funnel((6,), ()))
+    library.assert_found(found, retrieval_rank(queries, corpus, everything(corpus, queries), 12, 6, metric))
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -67,10 +61,8 @@ def test_funnel(library: Library, data: tuple[np.ndarray, np.ndarray], metric: s
     corpus, queries = data
     plan = Funnel((5, 8, 14, 23), (60, 20, 11))
     searched = Corpus(library.array(corpus), metric=metric, search_dims=declared)
-    scores, ids = searched.search(library.array(queries), 10, funnel=plan)
-    expected_scores, expected_ids = retrieval_funnel(queries, corpus, 10, plan.dims, plan.keep, metric)
-    library.assert_close(scores, expected_scores, atol=library.rtol * 100)
-    np.testing.assert_array_equal(library.to_numpy(ids), expected_ids)
+    found = searched.search(library.array(queries), 10, funnel=plan)
+    library.assert_found(found, retrieval_funnel(queries, corpus, 10, plan.dims, plan.keep, metric))
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -79,12 +71,8 @@ def test_rerank(library: Library, data: tuple[np.ndarray, np.ndarray], metric: s
     ids = np.stack([rng.permutation(len(corpus))[:30] for _ in queries])
     ids[:, 4] = -1
     ids[3] = -1
-    scores, order = Corpus(library.array(corpus), metric=metric).rerank(
-        library.array(queries), library.array(ids), 29, dim=11
-    )
-    expected_scores, expected_ids = retrieval_rank(queries, corpus, ids.tolist(), 29, 11, metric)
-    library.assert_close(scores, expected_scores, atol=library.rtol * 100)
-    np.testing.assert_array_equal(library.to_numpy(order), expected_ids)
+    found = Corpus(library.array(corpus), metric=metric).rerank(library.array(queries), library.array(ids), 29, dim=11)
+    library.assert_found(found, retrieval_rank(queries, corpus, ids.tolist(), 29, 11, metric))
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -95,15 +83,14 @@ def test_rerank_through_the_rest_of_a_funnel(
     ids = np.stack([rng.permutation(len(corpus))[:50] for _ in queries])
     ids[2, 7:] = -1
     plan = Funnel((4, 8, 14, 23), (50, 20, 11))
-    scores, order = Corpus(library.array(corpus), metric=metric).rerank(
+    found = Corpus(library.array(corpus), metric=metric).rerank(
         library.array(queries), library.array(ids), 10, funnel=plan
     )
     candidates = ids.tolist()
     for dim, count in zip(plan.dims[1:], (*plan.keep[1:], 10), strict=True):
-        expected_scores, expected_ids = retrieval_rank(queries, corpus, candidates, count, dim, metric)
-        candidates = expected_ids.tolist()
-    library.assert_close(scores, expected_scores, atol=library.rtol * 100)
-    np.testing.assert_array_equal(library.to_numpy(order), expected_ids)
+        expected = retrieval_rank(queries, corpus, candidates, count, dim, metric)
+        candidates = expected[1].tolist()
+    library.assert_found(found, expected)
 
 
 def test_rerank_through_a_single_shot_is_a_rerank(rng: np.random.Generator) -> None:
@@ -260,11 +247,9 @@ def test_an_index_of_ones_own(library: Library, data: tuple[np.ndarray, np.ndarr
         ids = np.argsort(-near, axis=1, kind="stable")[:, :count]
         return from_numpy(ids, like=prefixes, xp=namespace(("prefixes", prefixes)))
 
-    scores, ids = corpus.search(library.array(queries), 9, funnel=plan, first_stage=find)
+    found = corpus.search(library.array(queries), 9, funnel=plan, first_stage=find)
     assert asked == [((7, 6), 60)]
-    expected_scores, expected_ids = retrieval_funnel(queries, rows, 9, plan.dims, plan.keep, metric)
-    library.assert_close(scores, expected_scores, atol=library.rtol * 100)
-    np.testing.assert_array_equal(library.to_numpy(ids), expected_ids)
+    library.assert_found(found, retrieval_funnel(queries, rows, 9, plan.dims, plan.keep, metric))
 
 
 @pytest.mark.parametrize(

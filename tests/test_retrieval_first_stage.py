@@ -189,16 +189,12 @@ def test_the_engine_of_accelerators(library: Library, rng: np.random.Generator, 
     rows[[90, 3, 200]] = rows[50]
     searched = Corpus(library.array(rows), metric=metric)
     for plan in (Funnel((16,), ()), Funnel((5, 9, 16), (70, 21))):
-        scores, ids = searched.search(library.array(queries), 12, funnel=plan)
-        expected_scores, expected_ids = retrieval_funnel(queries, rows, 12, plan.dims, plan.keep, metric)
-        library.assert_close(scores, expected_scores, atol=library.rtol * 100)
-        np.testing.assert_array_equal(library.to_numpy(ids), expected_ids)
+        found = searched.search(library.array(queries), 12, funnel=plan)
+        library.assert_found(found, retrieval_funnel(queries, rows, 12, plan.dims, plan.keep, metric))
     given = np.stack([rng.permutation(211)[:20] for _ in queries])
     given[1, :6] = -1
-    scores, ids = searched.rerank(library.array(queries), library.array(given), 18, dim=11)
-    expected_scores, expected_ids = retrieval_rank(queries, rows, given.tolist(), 18, 11, metric)
-    library.assert_close(scores, expected_scores, atol=library.rtol * 100)
-    np.testing.assert_array_equal(library.to_numpy(ids), expected_ids)
+    found = searched.rerank(library.array(queries), library.array(given), 18, dim=11)
+    library.assert_found(found, retrieval_rank(queries, rows, given.tolist(), 18, 11, metric))
 
 
 @pytest.mark.usefixtures("elsewhere")

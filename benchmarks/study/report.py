@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import tempfile
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -107,12 +105,12 @@ def _search_line(record: Record) -> str:
     if not staged:
         return f"**Searching.** No staged search came within {100 * CLOSE:g} points of exact search in {n:,} rows."
     best = min(staged, key=lambda plan: plan["multiply_adds"])
+    alone, batch = (f"{tables.faster(full, best, way):.1f}" for way in ("alone", "batch"))
     return (
         f"**Searching.** Among {n:,} rows, the plan *{tables.name(best)}* finds neighbours as good as exact search at "
         f"{full['dims'][0]} dimensions (mAP@10 {100 * best['map']:.1f} against {100 * full['map']:.1f}%) with "
         f"{full['multiply_adds'] / best['multiply_adds']:.1f} times fewer multiply-adds; the clock says "
-        f"{_faster(full, best, 'alone')} times faster for single queries and {_faster(full, best, 'batch')} times in "
-        f"batches of {BATCH}."
+        f"{alone} times faster for single queries and {batch} times in batches of {BATCH}."
     )
 
 
@@ -302,10 +300,6 @@ def _over_runs(record: Record) -> str:
     return f", mean ± standard deviation of {n} runs" if n > 1 else ""
 
 
-def _faster(full: Record, plan: Record, way: str) -> str:
-    return f"{full['seconds'][way] / plan['seconds'][way]:.1f}"
-
-
 def _mean(found: Record, dim: int) -> float:
     return found[str(dim)]["mean"]
 
@@ -317,12 +311,9 @@ def _and(values: list[int]) -> str:
 
 def _write(path: Path, content: bytes) -> None:
     """Write to a temporary file beside `path` and move it there."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with open(handle, "wb") as file:  # noqa: PTH123 (a descriptor, not a path)
-            file.write(content)
-        os.chmod(temporary, 0o644)  # noqa: PTH101
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.study.accuracy import METHODS
+from benchmarks.table import lines
 
 Record = dict[str, Any]
 
@@ -23,13 +24,12 @@ class Table:
         """Return the table with aligned columns, for a terminal or a pipe."""
         widths = [max(map(len, column)) for column in zip(self.header, *self.rows, strict=True)]
         rule = ["-" * width for width in widths]
-        lines = ["  ".join(_aligned(cells, widths)).rstrip() for cells in (self.header, rule, *self.rows)]
-        return "\n".join([self.title, *lines])
+        aligned = ["  ".join(_aligned(cells, widths)).rstrip() for cells in (self.header, rule, *self.rows)]
+        return "\n".join([self.title, *aligned])
 
     def markdown(self) -> str:
         """Return the table, without its title, in Markdown."""
-        rule = ["---", *["---:"] * (len(self.header) - 1)]
-        return "\n".join(f"| {' | '.join(cells)} |" for cells in (self.header, rule, *self.rows))
+        return "\n".join(lines(self.header, self.rows))
 
 
 def accuracy(record: Record, judge: str, title: str) -> Table:
@@ -71,7 +71,8 @@ def retrieval(record: Record, size: str, title: str) -> Table:
             f"{plan['multiply_adds']:,}",
             f"{plan['bytes'] / 1024:,.0f}",
             times(full["multiply_adds"] / plan["multiply_adds"]),
-            *_times(plan, full),
+            *_clock(plan, full, "alone"),
+            *_clock(plan, full, "batch"),
         ]
         for plan in plans
     ]
@@ -101,12 +102,13 @@ def percent(found: Record | float) -> str:
     return f"{100 * found['mean']:.1f}{spread}"
 
 
-def _times(plan: Record, full: Record) -> list[str]:
-    cells = []
-    for way in ("alone", "batch"):
-        seconds = plan["seconds"][way]
-        cells += [f"{1e6 * seconds:,.0f}", times(full["seconds"][way] / seconds)]
-    return cells
+def faster(full: Record, plan: Record, way: str) -> float:
+    """Return how many times faster than `full` a plan is, asked "alone" or in a "batch"."""
+    return full["seconds"][way] / plan["seconds"][way]
+
+
+def _clock(plan: Record, full: Record, way: str) -> list[str]:
+    return [f"{1e6 * plan['seconds'][way]:,.0f}", times(faster(full, plan, way))]
 
 
 def _aligned(cells: Sequence[str], widths: Sequence[int]) -> list[str]:

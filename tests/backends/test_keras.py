@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -13,19 +14,10 @@ from typing import Any
 import numpy as np
 import oracles
 import pytest
+from cases import FLAT, IGNORED, KINDS, N_CLASSES, NESTING, shares, value_and_slopes
 from conftest import REQUIRED, load
 
-from matryoshka import (
-    Nesting,
-    info_nce,
-    info_nce_with_grad,
-    mrl_cross_entropy,
-    mrl_cross_entropy_with_grad,
-    mrl_e_cross_entropy,
-    mrl_e_cross_entropy_with_grad,
-    mrl_logits_cross_entropy,
-    nested_loss,
-)
+from matryoshka import mrl_e_cross_entropy, mrl_logits_cross_entropy, nested_loss
 
 if "KERAS_BACKEND" not in os.environ and "keras" not in REQUIRED:
     pytest.skip("needs a backend: KERAS_BACKEND=jax pytest tests/backends/test_keras.py", allow_module_level=True)
@@ -40,13 +32,12 @@ BACKEND = keras.backend.backend()
 JIT = {"tensorflow": [False, True], "jax": [False, True], "torch": [False]}[BACKEND]
 MODES = {"tensorflow": ["eager", "graph", "xla"], "jax": ["eager", "jit"], "torch": ["eager"]}[BACKEND]
 
-NESTING = Nesting((2, 3, 7), importance=(2.0, 0.0, 0.5))
-N_CLASSES, IGNORED = 4, -7
 LABELS = np.array([3, 0, 1, IGNORED, 2, 3, 1, 1, 0])
 N = len(LABELS)
 RTOL, GRADIENT_RTOL = 1e-5, 1e-4
 
 BOTH_HEADS = pytest.mark.parametrize("tied", [False, True], ids=["mrl", "mrl-e"])
+HEADS_IN_TURN = pytest.mark.parametrize(("tied", "jit_compile"), list(zip([False, True], [*JIT, False], strict=False)))
 ALL_MODES = pytest.mark.parametrize("mode", MODES)
 
 
@@ -60,10 +51,6 @@ def single(array: np.ndarray) -> np.ndarray:
 
 def to_host(tensor: Any) -> np.ndarray:
     return np.asarray(ops.convert_to_numpy(ops.stop_gradient(tensor)))
-
-
-def pairs_of(flat: Sequence[Any]) -> list[tuple[Any, Any]]:
-    return list(zip(flat[::2], flat[1::2], strict=True))
 
 
 def differentiate(
@@ -92,11 +79,16 @@ def differentiate(
             return value, tape.gradient(value, inner)
 
         if mode != "eager":
-            shapes = [(None, *a.shape[1:]) if a.ndim > 1 and len(a) >= N else a.shape for a in arrays]
+            shapes = [(None, *a.shape[1:]) if a.ndim > 1 and len(a) > N_CLASSES else a.shape for a in arrays]
             signature = [tf.TensorSpec(shape, "float32") for shape in shapes]
             slope = tf.function(slope, input_signature=signature, jit_compile=mode == "xla", autograph=False)
         value, gradients = slope(*tensors)
     return to_host(value), [to_host(gradient) for gradient in gradients]
+
+
+def of_logits(logits: np.ndarray, labels: np.ndarray, **options: Any) -> Any:
+    """Loss and parts of logits as Keras has them, prefixes behind rows, by loops."""
+    return KINDS["logits"].oracle((np.moveaxis(logits, 1, 0),), labels=labels, **options)
 
 
 def assert_slopes(actual: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> None:
@@ -108,70 +100,35 @@ def assert_slopes(actual: Sequence[np.ndarray], expected: Sequence[np.ndarray]) 
 # The functions of the core, on tensors of the backend.
 
 
-@ALL_MODES
-@pytest.mark.parametrize("row_block", [None, 4, 1])
-@pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_cross_entropies_take_tensors_of_the_backend(mode: str, row_block: int | None, reduction: str) -> None:
-    x, weights = draw(N, 7), np.abs(draw(N)) + 0.1
-    heads = [draw(*shape) for m in NESTING for shape in ((N_CLASSES, m), (N_CLASSES,))]
-    options = {"nesting": NESTING, "ignore_index": IGNORED, "label_smoothing": 0.1}
-    labels = ops.convert_to_tensor(LABELS)
-
-    def of_all(x: Any, weight: Any, bias: Any, *flat: Any) -> Any:
-        kept = {"sample_weight": ops.convert_to_tensor(single(weights)), "reduction": reduction, "xp": layers.xp}
-        tied = mrl_e_cross_entropy(x, weight, bias, labels, row_block=row_block, **kept, **options)
-        own = mrl_cross_entropy(x, pairs_of(flat), labels, row_block=row_block, **kept, **options)
-        if reduction == "none":
-            assert list(tied.shape) in ([N], [None])
-            tied, own = (
-                ops.sum(tied) / weights[LABELS != IGNORED].sum(),
-                ops.sum(own) / weights[LABELS != IGNORED].sum(),
-            )
-        return tied + 2 * own
-
-    value, slopes = differentiate(of_all, [x, *heads[-2:], *heads], mode=mode)
-    tied, d_tied = mrl_e_cross_entropy_with_grad(x, *heads[-2:], LABELS, sample_weight=weights, **options)
-    own, d_own = mrl_cross_entropy_with_grad(x, pairs_of(heads), LABELS, sample_weight=weights, **options)
-    expected = oracles.losses_cross_entropy(
-        oracles.losses_logits(x, pairs_of(heads)),
-        LABELS.tolist(),
-        importance=NESTING.importance,
-        label_smoothing=0.1,
-        ignore_index=IGNORED,
-        sample_weight=weights,
-    )[0]
-    np.testing.assert_allclose(own, expected, rtol=1e-12)
-    np.testing.assert_allclose(value, tied + 2 * expected, rtol=RTOL)
-    d_heads = [2 * slope for pair in d_own.heads for slope in pair]
-    assert_slopes(slopes, [d_tied.embeddings + 2 * d_own.embeddings, d_tied.weight, d_tied.bias, *d_heads])
-
-
-@ALL_MODES
-@pytest.mark.parametrize("row_block", [None, 4])
-@pytest.mark.parametrize("symmetric", [False, True])
-@pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_info_nce_takes_tensors_of_the_backend(
-    mode: str, row_block: int | None, symmetric: bool, reduction: str
-) -> None:
-    queries, keys, temperature = draw(N, 7), draw(N + 3, 7), np.array(0.3)
-    options = {"nesting": NESTING, "symmetric": symmetric, "label_smoothing": 0.1}
-
-    def loss(queries: Any, keys: Any, temperature: Any) -> Any:
-        kept = {"temperature": temperature, "row_block": row_block, "reduction": reduction, "xp": layers.xp}
-        return ops.mean(info_nce(queries, keys, **kept, **options))
-
-    value, slopes = differentiate(loss, [queries, keys, temperature], mode=mode)
-    expected, _ = oracles.losses_info_nce(
-        queries,
-        keys,
-        NESTING.dims,
-        importance=NESTING.importance,
-        temperature=0.3,
-        symmetric=symmetric,
-        label_smoothing=0.1,
+FEW = [
+    *(("mrl", None, "mean"), ("mrl", 4, "none"), ("logits", 4, "none")),
+    *(("mrl-e", None, "none"), ("mrl-e", 4, "mean"), ("mrl-e", 1, "none")),
+    *(("info-nce", None, "none"), ("info-nce", 4, "mean")),
+    *(("info-nce-symmetric", None, "mean"), ("info-nce-symmetric", 4, "none")),
+]
+"""Every choice of each loss once, for what is compiled, as all is in JAX; where that takes no time, all together."""
+RUNS = [
+    (mode, *run)
+    for mode in MODES
+    for run in (
+        itertools.product(FLAT, (None, 4, 1), ("mean", "none")) if mode == "eager" and BACKEND != "jax" else FEW
     )
+]
+
+
+@pytest.mark.parametrize(("mode", "name", "row_block", "reduction"), RUNS)
+def test_losses_take_tensors_of_the_backend(mode: str, name: str, row_block: int | None, reduction: str) -> None:
+    share = ops.convert_to_tensor(shares(name, reduction), "float32")
+
+    def loss(*tensors: Any) -> Any:
+        options = {"row_block": row_block, "reduction": reduction, "xp": layers.xp}
+        rows = FLAT[name](*tensors, convert=ops.convert_to_tensor, **options)
+        assert reduction != "none" or list(rows.shape) in (list(share.shape), [None])
+        return ops.sum(share * rows)
+
+    value, slopes = differentiate(loss, FLAT[name].arrays(), mode=mode)
+    expected, exact = value_and_slopes(name, reduction)
     np.testing.assert_allclose(value, expected, rtol=RTOL)
-    _, exact = info_nce_with_grad(queries, keys, temperature=0.3, **options)
     assert_slopes(slopes, exact)
 
 
@@ -187,9 +144,7 @@ def test_stacked_logits_and_any_loss_take_tensors_of_the_backend(mode: str) -> N
 
     one, slopes = differentiate(apart, list(np.moveaxis(logits, 1, 0)), mode=mode)
     other, (slope,) = differentiate(stacked, [logits], mode=mode)
-    expected, _ = oracles.losses_cross_entropy(
-        np.moveaxis(logits, 1, 0), np.maximum(LABELS, 0).tolist(), importance=NESTING.importance
-    )
+    expected, _ = of_logits(logits, np.maximum(LABELS, 0))
     np.testing.assert_allclose([one, other], expected, rtol=RTOL)
     np.testing.assert_allclose(np.stack(slopes, axis=1), slope, rtol=RTOL, atol=1e-7)
 
@@ -261,15 +216,8 @@ def test_the_head_adds_the_loss(tied: bool, reduction: str) -> None:
     head, pairs = built_head(tied, label_smoothing=0.1, ignore_index=IGNORED, reduction=reduction)
     x, weights = draw(N, 7), np.abs(draw(N)) + 0.1
     arguments = (single(x), LABELS, single(weights))
-    expected, parts = oracles.losses_cross_entropy(
-        oracles.losses_logits(x, pairs),
-        LABELS.tolist(),
-        importance=NESTING.importance,
-        label_smoothing=0.1,
-        ignore_index=IGNORED,
-        sample_weight=single(weights),
-        reduction=reduction,
-    )
+    options = {"label_smoothing": 0.1, "ignore_index": IGNORED, "sample_weight": arguments[2], "reduction": reduction}
+    expected, parts = KINDS["mrl"].oracle((x, pairs), labels=LABELS, **options)
     logits = head(*arguments)
     assert tuple(logits.shape) == (N, 3, N_CLASSES)
     (loss,) = head.losses
@@ -328,9 +276,7 @@ def test_one_prefix_is_the_loss_of_keras(
 
 def test_the_loss_weighs_prefixes_by_importance() -> None:
     logits, labels = draw(N, 3, N_CLASSES), np.maximum(LABELS, 0)
-    expected, _ = oracles.losses_cross_entropy(
-        np.moveaxis(logits, 1, 0), labels.tolist(), importance=NESTING.importance, label_smoothing=0.2, reduction="none"
-    )
+    expected, _ = of_logits(logits, labels, label_smoothing=0.2, reduction="none")
     loss = layers.MRLCrossEntropy(NESTING, label_smoothing=0.2)
     np.testing.assert_allclose(to_host(loss(labels, single(logits))), expected.mean(), rtol=RTOL)
     np.testing.assert_allclose(to_host(loss.call(labels[:, None], single(logits))), expected, rtol=RTOL)
@@ -382,9 +328,7 @@ def test_nested_loss_is_the_sum_over_prefixes(normalize: bool) -> None:
 def test_info_nce_adds_and_returns_the_loss(symmetric: bool, learnable: bool) -> None:
     queries, keys = draw(N, 7), draw(N + 3, 7)
     layer = layers.InfoNCE(NESTING, temperature=0.3, symmetric=symmetric, learnable_temperature=learnable)
-    expected, parts = oracles.losses_info_nce(
-        queries, keys, NESTING.dims, importance=NESTING.importance, temperature=0.3, symmetric=symmetric
-    )
+    expected, parts = KINDS["info-nce"].oracle((queries, keys), temperature=0.3, symmetric=symmetric)
     loss = layer(single(queries), single(keys))
     np.testing.assert_allclose([to_host(loss), to_host(layer.losses[0])], expected, rtol=RTOL)
     repeated = layer(single(queries), single(keys), return_parts=True)
@@ -420,8 +364,7 @@ def data(n: int = 50) -> tuple[np.ndarray, np.ndarray]:
     return single(x), labels
 
 
-@BOTH_HEADS
-@pytest.mark.parametrize("jit_compile", JIT)
+@HEADS_IN_TURN
 def test_fit_with_a_compiled_loss(tied: bool, jit_compile: bool) -> None:
     keras.utils.set_random_seed(0)
     x, labels = data()
@@ -439,15 +382,14 @@ def test_fit_with_a_compiled_loss(tied: bool, jit_compile: bool) -> None:
     logits = model.predict(x, verbose=0)
     assert logits.shape == (50, 3, N_CLASSES)
     found = model.evaluate(x, labels, verbose=0, return_dict=True)
-    _, parts = oracles.losses_cross_entropy(np.moveaxis(logits, 1, 0), labels.tolist(), importance=NESTING.importance)
+    _, parts = of_logits(logits, labels)
     for g, m in enumerate(NESTING):
         np.testing.assert_allclose(found[f"accuracy_{m}"], np.mean(logits[:, g].argmax(-1) == labels), rtol=1e-6)
         np.testing.assert_allclose(found[f"prefix_loss_{m}"], parts[g], rtol=RTOL)
     np.testing.assert_allclose(found["loss"], np.dot(parts, NESTING.importance), rtol=RTOL)
 
 
-@BOTH_HEADS
-@pytest.mark.parametrize("jit_compile", JIT)
+@HEADS_IN_TURN
 def test_fit_with_the_loss_of_the_head(tied: bool, jit_compile: bool) -> None:
     keras.utils.set_random_seed(0)
     x, labels = data()
@@ -492,12 +434,12 @@ def test_padding_counts_nowhere() -> None:
     whole = keras.Model([inputs, ids], head(embeddings, ids))
     whole.compile()
     keep = tokens != 0
-    logits = np.moveaxis(model.predict(tokens, verbose=0)[keep], 1, 0)
-    expected, parts = oracles.losses_cross_entropy(logits, labels[keep].tolist(), importance=NESTING.importance)
+    logits = model.predict(tokens, verbose=0)[keep]
+    expected, parts = of_logits(logits, labels[keep])
     found = model.evaluate(tokens, labels, verbose=0, return_dict=True)
     np.testing.assert_allclose(found["loss"], expected, rtol=RTOL)
     np.testing.assert_allclose([found[f"prefix_loss_{m}"] for m in NESTING], parts, rtol=RTOL)
-    right = (logits.argmax(-1) == labels[keep]).mean(axis=1)
+    right = (logits.argmax(-1) == labels[keep][:, None]).mean(axis=0)
     np.testing.assert_allclose([found[f"accuracy_{m}"] for m in NESTING], right, rtol=1e-6)
     np.testing.assert_allclose(whole.evaluate([tokens, labels], verbose=0), expected, rtol=RTOL)
 
@@ -514,14 +456,8 @@ def test_metrics_take_weights_and_leave_out_ignored_rows() -> None:
     found = {name: float(value) for name, value in accuracy.result().items()}
     np.testing.assert_allclose(list(found.values()), right.sum(0) / counted.sum(), rtol=1e-6)
     assert list(found) == ["accuracy_2", "accuracy_3", "accuracy_7"]
-    _, parts = oracles.losses_cross_entropy(
-        np.moveaxis(logits, 1, 0),
-        LABELS.tolist(),
-        importance=NESTING.importance,
-        label_smoothing=0.1,
-        ignore_index=IGNORED,
-        sample_weight=weights,
-    )
+    options = {"label_smoothing": 0.1, "ignore_index": IGNORED, "sample_weight": weights}
+    _, parts = of_logits(logits, LABELS, **options)
     np.testing.assert_allclose([float(value) for value in losses.result().values()], parts, rtol=RTOL)
     accuracy.reset_state()
     assert set(map(float, accuracy.result().values())) == {0.0}
@@ -534,9 +470,7 @@ def test_mixed_precision_sums_in_float32(policy: str) -> None:
     head.build((None, 7))
     head.set_weights(exact.get_weights())
     x, labels, weights = single(draw(N, 7)), np.maximum(LABELS, 0), single(np.abs(draw(N)) * 1e-7)
-    expected, _ = oracles.losses_cross_entropy(
-        oracles.losses_logits(x, pairs), labels.tolist(), importance=NESTING.importance, sample_weight=weights
-    )
+    expected, _ = KINDS["mrl"].oracle((x, pairs), labels=labels, sample_weight=weights)
     logits = head(x, labels, weights)  # weights that float16 would round to 0
     assert keras.backend.standardize_dtype(logits.dtype) == policy.removeprefix("mixed_")
     (loss,) = head.losses
@@ -548,7 +482,7 @@ def test_mixed_precision_sums_in_float32(policy: str) -> None:
 
     layer = layers.InfoNCE(NESTING, learnable_temperature=True, dtype=policy)
     found = layer(x, single(draw(N, 7, seed=1)))
-    expected, _ = oracles.losses_info_nce(x, draw(N, 7, seed=1), NESTING.dims, importance=NESTING.importance)
+    expected, _ = KINDS["info-nce"].oracle((x, draw(N, 7, seed=1)))
     np.testing.assert_allclose(to_host(found), expected, rtol=2e-2)
     assert keras.backend.standardize_dtype(found.dtype) == "float32"
 
@@ -625,28 +559,32 @@ def test_a_function_of_ones_own_is_named_when_loading() -> None:
     assert again.loss is distance
 
 
-@BOTH_HEADS
-def test_a_saved_model_gives_the_same_logits_in_another_process(tied: bool, tmp_path: Path) -> None:
-    x, labels = data(12)
-    inputs = keras.Input((7,))
-    model = keras.Model(inputs, layers.MRLHead(NESTING, N_CLASSES, tied=tied)(keras.layers.Dense(7)(inputs)))
-    model.compile("adam", layers.MRLCrossEntropy(NESTING), metrics=[layers.PrefixAccuracy(NESTING)])
-    model.fit(x, labels, epochs=1, verbose=0)
+def test_saved_models_give_the_same_logits_in_another_process(tmp_path: Path) -> None:
+    (x, labels), logits = data(12), {}
     np.save(tmp_path / "x.npy", x)
-    model.save(tmp_path / "model.keras")
-    again = keras.saving.load_model(tmp_path / "model.keras")
-    np.testing.assert_allclose(again.predict(x, verbose=0), model.predict(x, verbose=0), rtol=1e-6, atol=1e-6)
-    assert again.loss.get_config() == model.loss.get_config()
+    for name, tied in (("mrl", False), ("mrl-e", True)):
+        inputs = keras.Input((7,))
+        model = keras.Model(inputs, layers.MRLHead(NESTING, N_CLASSES, tied=tied)(keras.layers.Dense(7)(inputs)))
+        model.compile("adam", layers.MRLCrossEntropy(NESTING), metrics=[layers.PrefixAccuracy(NESTING)])
+        model.fit(x, labels, epochs=1, verbose=0)
+        model.save(tmp_path / f"{name}.keras")
+        again = keras.saving.load_model(tmp_path / f"{name}.keras")
+        logits[name] = model.predict(x, verbose=0)
+        np.testing.assert_allclose(again.predict(x, verbose=0), logits[name], rtol=1e-6, atol=1e-6)
+        assert again.loss.get_config() == model.loss.get_config()
     code = """
 import sys, numpy as np
+from pathlib import Path
 if sys.argv[2] == "torch":
     import torch
 import keras, matryoshka.keras
-model = keras.saving.load_model(sys.argv[1] + "/model.keras")
-np.save(sys.argv[1] + "/logits.npy", model.predict(np.load(sys.argv[1] + "/x.npy"), verbose=0))
+for path in Path(sys.argv[1]).glob("*.keras"):
+    model = keras.saving.load_model(path)
+    np.save(path.with_suffix(".npy"), model.predict(np.load(path.with_name("x.npy")), verbose=0))
 """
     subprocess.run([sys.executable, "-c", code, str(tmp_path), BACKEND], check=True, capture_output=True)
-    np.testing.assert_allclose(np.load(tmp_path / "logits.npy"), model.predict(x, verbose=0), rtol=1e-6, atol=1e-6)
+    for name, expected in logits.items():
+        np.testing.assert_allclose(np.load(tmp_path / f"{name}.npy"), expected, rtol=1e-6, atol=1e-6)
 
 
 def test_fused_training_can_be_saved(tmp_path: Path) -> None:

@@ -8,32 +8,22 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import oracles
 import pytest
+from cases import FLAT, N_CLASSES, NESTING, assert_within_a_millionth, large
 from conftest import load
 
-from matryoshka import (
-    Nesting,
-    info_nce,
-    info_nce_with_grad,
-    mrl_cross_entropy,
-    mrl_cross_entropy_with_grad,
-    mrl_e_cross_entropy,
-    mrl_e_cross_entropy_with_grad,
-    mrl_logits_cross_entropy,
-    nested_loss,
-)
+from matryoshka import info_nce, mrl_e_cross_entropy, nested_loss
 
 torch = load("torch")
 TorchDispatchMode = load("torch.utils._python_dispatch").TorchDispatchMode
 modules = load("matryoshka.torch")
 
-NESTING = Nesting((2, 3, 7), importance=(2.0, 0.0, 0.5))
-N_CLASSES, IGNORED = 4, -100
-LABELS = torch.tensor([3, 0, 1, IGNORED, 2, 3])
+LABELS = torch.tensor([3, 0, 1, -100, 2, 3])
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 BOTH_HEADS = pytest.mark.parametrize("tied", [False, True], ids=["mrl", "mrl-e"])
 
@@ -45,159 +35,47 @@ def draw(*shape: int, dtype: Any = None, seed: int = 0, device: str = "cpu") -> 
     return numbers.to(dtype=dtype or torch.float32, device=device).requires_grad_()
 
 
-def pairs_of(flat: tuple[Any, ...]) -> list[tuple[Any, Any]]:
-    return list(zip(flat[::2], flat[1::2], strict=True))
-
-
-def flat_heads(**options: Any) -> list[Any]:
-    return [draw(*shape, **options) for m in NESTING for shape in ((N_CLASSES, m), (N_CLASSES,))]
-
-
-# Each loss as (function of tensors, tensors): all of them want a gradient.
-
-
-def mrl(reduction: str, **options: Any) -> tuple[Callable[..., Any], list[Any]]:
-    def loss(x: Any, weights: Any, *heads: Any) -> Any:
-        return mrl_cross_entropy(
-            x,
-            pairs_of(heads),
-            LABELS.to(x.device),
-            nesting=NESTING,
-            ignore_index=IGNORED,
-            sample_weight=weights,
-            label_smoothing=0.1,
-            reduction=reduction,
-            row_block=4,
-        )
-
-    return loss, [draw(6, 7, **options), draw(6, **options), *flat_heads(**options)]
-
-
-def mrl_e(reduction: str, **options: Any) -> tuple[Callable[..., Any], list[Any]]:
-    def loss(x: Any, weights: Any, weight: Any, bias: Any) -> Any:
-        return mrl_e_cross_entropy(
-            x.reshape(2, 3, 7),
-            weight,
-            bias,
-            LABELS.reshape(2, 3).to(x.device),
-            nesting=NESTING,
-            ignore_index=IGNORED,
-            sample_weight=weights.reshape(2, 3),
-            label_smoothing=0.1,
-            reduction=reduction,
-            row_block=4,
-        )
-
-    return loss, [draw(6, 7, **options), draw(6, **options), draw(N_CLASSES, 7, **options), draw(N_CLASSES, **options)]
-
-
-def of_logits(reduction: str, **options: Any) -> tuple[Callable[..., Any], list[Any]]:
-    def loss(weights: Any, *logits: Any) -> Any:
-        return mrl_logits_cross_entropy(
-            logits,
-            LABELS.to(weights.device),
-            nesting=NESTING,
-            ignore_index=IGNORED,
-            sample_weight=weights,
-            reduction=reduction,
-        )
-
-    return loss, [draw(6, **options), *(draw(6, N_CLASSES, seed=m, **options) for m in NESTING)]
-
-
-def contrastive(reduction: str, symmetric: bool = False, **options: Any) -> tuple[Callable[..., Any], list[Any]]:
-    def loss(queries: Any, keys: Any, log_temperature: Any) -> Any:
-        return info_nce(
-            queries,
-            keys,
-            nesting=NESTING,
-            temperature=log_temperature.exp(),
-            symmetric=symmetric,
-            reduction=reduction,
-            row_block=3,
-        )
-
-    return loss, [draw(4, 7, **options), draw(5, 7, **options), draw(**options)]
-
-
-def symmetric(reduction: str, **options: Any) -> tuple[Callable[..., Any], list[Any]]:
-    return contrastive(reduction, symmetric=True, **options)
-
-
-def any_loss(reduction: str, **options: Any) -> tuple[Callable[..., Any], list[Any]]:
-    def loss(student: Any, teacher: Any) -> Any:
+def loss_of(name: str, reduction: str, *, dtype: Any = torch.float32, device: str = "cpu") -> tuple[Any, list[Any]]:
+    """Return a loss as a function of tensors, and the tensors: all of them want a gradient."""
+    if name == "nested":
         mse = torch.nn.MSELoss(reduction="sum" if reduction == "none" else reduction)
-        return nested_loss(mse, student, teacher, nesting=NESTING, normalize=True)
+        tensors = [draw(4, 7, seed=seed, dtype=dtype, device=device) for seed in (0, 1)]
+        return lambda *tensors: nested_loss(mse, *tensors, nesting=NESTING, normalize=True), tensors
+    options = {"reduction": reduction, "row_block": 4, "convert": lambda labels: torch.as_tensor(labels, device=device)}
+    tensors = [torch.tensor(array, dtype=dtype, device=device).requires_grad_() for array in FLAT[name].arrays()]
+    return partial(FLAT[name], **options), tensors
 
-    return loss, [draw(4, 7, **options), draw(4, 7, seed=1, **options)]
 
-
-LOSSES = {
-    "mrl": mrl,
-    "mrl-e": mrl_e,
-    "logits": of_logits,
-    "info-nce": contrastive,
-    "info-nce-symmetric": symmetric,
-    "nested": any_loss,
-}
+LOSSES = (*FLAT, "nested")
 ALL_LOSSES = pytest.mark.parametrize("name", LOSSES)
-CLOSED_FORMS = pytest.mark.parametrize("name", [name for name in LOSSES if name != "nested"])
+CLOSED_FORMS = pytest.mark.parametrize("name", FLAT)
 
 
 @ALL_LOSSES
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 def test_gradients_are_the_slopes_of_the_loss(name: str, reduction: str) -> None:
     """Those of sample weights and temperature too."""
-    loss, tensors = LOSSES[name](reduction, dtype=torch.float64)
+    loss, tensors = loss_of(name, reduction, dtype=torch.float64)
     assert torch.autograd.gradcheck(loss, tensors, fast_mode=reduction == "sum")
 
 
 @ALL_LOSSES
 @pytest.mark.parametrize("device", DEVICES)
 def test_a_scaled_loss_scales_its_gradients(name: str, device: str) -> None:
-    loss, tensors = LOSSES[name]("mean", device=device)
+    loss, tensors = loss_of(name, "mean", device=device)
     plain = torch.autograd.grad(loss(*tensors), tensors)
     scaled = torch.autograd.grad(-3 * loss(*tensors), tensors)
     for one, other in zip(plain, scaled, strict=True):
         torch.testing.assert_close(other, -3 * one)
 
 
-@BOTH_HEADS
-def test_numpy_and_torch_agree_to_a_millionth(tied: bool) -> None:
+@pytest.mark.parametrize("kind", ["mrl", "mrl-e", "info-nce"])
+def test_numpy_and_torch_agree_to_a_millionth(kind: str) -> None:
     """Values and gradients in float32, of more than one block of rows."""
-    n, dims, n_classes = 700, (8, 16, 32, 64), 50
-    rng = np.random.default_rng(5)
-    widths = dims[-1:] if tied else dims
-    x = rng.normal(size=(n, dims[-1])).astype(np.float32)
-    heads = [
-        (rng.normal(size=(n_classes, m)).astype(np.float32) / 8, rng.normal(size=n_classes).astype(np.float32))
-        for m in widths
-    ]
-    labels = rng.integers(0, n_classes, size=n)
-    function = mrl_e_cross_entropy if tied else mrl_cross_entropy
-    with_grad = mrl_e_cross_entropy_with_grad if tied else mrl_cross_entropy_with_grad
-    expected, gradients = with_grad(x, *(heads[0] if tied else [heads]), labels, nesting=dims)
-    tensors = [torch.tensor(array, requires_grad=True) for array in (x, *(a for pair in heads for a in pair))]
-    arguments = tensors[1:] if tied else [pairs_of(tuple(tensors[1:]))]
-    loss = function(tensors[0], *arguments, torch.as_tensor(labels), nesting=dims)
-    loss.backward()
-    assert abs(loss.item() / expected - 1) < 1e-6
-    flat = gradients[1:] if tied else [array for pair in gradients.heads for array in pair]
-    for tensor, gradient in zip(tensors, (gradients.embeddings, *flat), strict=True):
-        assert np.linalg.norm(tensor.grad.numpy() - gradient) < 1e-6 * np.linalg.norm(gradient)
-
-
-def test_numpy_and_torch_agree_to_a_millionth_on_info_nce() -> None:
-    rng = np.random.default_rng(6)
-    arrays = [rng.normal(size=(n, 64)).astype(np.float32) for n in (300, 400)]
-    options = {"nesting": (8, 16, 32, 64), "temperature": 0.5, "symmetric": True, "row_block": 128}
-    expected, gradients = info_nce_with_grad(*arrays, **options)
-    tensors = [torch.tensor(array, requires_grad=True) for array in arrays]
-    loss = info_nce(*tensors, **options)
-    loss.backward()
-    assert abs(loss.item() / expected - 1) < 1e-6
-    for tensor, gradient in zip(tensors, gradients[:2], strict=True):
-        assert np.linalg.norm(tensor.grad.numpy() - gradient) < 1e-6 * np.linalg.norm(gradient)
+    flat, *expected = large(kind, n=700)
+    tensors = [torch.tensor(array, requires_grad=True) for array in flat.arrays()]
+    loss = flat(*tensors, convert=torch.as_tensor)
+    assert_within_a_millionth(loss.item(), torch.autograd.grad(loss, tensors), expected)
 
 
 # What is formed, and what is not
@@ -247,7 +125,7 @@ def test_the_ladder_costs_one_full_width_pass(name: str) -> None:
 @ALL_LOSSES
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_nothing_is_kept_under_no_grad(name: str, reduction: str) -> None:
-    loss, tensors = LOSSES[name](reduction)
+    loss, tensors = loss_of(name, reduction)
     expected = loss(*tensors)
     with torch.no_grad():
         value = loss(*tensors)
@@ -260,7 +138,7 @@ def test_nothing_is_kept_under_no_grad(name: str, reduction: str) -> None:
 
 @ALL_LOSSES
 def test_a_frozen_argument_gets_no_gradient(name: str) -> None:
-    loss, tensors = LOSSES[name]("mean")
+    loss, tensors = loss_of(name, "mean")
     expected = torch.autograd.grad(loss(*tensors), tensors)
     for i, frozen in enumerate(tensors):
         frozen.requires_grad_(False)
@@ -284,8 +162,7 @@ def test_parts_are_for_logging(tied: bool) -> None:
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_nothing_is_read_back_from_the_device(name: str, reduction: str) -> None:
     """Meta tensors hold no values: reading one raises."""
-    loss, tensors = LOSSES[name](reduction)
-    tensors = [tensor.detach().to("meta").requires_grad_() for tensor in tensors]
+    loss, tensors = loss_of(name, reduction, device="meta")
     loss(*tensors).sum().backward()
     assert all(tensor.grad.shape == tensor.shape and tensor.grad.is_meta for tensor in tensors)
 
@@ -293,9 +170,9 @@ def test_nothing_is_read_back_from_the_device(name: str, reduction: str) -> None
 @CLOSED_FORMS
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_a_second_derivative_is_refused(name: str, reduction: str) -> None:
-    loss, tensors = LOSSES[name](reduction)
-    *_, gradient = torch.autograd.grad(loss(*tensors).sum(), tensors, create_graph=True)
-    *_, expected = torch.autograd.grad(loss(*tensors).sum(), tensors)
+    loss, tensors = loss_of(name, reduction)
+    gradient, *_ = torch.autograd.grad(loss(*tensors).sum(), tensors, create_graph=True)
+    expected, *_ = torch.autograd.grad(loss(*tensors).sum(), tensors)
     torch.testing.assert_close(gradient, expected)  # asking for a graph alone is no error
     with pytest.raises(RuntimeError, match="first order"):
         gradient.sum().backward()
@@ -303,7 +180,7 @@ def test_a_second_derivative_is_refused(name: str, reduction: str) -> None:
 
 @ALL_LOSSES
 def test_a_retained_graph_gives_the_same_gradients_again(name: str) -> None:
-    loss, tensors = LOSSES[name]("mean")
+    loss, tensors = loss_of(name, "mean")
     value = loss(*tensors)
     first = torch.autograd.grad(value, tensors, retain_graph=True)
     second = torch.autograd.grad(value, tensors)
@@ -313,7 +190,7 @@ def test_a_retained_graph_gives_the_same_gradients_again(name: str) -> None:
 
 @CLOSED_FORMS
 def test_strides_do_not_matter(name: str) -> None:
-    loss, tensors = LOSSES[name]("mean", dtype=torch.float64)
+    loss, tensors = loss_of(name, "mean", dtype=torch.float64)
     strided = [torch.stack([t, t + 1], dim=-1).detach()[..., 0].requires_grad_() for t in tensors]
     expected = torch.autograd.grad(loss(*tensors), tensors)
     for one, other in zip(torch.autograd.grad(loss(*strided), strided), expected, strict=True):
@@ -340,7 +217,7 @@ def test_a_head_gives_logits_of_every_prefix_or_their_loss(tied: bool, bias: boo
     for z, values in zip(logits, expected, strict=True):
         np.testing.assert_allclose(z.detach().numpy(), values, rtol=1e-12)
     total, parts = head(x, LABELS, sample_weight=weights, return_parts=True)
-    options = {"label_smoothing": 0.1, "ignore_index": IGNORED, "sample_weight": weights.tolist()}
+    options = {"label_smoothing": 0.1, "ignore_index": -100, "sample_weight": weights.tolist()}
     oracle_total, oracle_parts = oracles.losses_cross_entropy(
         expected, LABELS.tolist(), importance=NESTING.importance, **options
     )
@@ -579,7 +456,7 @@ def test_autocast_multiplies_in_half_precision_and_sums_in_float32(device: str, 
 
 @ALL_LOSSES
 def test_autocast_leaves_float64_alone(name: str) -> None:
-    loss, tensors = LOSSES[name]("mean", dtype=torch.float64)
+    loss, tensors = loss_of(name, "mean", dtype=torch.float64)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         value = loss(*tensors)
     assert torch.equal(value, loss(*tensors))

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cases import N_CLASSES, NESTING
 from conftest import load
-
-from matryoshka import Nesting
 
 torch = load("torch")
 distributed, multiprocessing = load("torch.distributed"), load("torch.multiprocessing")
@@ -20,8 +19,6 @@ if not (distributed.is_available() and distributed.is_gloo_available()):
     pytest.skip("this PyTorch has no gloo", allow_module_level=True)
 
 N_PROCESSES, N, N_EXTRA, SECONDS = 2, 3, 2, 60
-N_CLASSES = 4
-NESTING = Nesting((2, 3, 7), importance=(2.0, 0.0, 0.5))
 LOSSES: dict[str, dict[str, Any]] = {
     "plain": {},
     "symmetric": {"symmetric": True},

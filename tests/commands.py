@@ -1,0 +1,37 @@
+"""What the tests of all commands check: which files there are, and that bad input ends with one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from matryoshka.cli import main
+
+Capture = pytest.CaptureFixture[str]
+
+
+def names(folder: str = ".") -> list[str]:
+    return sorted(path.name for path in Path(folder).iterdir())
+
+
+def assert_refused(arguments: str, message: str, capsys: Capture) -> None:
+    """Run a command that ends with one line and status 2, and leaves no file behind."""
+    before = names()
+    assert main(arguments.split()) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("matryoshka: error: ")
+    assert printed.err.count("\n") == 1
+    assert message in printed.err
+    assert names() == before
+
+
+def assert_usage_refused(arguments: str, message: str, capsys: Capture) -> None:
+    """Run a command whose options are wrong: it ends with one line and status 2 before any work."""
+    with pytest.raises(SystemExit) as stop:
+        main(arguments.split())
+    assert stop.value.code == 2
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1
+    assert message in printed
