@@ -6,6 +6,8 @@ whose tensors are no array-API objects (Keras) hands its own namespace in throug
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -21,15 +23,19 @@ from matryoshka._typing import Array, Namespace
 _HALF = ("float16", "bfloat16")
 
 
-def namespace(*arrays: tuple[str, Array], xp: Namespace | None = None) -> Namespace:
-    """Return the namespace that the named arrays share, after checking that they share it and their device.
+def namespace(
+    *arrays: tuple[str, Array], optional: Iterable[tuple[str, Array | None]] = (), xp: Namespace | None = None
+) -> Namespace:
+    """Return the namespace that the named arrays share, after checking that they are arrays and share it and a device.
 
     Parameters
     ----------
     *arrays : (name, array)
-        What to look at; pairs whose array is None are passed over, but for the first.
+        What to look at.
+    optional : iterable of (name, array or None)
+        Likewise, but for None, which is passed over.
     xp : namespace, optional
-        Returned as it is: whoever hands a namespace in answers for it. Only what PyTorch would trip over is refused.
+        Returned as it is: whoever hands a namespace in answers for it. Only what is no array of it is refused.
 
     Raises
     ------
@@ -38,16 +44,15 @@ def namespace(*arrays: tuple[str, Array], xp: Namespace | None = None) -> Namesp
     ValueError
         Two arguments lie on different devices.
     """
+    arrays += tuple([pair for pair in optional if pair[1] is not None])
     if xp is not None:
         for name, array in arrays:
-            if isinstance(array, (np.ndarray, list)) and library(xp) == "torch":
-                msg = f"`{name}` must be a tensor, got {_kind(array)}; convert it with torch.as_tensor."
-                raise TypeError(msg)
+            _check_of(name, array, xp)
         return xp
-    (first_name, first), *others = arrays
+    first_name, first = arrays[0]
     expected = _namespace_of(first_name, first)
-    for name, array in others:
-        if array is None or type(array) is np.ndarray is type(first):
+    for name, array in arrays[1:]:
+        if type(array) is np.ndarray is type(first):
             continue
         if _namespace_of(name, array) is not expected:
             msg = (
@@ -64,15 +69,51 @@ def namespace(*arrays: tuple[str, Array], xp: Namespace | None = None) -> Namesp
     return expected
 
 
+@cache
+def _numpy() -> Namespace:
+    return array_namespace(np.empty(0))
+
+
 def _namespace_of(name: str, array: Array) -> Namespace:
-    try:
-        return array_namespace(array)
-    except TypeError:
+    if type(array) is np.ndarray:
+        return _numpy()
+    if not is_array(array):
         msg = (
             f"`{name}` must be an array (NumPy, PyTorch, JAX, CuPy or another array-API library), "
             f"got {_kind(array)}; convert it, for instance with np.asarray."
         )
-        raise TypeError(msg) from None
+        raise TypeError(msg)
+    xp = array_namespace(array)
+    _check_plain(name, array, xp)
+    return xp
+
+
+def _check_of(name: str, array: Array, xp: Namespace) -> None:
+    """Check that `array` is one that functions of `xp` take; torch.compile can trace this."""
+    if library(xp) == "torch":
+        if not isinstance(array, xp.Tensor):
+            msg = f"`{name}` must be a tensor, got {_kind(array)}; convert it with torch.as_tensor."
+            raise TypeError(msg)
+    elif not (hasattr(array, "shape") and hasattr(array, "dtype")):
+        msg = f"`{name}` must be an array or tensor, got {_kind(array)}; convert it with `asarray` of its library."
+        raise TypeError(msg)
+    _check_plain(name, array, xp)
+
+
+def _check_plain(name: str, array: Array, xp: Namespace) -> None:
+    """Refuse arrays of another meaning: a mask or a layout that would be passed over, or products of another kind."""
+    if type(array) is np.ndarray:
+        return
+    found = None
+    if isinstance(array, np.matrix):
+        found, remedy = "np.matrix", "convert it with np.asarray"
+    elif isinstance(array, np.ma.MaskedArray):
+        found, remedy = "a masked array", "fill or drop what is masked"
+    elif library(xp) == "torch" and array.layout != xp.strided:
+        found, remedy = f"one of layout {array.layout}", "call its to_dense"
+    if found is not None:
+        msg = f"`{name}` must be a plain array, got {found}; {remedy}."
+        raise TypeError(msg)
 
 
 def library(xp: Namespace) -> str:
@@ -108,7 +149,10 @@ def is_floating(array: Array, xp: Namespace) -> bool:
     """Tell whether `array` holds real floating-point numbers, half precision included."""
     if isinstance(array, np.ndarray):  # what follows is slow there
         return array.dtype.kind == "f" or _dtype_name(array) in _HALF
-    return bool(xp.isdtype(array.dtype, "real floating")) or _dtype_name(array) in _HALF
+    name = _dtype_name(array)
+    if name.startswith(("float8", "float4")):  # for storage: their sums would be as coarse
+        return False
+    return name in _HALF or bool(xp.isdtype(array.dtype, "real floating"))
 
 
 def is_integer(array: Array, xp: Namespace) -> bool:
@@ -177,6 +221,13 @@ def full(shape: tuple[int, ...], value: float, *, like: Array, xp: Namespace) ->
 def _creation_device(like: Array, xp: Namespace) -> object:
     """Return what to pass as `device=` to make an array where `like` lives."""
     return None if library(xp) == "jax" else getattr(like, "device", None)
+
+
+def is_remote(array: Array) -> bool:
+    """Tell whether to read a number of `array` would wait for an accelerator."""
+    if is_torch_array(array):
+        return bool(array.device.type != "cpu")
+    return is_cupy_array(array) or (is_jax_array(array) and any(d.platform != "cpu" for d in array.devices()))
 
 
 def to_numpy(array: Array) -> np.ndarray:

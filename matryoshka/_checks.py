@@ -9,32 +9,80 @@ from __future__ import annotations
 import itertools
 import math
 import operator
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from typing import Any
 
-from matryoshka._array import is_floating, is_integer, library
+import numpy as np
+
+from matryoshka._array import count_true, is_floating, is_integer, library
 from matryoshka._typing import Array, Namespace
+
+LARGEST_INTEGER = 2**63 - 1
+"""No count, width or id is larger: arrays of every library hold it."""
+
+LARGEST_SEQUENCE = 2**20
+"""As many widths or thresholds may a sequence hold: an iterator may never end."""
+
+LARGEST_RESULT = 2**31
+"""As many numbers may one call return, or one layer hold."""
 
 
 def describe(value: object) -> str:
-    """Say of what kind a value is, and, where that is short, what it is."""
+    """Say of what kind a value is, and, where it is one number or a short text, what it is."""
+    if not isinstance(value, bool | int | float | complex | str | bytes | np.generic):
+        return type(value).__name__
+    if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
+        return f"{type(value).__name__} of {value.bit_length()} bits"
     text = repr(value)
     return f"{type(value).__name__} {text}" if len(text) <= 40 else type(value).__name__
 
 
+def flag(value: object, name: str) -> bool:
+    """Return `value`, which must be True or False, as a Python bool."""
+    if value is True or value is False:
+        return value
+    if not isinstance(value, np.bool_):
+        msg = f"`{name}` must be True or False, got {describe(value)}; pass a bool."
+        raise TypeError(msg)
+    return bool(value)
+
+
 def integer(value: object, name: str, *, minimum: int | None = None, maximum: int | None = None) -> int:
     """Return `value` as a Python int within [minimum, maximum]."""
-    try:
-        number = operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        number = None
-    if number is None or isinstance(value, bool):
+    number = value if type(value) is int else _index(value)
+    if number is None:
         msg = f"`{name}` must be an integer, got {describe(value)}; pass an int."
         raise TypeError(msg)
+    if minimum is None and maximum is None and abs(number) > LARGEST_INTEGER:
+        minimum, maximum = -LARGEST_INTEGER, LARGEST_INTEGER
+    if maximum is None and number > LARGEST_INTEGER:
+        maximum = LARGEST_INTEGER
     if (minimum is not None and number < minimum) or (maximum is not None and number > maximum):
-        msg = f"`{name}` must be an integer {_interval(minimum, maximum)}, got {number}; choose one in that range."
+        got = number if abs(number) <= LARGEST_INTEGER else describe(number)
+        msg = f"`{name}` must be an integer {_interval(minimum, maximum)}, got {got}; choose one in that range."
         raise ValueError(msg)
     return number
+
+
+def _index(value: object) -> int | None:
+    """Return an integer of any library, alone or as an array (), as a Python int; None for anything else."""
+    if isinstance(value, bool) or not _is_single(value):
+        return None
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        return None
+
+
+def _is_single(value: object) -> bool:
+    """Tell whether a value is no array, or one of no axes that holds a number and no truth value."""
+    dtype = getattr(value, "dtype", None)
+    return dtype is None or (getattr(value, "shape", None) == () and "bool" not in str(dtype))
+
+
+def seed(value: object, name: str = "seed") -> int:
+    """Return the seed of a random generator, without which no result could be had again."""
+    return integer(value, name, minimum=0, maximum=2**128 - 1)  # as many bits as NumPy draws for one
 
 
 def real(
@@ -47,11 +95,8 @@ def real(
     open_maximum: bool = False,
 ) -> float:
     """Return `value` as a finite Python float within the interval; `open_*` exclude its ends."""
-    try:
-        number = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        number = None
-    if number is None or isinstance(value, bool | str):
+    number = value if type(value) is float else _float(value)
+    if number is None:
         msg = f"`{name}` must be a number, got {describe(value)}; pass a float."
         raise TypeError(msg)
     above = number > minimum if open_minimum else number >= minimum
@@ -68,21 +113,56 @@ def real(
     return number
 
 
+def _float(value: object) -> float | None:
+    """Return a real number of any library, alone or as an array (), as a Python float; None for anything else."""
+    kind = str(getattr(value, "dtype", ""))
+    if isinstance(value, bool | str | bytes | bytearray) or not _is_single(value):
+        return None
+    if "complex" in kind or "time" in kind or kind == "object":
+        return None
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except OverflowError:
+        return math.inf
+    except (TypeError, ValueError):
+        return None
+
+
 def choice(value: object, name: str, options: Collection[str]) -> str:
     """Return `value`, which must be one of the named options."""
     if not isinstance(value, str) or value not in options:
         allowed = ", ".join(repr(option) for option in options)
-        msg = f"`{name}` must be one of {allowed}, got {value!r}; choose one of these."
+        got = repr(value) if isinstance(value, str) and len(value) <= 40 else describe(value)
+        msg = f"`{name}` must be one of {allowed}, got {got}; choose one of these."
         raise ValueError(msg)
+    return str(value)
+
+
+def text(value: object, name: str) -> str:
+    """Return `value`, which must be a string."""
+    if not isinstance(value, str):
+        msg = f"`{name}` must be a string, got {describe(value)}; pass a str."
+        raise TypeError(msg)
     return value
+
+
+def sequence(value: object, name: str, of: str, example: str, *, unordered: bool = False) -> tuple[Any, ...]:
+    """Return the entries of a list, a tuple, a range, an array (n,) or an iterator, or with `unordered` of a set."""
+    refused = (str, bytes, bytearray, memoryview, Mapping, *(() if unordered else (Set,)))
+    if isinstance(value, refused) or not isinstance(value, Iterable) or len(getattr(value, "shape", (0,))) != 1:
+        msg = f"`{name}` must be a sequence of {of}, got {describe(value)}; pass {example}."
+        raise TypeError(msg)
+    entries = tuple(itertools.islice(value, LARGEST_SEQUENCE + 1))
+    if len(entries) > LARGEST_SEQUENCE:
+        msg = f"`{name}` must hold at most {LARGEST_SEQUENCE} {of}, got more; pass fewer."
+        raise ValueError(msg)
+    return entries
 
 
 def dims(values: object, name: str = "dims") -> tuple[int, ...]:
     """Return widths as a tuple of ints: at least one, positive, strictly increasing."""
-    if isinstance(values, str | bytes) or not isinstance(values, Iterable):
-        msg = f"`{name}` must be a sequence of integers, got {describe(values)}; pass for instance (8, 16, 32)."
-        raise TypeError(msg)
-    widths = tuple(integer(value, f"{name}[{i}]") for i, value in enumerate(values))
+    found = sequence(values, name, "integers", "for instance (8, 16, 32)")
+    widths = tuple(integer(value, f"{name}[{i}]") for i, value in enumerate(found))
     if not widths:
         msg = f"`{name}` must hold at least one width, got none; pass for instance (8, 16, 32)."
         raise ValueError(msg)
@@ -95,10 +175,8 @@ def dims(values: object, name: str = "dims") -> tuple[int, ...]:
 
 def keep(values: object, n_stages: int, name: str = "keep") -> tuple[int, ...]:
     """Return list lengths as a tuple of ints: positive, never growing, one for each of the stages but the last."""
-    if isinstance(values, str | bytes) or not isinstance(values, Iterable):
-        msg = f"`{name}` must be a sequence of integers, got {describe(values)}; pass for instance (200, 100, 50)."
-        raise TypeError(msg)
-    counts = tuple(integer(value, f"{name}[{i}]", minimum=1) for i, value in enumerate(values))
+    found = sequence(values, name, "integers", "for instance (200, 100, 50)")
+    counts = tuple(integer(value, f"{name}[{i}]", minimum=1) for i, value in enumerate(found))
     if len(counts) != n_stages - 1:
         msg = (
             f"`{name}` must hold one count for every width but the last, {n_stages - 1}, got {len(counts)}; "
@@ -180,10 +258,10 @@ def width(array: Array, name: str, dim: int) -> None:
         raise ValueError(msg)
 
 
-def callable_loss(loss: object) -> None:
-    """Check that `loss` can be called."""
-    if not callable(loss):
-        msg = f"`loss` must be callable, got {describe(loss)}; pass a function of arrays."
+def function(value: object, name: str) -> None:
+    """Check that `value` can be called."""
+    if not callable(value):
+        msg = f"`{name}` must be callable, got {describe(value)}; pass a function of arrays."
         raise TypeError(msg)
 
 
@@ -208,10 +286,25 @@ def n_classes(weight: Array, name: str, *, axis: int = 0) -> int:
     return int(count)
 
 
+def classes(value: object, name: str, width: int) -> int:
+    """Return the number of classes of a new head, whose weight must not be larger than a layer may be."""
+    return integer(value, name, minimum=1, maximum=max(1, LARGEST_RESULT // width))
+
+
 def bias(array: Array | None, name: str, count: int) -> None:
     """Check that a bias, if there is one, has one number per class."""
     if array is not None:
         shape(array, name, (count,), "(n_classes,)")
+
+
+def result_size(n_queries: int, k: int) -> None:
+    """Check that the results of one call are not more numbers than it may return."""
+    if n_queries * k > LARGEST_RESULT:
+        msg = (
+            f"`k` must ask for at most {LARGEST_RESULT} results in one call, got {k} for each of {n_queries} queries; "
+            "ask for fewer, or pass the queries in parts."
+        )
+        raise ValueError(msg)
 
 
 def one_per_prefix(values: Sequence[object], name: str, count: int) -> None:
@@ -290,6 +383,15 @@ def no_bad_rows(
             f"(first: {', '.join(map(str, bad[:5]))}); remove or repair these rows."
         )
         raise ValueError(msg)
+
+
+def finite_rows(array: Array, name: str, xp: Namespace) -> None:
+    """Check that every row (n, k) is finite, which waits for the device; the message counts and names bad rows."""
+    bad = xp.any(~xp.isfinite(array), axis=-1)
+    count = count_true(bad, xp)
+    if count:
+        found = xp.nonzero(bad)[0]
+        no_bad_rows([int(found[i]) for i in range(min(count, 5))], bad.shape[0], name, count=count)
 
 
 def not_empty(array: Array, name: str, *, axis: int = 0) -> None:

@@ -141,7 +141,7 @@ def funnel(n: int, dims: Sequence[int], keep: Sequence[int], *, executed: bool =
     >>> funnel(1_281_167, dims, keep), funnel(1_281_167, dims, keep, executed=True)
     (20544752, 20529392)
     """
-    n, dims = _count(n, "n"), _checks.dims(dims)
+    n, dims, executed = _count(n, "n"), _checks.dims(dims), _checks.flag(executed, "executed")
     keep = _checks.keep(keep, len(dims))
     total = search(n, dims[0])
     for k, (narrow, wide) in zip(keep, itertools.pairwise(dims), strict=True):
@@ -356,9 +356,10 @@ def head_parameters(nesting: NestingLike, n_classes: int, *, tied: bool = False,
     >>> head_parameters((8, 16, 32), 10), head_parameters((8, 16, 32), 10, tied=True)
     (590, 330)
     """
-    nesting = as_nesting(nesting)
-    heads = 1 if tied else len(nesting)
-    return head(nesting, n_classes, tied=tied) + (heads * _count(n_classes, "n_classes") if bias else 0)
+    nesting, weights = as_nesting(nesting), head(nesting, n_classes, tied=tied)
+    if not _checks.flag(bias, "bias"):
+        return weights
+    return weights + _count(n_classes, "n_classes") * (1 if tied else len(nesting))
 
 
 def head(nesting: NestingLike, n_classes: int, *, tied: bool = False) -> int:
@@ -378,7 +379,7 @@ def head(nesting: NestingLike, n_classes: int, *, tied: bool = False) -> int:
     int
         MRL: n_classes · Σ dim. MRL-E with running sums: n_classes · the widest dim.
     """
-    nesting = as_nesting(nesting)
+    nesting, tied = as_nesting(nesting), _checks.flag(tied, "tied")
     return _count(n_classes, "n_classes") * (nesting.dim if tied else sum(nesting))
 
 

@@ -52,7 +52,7 @@ def truncate(embeddings: Array, dim: int, *, normalize: bool = True, xp: Namespa
     _checks.min_ndim(embeddings, "embeddings", 1, "(..., width)")
     dim = _checks.integer(dim, "dim", minimum=1, maximum=embeddings.shape[-1])
     prefix = embeddings[..., :dim]
-    return _unit(prefix, xp) if normalize else prefix
+    return _unit(prefix, xp) if _checks.flag(normalize, "normalize") else prefix
 
 
 def _unit(rows: Array, xp: Namespace) -> Array:

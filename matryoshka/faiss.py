@@ -25,6 +25,7 @@ __all__ = ["FaissCorpus"]
 
 _TRAINING_ROWS = 1 << 16
 _ROWS_PER_LIST = 256
+_WIDEST = 2**16
 """Rows that faiss trains on at most, in all and for each list of an inverted file; it would drop more."""
 
 
@@ -78,7 +79,7 @@ class FaissCorpus:
         if not isinstance(corpus, Corpus):
             msg = f"`corpus` must be a Corpus, got {type(corpus).__name__}; pass Corpus(embeddings)."
             raise TypeError(msg)
-        self._corpus = corpus
+        self._corpus, seed = corpus, _checks.seed(seed)
         if isinstance(index, str):
             width = corpus.dim if dim is None else _checks.integer(dim, "dim", minimum=1, maximum=corpus.dim)
             self._index = self.empty_index(index, width, metric=corpus.metric, parameters=parameters)
@@ -87,7 +88,7 @@ class FaissCorpus:
             _tune(self._index, parameters)
         if self._index.ntotal == 0:
             with _threads():
-                self._train(np.random.default_rng(_checks.integer(seed, "seed", minimum=0)))
+                self._train(np.random.default_rng(seed))
                 self._fill()
 
     @staticmethod
@@ -115,6 +116,11 @@ class FaissCorpus:
         ValueError
             faiss does not know the text or a parameter, or the text does not fit the number of columns.
         """
+        dim, metric = (
+            _checks.integer(dim, "dim", minimum=1, maximum=_WIDEST),
+            _checks.choice(metric, "metric", _METRICS),
+        )
+        text = _checks.text(text, "text")
         rule = f"`index` must be a factory string of faiss for {dim} columns, such as 'HNSW32', got {text!r}"
         with _explained(rule):
             index = faiss.index_factory(dim, text, _METRICS[metric][0])
@@ -301,6 +307,7 @@ _METRICS = {"cosine": (_IP, _L2), "ip": (_IP,), "l2": (_L2,)}
 
 
 def _tune(index: Any, parameters: str) -> None:
+    parameters = _checks.text(parameters, "parameters")
     with _explained(f"`parameters` must be settings of this index, got {parameters!r}"):
         faiss.ParameterSpace().set_index_parameters(index, parameters)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, TypeAlias
@@ -153,14 +152,12 @@ def as_nesting(nesting: NestingLike) -> Nesting:
 
 
 def _importance(values: Iterable[float], count: int) -> tuple[float, ...]:
-    if isinstance(values, str | bytes) or not isinstance(values, Iterable):
-        msg = f"`importance` must be a sequence of numbers, got {type(values).__name__}; pass one weight per prefix."
-        raise TypeError(msg)
-    weights = tuple(_checks.real(value, f"importance[{i}]", minimum=0.0) for i, value in enumerate(values))
+    found = _checks.sequence(values, "importance", "numbers", "one weight per prefix")
+    weights = tuple(_checks.real(value, f"importance[{i}]", minimum=0.0) for i, value in enumerate(found))
     if len(weights) != count:
         msg = f"`importance` must hold one weight per prefix, {count}, got {len(weights)}; add or drop weights."
         raise ValueError(msg)
-    if math.fsum(weights) == 0.0:
+    if not any(weights):
         msg = "`importance` must hold at least one weight above 0, got only zeros; give some prefix a weight."
         raise ValueError(msg)
     return weights

@@ -90,6 +90,8 @@ class MatryoshkaMultipleNegativesRankingLoss(MultipleNegativesRankingLoss):
         gather_across_devices: bool = False,
     ) -> None:
         nesting = as_nesting(nesting)
+        symmetric = _checks.flag(symmetric, "symmetric")
+        gather_across_devices = _checks.flag(gather_across_devices, "gather_across_devices")
         scale = _checks.real(scale, "scale", minimum=0.0, open_minimum=True)
         with model.truncate_embeddings(None):  # which is for encoding: training sees the whole width
             width = model.get_embedding_dimension()

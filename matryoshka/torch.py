@@ -94,7 +94,8 @@ class MRLHead(_Nested):
         dtype: Any = None,
     ) -> None:
         super().__init__(nesting, num_classes=num_classes, tied=tied)
-        self.num_classes, self.tied = _checks.integer(num_classes, "num_classes", minimum=1), tied
+        self.num_classes = _checks.classes(num_classes, "num_classes", self.nesting.dim)
+        self.tied, bias = _checks.flag(tied, "tied"), _checks.flag(bias, "bias")
         self.options = checked_options(label_smoothing=label_smoothing, ignore_index=ignore_index, reduction=reduction)
         for i, width in enumerate((self.nesting.dim,) if tied else self.nesting):
             linear = torch.nn.Linear(width, self.num_classes, bias=bias, device=device, dtype=dtype)
@@ -128,6 +129,7 @@ class MRLHead(_Nested):
         return mrl_cross_entropy(embeddings, heads, labels, nesting=self.nesting, xp=_XP, **options)
 
     def _logits(self, embeddings: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        namespace(("embeddings", embeddings), xp=_XP)
         _checks.width(embeddings, "embeddings", self.nesting.dim)
         if not self.tied:
             return tuple(linear(embeddings[..., :m]) for linear, m in zip(self.classifiers, self.nesting, strict=True))
@@ -222,7 +224,8 @@ class InfoNCE(_Nested):
         shown = {"symmetric": symmetric, "learnable_temperature": learnable_temperature, "gather": gather}
         super().__init__(nesting, temperature=temperature, **shown)
         self.initial_temperature = _checks.real(temperature, "temperature", minimum=0.0, open_minimum=True)
-        self.symmetric, self.gather = symmetric, gather
+        self.symmetric, self.gather = _checks.flag(symmetric, "symmetric"), _checks.flag(gather, "gather")
+        learnable_temperature = _checks.flag(learnable_temperature, "learnable_temperature")
         self.options = checked_options(label_smoothing=label_smoothing, reduction=reduction)
         logarithm = torch.empty((), device=device, dtype=dtype)
         self.log_temperature = torch.nn.Parameter(logarithm) if learnable_temperature else None
@@ -274,8 +277,8 @@ class NestedLoss(_Nested):
 
     def __init__(self, loss: Callable[..., Any], nesting: NestingLike, *, normalize: bool = False) -> None:
         super().__init__(nesting, normalize=normalize)
-        _checks.callable_loss(loss)
-        self.loss, self.normalize = loss, normalize
+        _checks.function(loss, "loss")
+        self.loss, self.normalize = loss, _checks.flag(normalize, "normalize")
 
     def forward(self, *embeddings: torch.Tensor, return_parts: bool = False) -> Any:
         """Return the loss of embeddings (..., dim), as many as the loss takes."""

@@ -176,10 +176,30 @@ def test_half_precision_runs(rng: np.random.Generator, dtype: str) -> None:
     assert np.mean(exit_dims.numpy() == expected[1]) > 0.9
 
 
-def test_rows_with_nan_go_to_the_full_width(rng: np.random.Generator) -> None:
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+def test_rows_that_are_not_finite_are_counted_and_named(
+    rng: np.random.Generator, tied: bool, value: float, library: str
+) -> None:
+    embeddings, heads, _ = problem(rng, tied=tied, bias=True)
+    embeddings[[4, 7], 0] = value
+    arguments: Any = (embeddings, heads[0] if tied else heads)
+    if library == "torch":
+        torch = load("torch")
+        pairs = [tuple(map(torch.tensor, head)) for head in heads]
+        arguments = (torch.tensor(embeddings), pairs[0] if tied else pairs)
+    for thresholds in ((-1.0,) * 3, (0.5,) * 3, (1.0,) * 3):
+        with pytest.raises(ValueError, match=r"`embeddings` must have finite logits.* 2 of \d+ rows \(first: 4, 7\)"):
+            Cascade(DIMS, thresholds).classify(*arguments)
+
+
+def test_columns_behind_the_exit_are_not_read(rng: np.random.Generator) -> None:
     embeddings, heads, _ = problem(rng, tied=True, bias=True)
-    embeddings[4, 0] = math.nan
-    assert Cascade(DIMS, (-1.0,) * 3).classify(embeddings, heads[0])[1][3:6].tolist() == [3, 20, 3]
+    expected = Cascade(DIMS, (-1.0,) * 3).classify(embeddings, heads[0])
+    embeddings[4, DIMS[0]] = math.nan
+    for found, wanted in zip(Cascade(DIMS, (-1.0,) * 3).classify(embeddings, heads[0]), expected, strict=True):
+        assert found.tolist() == wanted.tolist()
 
 
 def test_wrong_heads_are_refused(rng: np.random.Generator) -> None:

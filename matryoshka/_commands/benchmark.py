@@ -143,6 +143,7 @@ def _load(options: argparse.Namespace) -> Vectors:
         _checks.signed_numbers(array, name, np)
         _checks.ndim(array, name, 2, "(n, dim)")
         _checks.not_empty(array, name)
+        _checks.not_empty(array, name, axis=1)
     _checks.shape(queries, "queries", (len(queries), rows.shape[1]), "(n_queries, dim)")
     if rows.dtype.kind == "i":
         rows = rows.astype(np.float32)

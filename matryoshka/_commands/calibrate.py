@@ -97,7 +97,7 @@ def _kind(path: Path) -> str:
 
 
 def _doubling(probabilities: np.ndarray) -> tuple[int, ...]:
-    n_prefixes = probabilities.shape[0] if probabilities.ndim else 1
+    n_prefixes = probabilities.shape[0] if probabilities.ndim == 3 else 1
     return Nesting(8 * 2**i for i in range(n_prefixes)).dims
 
 

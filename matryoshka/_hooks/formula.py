@@ -108,6 +108,8 @@ class Problem:
         The right column of each row.
     weights : array (n,) or None
         Weight a_i of each row; None for all ones.
+    broken : array (n,) or None
+        NaN for rows that have no loss, 0 for all others; None stands for zeros.
     parameters : tuple of (array or None)
         What all rows share and has a gradient.
     row_block : int or None
@@ -120,6 +122,7 @@ class Problem:
     rows: Arrays
     labels: Array
     weights: Array | None
+    broken: Array | None
     parameters: Arrays
     row_block: int | None = None
     axes: tuple[Any, ...] = ()
@@ -141,8 +144,8 @@ class Problem:
 
     def weigh_rows(self, losses: Array) -> Array:
         """Return `losses` (..., n) times the weight of each row; a row of weight 0 has loss 0, whatever it holds."""
-        if self.weights is None:
-            return losses
+        if self.weights is None:  # a factor, so that the gradient is as broken as the loss
+            return losses if self.broken is None else losses * (1 + self.broken)
         xp = self.formula.xp
         weights = xp.astype(self.weights, losses.dtype, copy=False)
         return xp.where(weights == 0, xp.zeros_like(losses), losses * weights)
@@ -171,25 +174,36 @@ class Hook(Protocol):
         """Return the losses (G, n), and the gradients of the total in the rows and in the parameters."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """What every loss lets its caller choose, checked."""
+class Options(NamedTuple):
+    """What every loss lets its caller choose, checked by `of`."""
 
-    label_smoothing: float = 0.0
-    ignore_index: int | None = None
-    reduction: str = "mean"
-    row_block: int | None = None
+    label_smoothing: float
+    ignore_index: int | None
+    reduction: str
+    return_parts: bool
+    row_block: int | None
 
-    def __post_init__(self) -> None:
-        _checks.real(self.label_smoothing, "label_smoothing", minimum=0.0, maximum=1.0)
-        _checks.choice(self.reduction, "reduction", ("mean", "sum", "none"))
-        if self.ignore_index is not None:
-            _checks.integer(self.ignore_index, "ignore_index")
-        if self.row_block is not None:
-            _checks.integer(self.row_block, "row_block", minimum=1)
+    @classmethod
+    def of(
+        cls,
+        *,
+        label_smoothing: float = 0.0,
+        ignore_index: int | None = None,
+        reduction: str = "mean",
+        return_parts: bool = False,
+        row_block: int | None = None,
+    ) -> Options:
+        """Check what a caller chose, and return it as Python numbers."""
+        return cls(
+            _checks.real(label_smoothing, "label_smoothing", minimum=0.0, maximum=1.0),
+            None if ignore_index is None else _checks.integer(ignore_index, "ignore_index"),
+            _checks.choice(reduction, "reduction", ("mean", "sum", "none")),
+            _checks.flag(return_parts, "return_parts"),
+            None if row_block is None else _checks.integer(row_block, "row_block", minimum=1),
+        )
 
 
 def checked_options(**options: Any) -> dict[str, Any]:
-    """Return the options of a loss as they are, checked: when its module is built, not deep in training."""
-    Options(**options)
-    return options
+    """Return the options of a loss, checked: when its module is built, not deep in training."""
+    checked = Options.of(**options)
+    return {name: getattr(checked, name) for name in options}

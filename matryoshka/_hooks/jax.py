@@ -24,7 +24,9 @@ _BLOCK_ROWS = 256
 """Rows of a block at most: under `jit` larger ones are no faster, and take memory in proportion."""
 
 jax.tree_util.register_dataclass(
-    Problem, data_fields=["rows", "labels", "weights", "parameters"], meta_fields=["formula", "row_block", "axes"]
+    Problem,
+    data_fields=["rows", "labels", "weights", "broken", "parameters"],
+    meta_fields=["formula", "row_block", "axes"],
 )
 
 
@@ -37,7 +39,7 @@ def weighted_total(problem: Problem, divisor: Any) -> tuple[jax.Array, jax.Array
 
 def row_totals(problem: Problem) -> tuple[jax.Array, jax.Array]:
     """Return the total of each row (n,), differentiable, and the losses (G, n) without a gradient."""
-    totals, losses = _row_totals(replace(problem, weights=None))
+    totals, losses = _row_totals(replace(problem, weights=None, broken=None))
     return totals, lax.stop_gradient(losses)
 
 
@@ -135,6 +137,7 @@ _row_totals.defvjp(_row_totals_forward, _row_totals_backward)
 
 def _cotangent(problem: Problem, d_rows: Arrays, d_weights: jax.Array | None, d_parameters: Arrays) -> Problem:
     """Return gradients in the form of their problem, as JAX asks for them, and in the dtypes of its arrays."""
-    formed = replace(problem, rows=d_rows, labels=None, weights=d_weights, parameters=d_parameters)
-    cast: Problem = jax.tree.map(lambda d, array: d.astype(array.dtype), formed, replace(problem, labels=None))
+    formed = replace(problem, rows=d_rows, labels=None, weights=d_weights, broken=None, parameters=d_parameters)
+    primal = replace(problem, labels=None, broken=None)
+    cast: Problem = jax.tree.map(lambda d, array: d.astype(array.dtype), formed, primal)
     return cast

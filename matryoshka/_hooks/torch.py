@@ -31,7 +31,7 @@ class _Setting:
 
     def problem(self, labels: torch.Tensor, weights: torch.Tensor | None, arrays: Tensors) -> Problem:
         rows, parameters = tuple(arrays[: self.n_rows]), tuple(arrays[self.n_rows :])
-        return Problem(self.formula, rows, labels, weights, parameters, self.row_block)
+        return Problem(self.formula, rows, labels, weights, None, parameters, self.row_block)
 
 
 def product_dtype(array: torch.Tensor) -> torch.dtype | None:

@@ -17,6 +17,8 @@ from matryoshka.nesting import Nesting
 
 __all__ = ["Audit", "AuditRow", "audit"]
 
+_MOST_ORDERS = 100_000
+
 
 def audit(
     embeddings: Array,
@@ -49,7 +51,7 @@ def audit(
     max_queries : int, default 400
         Audited rows whose neighbours, among all audited rows, are looked at.
     orders : int, default 99
-        Random column orders that the given one is compared with, at least 99.
+        Random column orders that the given one is compared with, at least 99 and at most 100,000.
     seed : int, default 0
         Seed of all sampling. One seed gives one result.
 
@@ -127,9 +129,10 @@ def audit(
     k = _checks.integer(k, "k", minimum=1)
     max_rows = _checks.integer(max_rows, "max_rows", minimum=2 * k + 1)
     max_queries = _checks.integer(max_queries, "max_queries", minimum=1)
-    orders = _checks.integer(orders, "orders", minimum=99)
-    rng = np.random.default_rng(_checks.integer(seed, "seed", minimum=0))
-    xp = namespace(("embeddings", embeddings), ("labels", labels))
+    orders = _checks.integer(_checks.integer(orders, "orders", minimum=99), "orders", maximum=_MOST_ORDERS)
+    seed = _checks.seed(seed)
+    rng = np.random.default_rng(seed)
+    xp = namespace(("embeddings", embeddings), optional=[("labels", labels)])
     _checks.ndim(embeddings, "embeddings", 2, "(n, dim)")
     widths = _widths(dims, embeddings.shape[1])
     sample = draw(embeddings, labels, k=k, max_rows=max_rows, max_queries=max_queries, rng=rng, xp=xp)

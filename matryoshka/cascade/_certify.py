@@ -31,10 +31,15 @@ class Promise(NamedTuple):
         """Check the numbers; without any target the gap must be at most 0.01."""
         if max_gap is None and max_error is None:
             max_gap = 0.01
-        for name, value in (("max_gap", max_gap), ("max_error", max_error), ("delta", delta)):
-            if value is not None:
-                _checks.real(value, name, minimum=0.0, maximum=1.0, open_minimum=True, open_maximum=True)
-        return cls(max_gap, max_error, delta)
+
+        def share(value: float, name: str) -> float:
+            return _checks.real(value, name, minimum=0.0, maximum=1.0, open_minimum=True, open_maximum=True)
+
+        return cls(
+            None if max_gap is None else share(max_gap, "max_gap"),
+            None if max_error is None else share(max_error, "max_error"),
+            share(delta, "delta"),
+        )
 
     @property
     def rows_needed(self) -> int:

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+
 from matryoshka import _checks
 from matryoshka._algebra import add_product
 from matryoshka._array import (
     accumulator_dtype,
     arange,
+    count_true,
     empty,
     is_array,
     is_numpy_array,
+    is_remote,
     is_torch_array,
     namespace,
 )
 from matryoshka._typing import Array, Head, Namespace
-from matryoshka.cascade._confidence import MEASURES, mass_of_logits
+from matryoshka.cascade._confidence import MEASURES, Measure, mass_of_logits
 from matryoshka.cascade._paths import FULL_WIDTH
 
 _BLOCK_ENTRIES = 2**20
@@ -38,8 +42,24 @@ def classify(
     last = len(thresholds)
     visited = [i for i in range(last) if thresholds[i] < FULL_WIDTH]
     linear = _Linear(embeddings, heads, dims, [*visited, last])
-    xp, confidence_of = linear.xp, MEASURES[measure]
-    rows = arange(embeddings.shape[0], like=embeddings, xp=xp)
+    with np.errstate(invalid="ignore", over="ignore"):  # a row that is not finite is spoken of in the end
+        labels, exit_dims = _route(linear, dims, thresholds, MEASURES[measure], temperatures, visited)
+    if not is_remote(labels):
+        _check_answered(labels, linear.xp)
+    return labels, exit_dims
+
+
+def _route(
+    linear: _Linear,
+    dims: tuple[int, ...],
+    thresholds: Sequence[float],
+    confidence_of: Measure,
+    temperatures: Sequence[float] | None,
+    visited: Sequence[int],
+) -> tuple[Array, Array]:
+    """Take the rows from prefix to prefix; one without finite logits reaches the last and gets the label -1."""
+    xp, last = linear.xp, len(thresholds)
+    rows = arange(linear.embeddings.shape[0], like=linear.embeddings, xp=xp)
     labels, exit_dims = xp.zeros_like(rows), xp.zeros_like(rows)
     for i in visited:
         temperature = 1.0 if temperatures is None else temperatures[i]
@@ -53,9 +73,21 @@ def classify(
             undecided.append(block[left])
         rows = xp.concat(undecided)
     for block, logits in linear.blocks(last, rows):
-        labels[block] = xp.argmax(logits, axis=-1)
+        finite = xp.isfinite(xp.max(logits, axis=-1))
+        labels[block] = xp.where(finite, xp.argmax(logits, axis=-1), xp.full_like(block, -1))
         exit_dims[block] = dims[last]
     return labels, exit_dims
+
+
+def _check_answered(labels: Array, xp: Namespace) -> None:
+    """Check that no row is left without an answer, which -1 stands for: it reads the labels."""
+    if count := count_true(labels < 0, xp):
+        first = [int(row) for row in xp.nonzero(labels < 0)[0][:5]]
+        msg = (
+            f"`embeddings` must have finite logits, got NaN or infinity in {count} of {labels.shape[0]} rows "
+            f"(first: {', '.join(map(str, first))}); remove or repair these rows, or `heads`."
+        )
+        raise ValueError(msg)
 
 
 class _Linear:
@@ -128,14 +160,16 @@ def _checked(embeddings: Array, heads: object, dims: tuple[int, ...], *, tied: b
     """Check the heads against the ladder and the embeddings."""
     pairs = _checks.heads(heads, 1 if tied else len(dims))  # type: ignore[arg-type]
     names = ["heads" if tied else f"heads[{i}]" for i in range(len(pairs))]
-    named = [("embeddings", embeddings)]
-    for name, (weight, bias) in zip(names, pairs, strict=True):
-        named += [(f"{name}[0]", weight), (f"{name}[1]", bias)]
-    xp = namespace(*named)
+    required = [
+        ("embeddings", embeddings),
+        *((f"{name}[0]", weight) for name, (weight, _) in zip(names, pairs, strict=True)),
+    ]
+    optional = [(f"{name}[1]", bias) for name, (_, bias) in zip(names, pairs, strict=True)]
+    xp = namespace(*required, optional=optional)
     if not (is_numpy_array(embeddings) or is_torch_array(embeddings)):
         msg = f"`embeddings` must be a NumPy or PyTorch array here, got {type(embeddings).__name__}; use `predict`."
         raise TypeError(msg)
-    _checks.same_dtype(xp, *named)
+    _checks.same_dtype(xp, *required, *optional)
     _checks.ndim(embeddings, "embeddings", 2, "(rows, dim)")
     _checks.width(embeddings, "embeddings", dims[-1])
     n_classes = _checks.n_classes(pairs[0][0], f"{names[0]}[0]")

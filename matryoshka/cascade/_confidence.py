@@ -68,12 +68,14 @@ def _entropy(mass: Mass, xp: Namespace) -> Array:
     return 1.0 - entropy / math.log(classes.shape[1])
 
 
-MEASURES: dict[str, Callable[[Mass, Namespace], Array]] = {
+Measure: TypeAlias = Callable[[Mass, Namespace], Array]
+"""Maps masses to numbers (n,) within [0, 1], but for rounding."""
+
+MEASURES: dict[str, Measure] = {
     "max_probability": _max_probability,
     "margin": _margin,
     "entropy": _entropy,
 }
-"""Each maps masses to numbers (n,) within [0, 1], but for rounding."""
 
 
 def fit_temperature(mass: Mass, labels: Array, xp: Namespace) -> float:

@@ -51,7 +51,7 @@ class Outputs:
     """Probabilities or logits of every prefix: shapes are checked when they come in, values with the first question."""
 
     def __init__(self, probabilities: Prefixes, dims: tuple[int, ...], *, from_logits: bool) -> None:
-        self.dims, self.from_logits = dims, from_logits
+        self.dims, self.from_logits = dims, _checks.flag(from_logits, "from_logits")
         self.prefixes, self.xp = _alike(probabilities, dims)
         self.n_rows, self.n_classes = map(int, self.prefixes[0].shape)
 
@@ -163,9 +163,10 @@ class Labelled(Outputs):
 def _alike(probabilities: Any, dims: tuple[int, ...]) -> tuple[list[Array], Namespace]:
     """Return one (n, c) array per prefix, after checking that they are of one library, device, dtype and shape."""
     if is_array(probabilities):
+        namespace(("probabilities", probabilities))
         _checks.ndim(probabilities, "probabilities", 3, "(prefixes, rows, classes)")
         prefixes = [probabilities[i, ...] for i in range(probabilities.shape[0])]
-    elif isinstance(probabilities, Sequence) and not isinstance(probabilities, str):
+    elif isinstance(probabilities, list | tuple):
         prefixes = list(probabilities)
     else:
         msg = (

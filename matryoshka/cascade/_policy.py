@@ -172,7 +172,7 @@ class Cascade(JsonValue):
         """
         _checks.choice(variant, "variant", _thresholds.VARIANTS)
         choices = _thresholds.as_grid(grid, variant)
-        dims = _ladder(nesting, confidence)
+        dims, temperature = _ladder(nesting, confidence), _checks.flag(temperature, "temperature")
         outputs = Labelled(probabilities, labels, dims, from_logits=from_logits)
         outputs.check_calibration()
         temperatures = outputs.fit_temperatures(np.arange(outputs.n_rows)) if temperature else None
@@ -262,10 +262,10 @@ class Cascade(JsonValue):
         shared 230
         """
         promise = _certify.Promise.of(max_gap, max_error, delta)
-        dims = _ladder(nesting, confidence)
+        dims, temperature = _ladder(nesting, confidence), _checks.flag(temperature, "temperature")
         costs = _evaluation.cost_shares(dims, cost)
         _certify.check_path(path, temperature=temperature)
-        seed = _checks.integer(seed, "seed", minimum=0)
+        seed = _checks.seed(seed)
         outputs = Labelled(probabilities, labels, dims, from_logits=from_logits)
         outputs.check_calibration()
         path = promise.choose_path(path, outputs.n_rows, temperature=temperature)
@@ -407,14 +407,15 @@ class Cascade(JsonValue):
         TypeError
             The arguments are of another kind, or neither NumPy nor PyTorch arrays.
         ValueError
-            Shapes or devices do not match.
+            Shapes or devices do not match, or rows hold NaN or infinity.
 
         Notes
         -----
         Multiply-adds per row: `expected_dim` * c for a tied head and `cumulative_dim` * c for separate heads, beside a
         pass over the c logits at each width visited. Logits are as rounded as matrix products are, so a confidence
         within rounding of its threshold may fall on the other side than in `predict`. A device is waited for at each
-        width, to learn how many rows are left. No gradient is recorded. A row with NaN goes to the full width.
+        width, to learn how many rows are left. No gradient is recorded. A row with NaN or infinity in a column that is
+        read goes to the full width, where in main memory it is an error, and on a device gets the label -1.
         """
         return _classify.classify(embeddings, heads, self.dims, self.thresholds, self.confidence, self.temperatures)
 
@@ -514,10 +515,8 @@ def _ladder(nesting: NestingLike, confidence: str) -> tuple[int, ...]:
 
 def _numbers(values: object, name: str, count: int, *, each: str, **interval: Any) -> tuple[float, ...]:
     """Return `count` finite numbers as a tuple of floats; `each` says in the message what they belong to."""
-    if isinstance(values, str | bytes) or not isinstance(values, Iterable):
-        msg = f"`{name}` must be a sequence of numbers, got {_checks.describe(values)}; pass one for {each}."
-        raise TypeError(msg)
-    numbers = tuple(_checks.real(value, f"{name}[{i}]", **interval) for i, value in enumerate(values))
+    found = _checks.sequence(values, name, "numbers", f"one for {each}")
+    numbers = tuple(_checks.real(value, f"{name}[{i}]", **interval) for i, value in enumerate(found))
     if len(numbers) != count:
         msg = f"`{name}` must hold one number for {each}, {count}, got {len(numbers)}; add or drop numbers."
         raise ValueError(msg)

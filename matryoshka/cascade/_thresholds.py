@@ -40,7 +40,8 @@ def as_grid(grid: Iterable[float] | None, variant: str) -> np.ndarray:
     """Return the thresholds to choose from, sorted; without `grid` those of the variant."""
     if grid is None:
         return np.linspace(*VARIANTS[variant], 100)
-    values = [_checks.real(value, f"grid[{i}]") for i, value in enumerate(grid)]
+    found = _checks.sequence(grid, "grid", "numbers", "for instance (0.5, 0.7, 0.9)", unordered=True)
+    values = [_checks.real(value, f"grid[{i}]") for i, value in enumerate(found)]
     if not values:
         msg = "`grid` must hold at least one threshold, got none; leave it out for the published grid."
         raise ValueError(msg)

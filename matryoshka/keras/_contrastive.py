@@ -57,8 +57,9 @@ class InfoNCE(Nested, keras.layers.Layer):
         super().__init__(autocast=False, **kwargs)  # the temperature keeps its precision; call casts the rest
         self.initial_temperature = _checks.real(temperature, "temperature", minimum=0.0, open_minimum=True)
         _checks.choice(reduction, "reduction", ("mean", "sum"))
+        learnable_temperature = _checks.flag(learnable_temperature, "learnable_temperature")
         self._options = {
-            "symmetric": symmetric,
+            "symmetric": _checks.flag(symmetric, "symmetric"),
             **checked_options(label_smoothing=label_smoothing, reduction=reduction),
         }
         learned = {"temperature": self.initial_temperature, "learnable_temperature": learnable_temperature}
@@ -88,6 +89,7 @@ class InfoNCE(Nested, keras.layers.Layer):
             The loss that is added, or its parts.
         """
         self._check(queries, keys)
+        return_parts = _checks.flag(return_parts, "return_parts")
         queries, keys = ops.cast(queries, self.compute_dtype), ops.cast(keys, self.compute_dtype)
         temperature: Any = self.initial_temperature
         if self.log_temperature is not None:

@@ -12,7 +12,7 @@ from matryoshka import _checks
 from matryoshka._hooks.formula import checked_options
 from matryoshka.keras._base import Nested, class_ids, for_each_row, xp
 from matryoshka.losses import mrl_cross_entropy, mrl_e_cross_entropy
-from matryoshka.nesting import NestingLike
+from matryoshka.nesting import NestingLike, as_nesting
 
 
 @keras.saving.register_keras_serializable(package="matryoshka")
@@ -66,7 +66,8 @@ class MRLHead(Nested, keras.layers.Layer):
         **kwargs: Any,
     ) -> None:
         super().__init__(autocast=False, **kwargs)  # sample weights keep their precision; call casts the rest
-        self.num_classes = _checks.integer(num_classes, "num_classes", minimum=1)
+        self.num_classes = _checks.classes(num_classes, "num_classes", as_nesting(nesting).dim)
+        tied, bias = _checks.flag(tied, "tied"), _checks.flag(bias, "bias")
         self.tied, self.supports_masking = tied, True
         self._options = checked_options(label_smoothing=label_smoothing, ignore_index=ignore_index, reduction=reduction)
         _checks.choice(reduction, "reduction", ("mean", "sum"))
@@ -113,6 +114,7 @@ class MRLHead(Nested, keras.layers.Layer):
             Logits that nobody reads cost nothing where the backend compiles.
         """
         self._check(embeddings)
+        return_parts = _checks.flag(return_parts, "return_parts")
         embeddings = ops.cast(embeddings, self.compute_dtype)
         if labels is None:
             return self._logits(embeddings)

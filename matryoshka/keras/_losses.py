@@ -118,8 +118,8 @@ class NestedLoss(Nested, keras.losses.Loss):
     ) -> None:
         super().__init__(name=name, reduction=reduction, dtype=dtype)
         self.loss = keras.losses.get(loss)
-        _checks.callable_loss(self.loss)
-        self.normalize = normalize
+        _checks.function(self.loss, "loss")
+        self.normalize = normalize = _checks.flag(normalize, "normalize")
         self._set(nesting, normalize=normalize)
 
     def get_config(self) -> dict[str, Any]:

@@ -19,7 +19,7 @@ class _PrefixMean(Nested, keras.metrics.Metric):
     def __init__(self, nesting: NestingLike, *, name: str, dtype: Any = None, **options: Any) -> None:
         super().__init__(name=name, dtype=dtype)
         self._options = checked_options(**options)
-        self._set(nesting, **options)
+        self._set(nesting, **self._options)
         self._total = self.add_variable(shape=(len(self.nesting),), initializer="zeros", name="total")
         self._weight = self.add_variable(shape=(), initializer="zeros", name="weight")
 

@@ -5,19 +5,26 @@ tied head, and so do squared norms. With the gradient A in s, the gradient in th
 through the norms q[:m] gets -q[:m] sum_j(A_ij s_ij) / |q[:m]|^2, and keys likewise; the temperature gets -sum(A s) / t.
 A row whose prefix is zero has similarity 0 to everything, and no gradient.
 
-Lengths do not matter, so rows whose products are formed in half precision enter them divided by their largest number:
-their dot products stay within the range of float16, whatever their length. Gradients are divided by it in the end.
+Lengths do not matter. Rows whose products are formed in half precision enter them divided by their largest number:
+their dot products stay within the range of float16, whatever their length. Other rows enter them as they are, but for
+those whose squares would overflow or vanish: these are multiplied by a power of two, which leaves every digit as it
+was. Gradients are multiplied by the same factor in the end.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+
 from matryoshka._algebra import log_softmax
-from matryoshka._array import accumulator_dtype
+from matryoshka._array import accumulator_dtype, library
 from matryoshka._hooks.formula import Arrays, Block, Totals
 from matryoshka._typing import Array
 from matryoshka.losses._products import ProductFormula
+
+_FAR = {True: (2.0**96, 2.0**88), False: (2.0**512, 2.0**640)}
+"""For float32 and float64: beyond which square a row is long, its inverse short, and the factor for such rows."""
 
 
 class Similarity(ProductFormula):
@@ -30,20 +37,19 @@ class Similarity(ProductFormula):
     def prepare(self, parameters: Arrays) -> Arrays:
         keys, temperature = parameters
         inverse_temperature = 1.0 / self.xp.astype(temperature, accumulator_dtype(keys, self.xp), copy=False)
-        keys, scale = self._factors(keys)
-        return keys, self._inverse_norms(keys), scale, inverse_temperature
+        keys, scale, inverse_norms = self._factors(keys)
+        return keys, inverse_norms, scale, inverse_temperature
 
     def log_probabilities(self, rows: Arrays, prepared: Arrays) -> Iterator[Array]:
-        q, _ = self._factors(rows[0])
-        return (log_softmax(s, self.xp) for s in self._similarities(q, self._inverse_norms(q), prepared))
+        q, _, inverse_q = self._factors(rows[0])
+        return (log_softmax(s, self.xp) for s in self._similarities(q, inverse_q, prepared))
 
     def gradients(
         self, block: Block, prepared: Arrays, totals: Totals | None, wanted: tuple[bool, ...]
     ) -> tuple[Array, Arrays, Totals]:
         (x,), labels, weights = block
         k, inverse_k, _, inverse_t = prepared
-        q, scale = self._factors(x)
-        inverse_q = self._inverse_norms(q)
+        q, scale, inverse_q = self._factors(x)
         log_ps, log_sums = [], []
         for s in self._similarities(q, inverse_q, prepared):
             log_ps.append(log_softmax(s, self.xp))
@@ -83,24 +89,44 @@ class Similarity(ProductFormula):
             s *= (inverse_q[g] * inverse_t)[:, None]
             yield s
 
-    def _factors(self, x: Array) -> tuple[Array, Array | None]:
-        """Return rows as they enter products, and what they were multiplied by (n,); None stands for ones."""
+    def _factors(self, x: Array) -> tuple[Array, Array | None, list[Array]]:
+        """Return rows as they enter products, what they were multiplied by (n,), and the inverse norms of the result.
+
+        None stands for factors of one.
+        """
         xp, factor = self.xp, self.factor(x)
         dtype = accumulator_dtype(factor, xp)
-        if factor.dtype == dtype:
-            return factor, None
-        wide = xp.astype(x, dtype, copy=False)
-        largest = xp.max(xp.abs(wide), axis=1)
-        scale = 1.0 / xp.where(largest > 0, largest, xp.ones_like(largest))
-        return xp.astype(self.scale_rows(wide, scale), factor.dtype), scale
+        if factor.dtype != dtype:
+            wide = xp.astype(x, dtype, copy=False)
+            largest = xp.max(xp.abs(wide), axis=1)
+            scale = 1.0 / xp.where(largest > 0, largest, xp.ones_like(largest))
+            factor = xp.astype(self.scale_rows(wide, scale), factor.dtype)
+            return factor, scale, self._inverse_norms(self._squares(factor))
+        with np.errstate(over="ignore"):
+            squares = self._squares(factor)
+        far, step = _FAR["32" in str(dtype)]
+        long, short = squares[-1] > far, squares[-1] < 1 / far
+        if library(xp) == "numpy" and not (long.any() or short.any()):
+            return factor, None, self._inverse_norms(squares)
+        ones = xp.ones_like(squares[-1])
+        scale = xp.where(long, ones / step, xp.where(short, ones * step, ones))
+        factor = self.scale_rows(factor, scale)
+        return factor, scale, self._inverse_norms(self._squares(factor))
 
-    def _inverse_norms(self, x: Array) -> list[Array]:
-        """Return 1 / |x[:, :m]| (n,) for each prefix, 0 where it is zero."""
+    def _squares(self, x: Array) -> list[Array]:
+        """Return |x[:, :m]|^2 (n,) for each prefix."""
         xp, dtype = self.xp, accumulator_dtype(x, self.xp)
-        inverse, squared = [], 0.0
+        found, squared = [], 0.0
         for block in self.nesting.blocks:
             part = xp.astype(x[:, block], dtype, copy=False)
             squared = squared + xp.sum(part * part, axis=1)
+            found.append(squared)
+        return found
+
+    def _inverse_norms(self, squares: Sequence[Array]) -> list[Array]:
+        """Return 1 / |x[:, :m]| (n,) for each prefix, 0 where it is zero."""
+        xp, inverse = self.xp, []
+        for squared in squares:
             positive = squared > 0
             inverse.append(xp.where(positive, 1.0 / xp.sqrt(xp.where(positive, squared, 1.0)), 0.0))
         return inverse

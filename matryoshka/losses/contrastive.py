@@ -92,8 +92,9 @@ def info_nce(
     -----
     Section 3 of Kusupati et al. (2022) trains ALIGN and BERT this way. Dot products and squared norms are sums over
     blocks of columns, so the ladder costs the multiply-adds of one full-width InfoNCE: n * n_keys * dim forward and
-    twice that backward (twice all that if symmetric). A row whose prefix is zero, or so small that its square
-    vanishes, has similarity 0 to everything and no gradient. For gradients and dtypes see `mrl_cross_entropy`.
+    twice that backward (twice all that if symmetric). A row whose prefix is zero, or so small beside the whole row that
+    its square vanishes, has similarity 0 to everything and no gradient. For gradients and dtypes see
+    `mrl_cross_entropy`.
 
     Examples
     --------
@@ -105,10 +106,12 @@ def info_nce(
     >>> total.shape, parts.shape
     ((), (2,))
     """
-    options = Options(label_smoothing=label_smoothing, reduction=reduction, row_block=row_block)
+    options = Options.of(
+        label_smoothing=label_smoothing, reduction=reduction, return_parts=return_parts, row_block=row_block
+    )
     forward, backward = _directions(queries, keys, temperature, as_nesting(nesting), options, symmetric, xp)
-    loss = evaluate(forward, reduction, return_parts)
-    return loss if backward is None else midway(loss, evaluate(backward, reduction, return_parts))
+    loss = evaluate(forward, options)
+    return loss if backward is None else midway(loss, evaluate(backward, options))
 
 
 def info_nce_with_grad(
@@ -154,12 +157,14 @@ def info_nce_with_grad(
     >>> gradients.queries.shape, gradients.temperature.shape
     ((3, 3), ())
     """
-    options = Options(label_smoothing=label_smoothing, reduction=reduction, row_block=row_block)
+    options = Options.of(
+        label_smoothing=label_smoothing, reduction=reduction, return_parts=return_parts, row_block=row_block
+    )
     forward, backward = _directions(queries, keys, temperature, as_nesting(nesting), options, symmetric, xp)
-    loss, (d_queries,), (d_keys, d_temperature) = evaluate_with_grad(forward, reduction, return_parts)
+    loss, (d_queries,), (d_keys, d_temperature) = evaluate_with_grad(forward, options)
     if backward is None:
         return loss, InfoNCEGradients(d_queries, d_keys, d_temperature)
-    other, (d_reverse,), (d_found, d_other) = evaluate_with_grad(backward, reduction, return_parts)
+    other, (d_reverse,), (d_found, d_other) = evaluate_with_grad(backward, options)
     n = queries.shape[0]
     d_keys = forward.formula.xp.concat([midway(d_keys[:n, :], d_reverse), d_keys[n:, :] / 2])
     return midway(loss, other), InfoNCEGradients(midway(d_queries, d_found), d_keys, midway(d_temperature, d_other))
@@ -175,14 +180,18 @@ def _directions(
     xp: Namespace | None,
 ) -> tuple[Problem, Problem | None]:
     """Check the arguments; return the loss of the queries and, if symmetric, that of the first n keys."""
-    scalar = isinstance(temperature, float | int)
+    symmetric, scalar = (
+        _checks.flag(symmetric, "symmetric"),
+        not hasattr(temperature, "dtype") or isinstance(temperature, float),
+    )
     named = [("queries", queries), ("keys", keys)]
-    xp = namespace(*named, ("temperature", None if scalar else temperature), xp=xp)
-    smoothing = 0.0 if 0 in queries.shape else options.label_smoothing  # there may be no key to spread it over
-    formula = formula_for(Similarity, named, nesting, smoothing, xp)
+    xp = namespace(*named, *([] if scalar else [("temperature", temperature)]), xp=xp)
     for name, array in named:
+        _checks.floating(array, name, xp)
         _checks.ndim(array, name, 2, "(n, dim)")
         _checks.width(array, name, nesting.dim)
+    smoothing = 0.0 if 0 in queries.shape else options.label_smoothing  # there may be no key to spread it over
+    formula = formula_for(Similarity, named, nesting, smoothing, xp)
     _check_enough_keys(queries.shape[0], keys.shape[0])
     _check_temperature(temperature, xp)
     if scalar:
@@ -191,14 +200,16 @@ def _directions(
     labels = arange(n, like=queries, xp=xp)
 
     def problem(rows: Array, others: Array) -> Problem:
-        return Problem(formula, (rows,), labels, None, (others, temperature), options.row_block, (queries.shape[0],))
+        return Problem(
+            formula, (rows,), labels, None, None, (others, temperature), options.row_block, (queries.shape[0],)
+        )
 
     return problem(queries, keys), problem(keys[:n, :], queries) if symmetric else None
 
 
 def _check_temperature(value: float | Array, xp: Namespace) -> None:
     """Check a temperature: a positive float, or a 0-d floating array, whose value is read on NumPy only."""
-    if value is not None and not isinstance(value, float | int):
+    if hasattr(value, "dtype") and not isinstance(value, float):
         _checks.floating(value, "temperature", xp)
         _checks.ndim(value, "temperature", 0, "()")
         if library(xp) != "numpy":

@@ -10,7 +10,7 @@ from matryoshka._array import length, namespace
 from matryoshka._hooks.formula import Arrays, Formula, Options, Problem
 from matryoshka._typing import Array, Head, Namespace
 from matryoshka.losses._heads import Logits, SeparateHeads, TiedHead
-from matryoshka.losses._reduce import evaluate, evaluate_with_grad, flatten_rows, formula_for, row_weights
+from matryoshka.losses._reduce import evaluate, evaluate_with_grad, flatten_rows, formula_for, row_labels
 from matryoshka.nesting import Nesting, NestingLike, as_nesting
 
 __all__ = [
@@ -82,7 +82,7 @@ def mrl_cross_entropy(
         For each prefix m a weight (n_classes, m) and a bias (n_classes,) or None.
     labels : integer array (...)
         Class of each row, within [0, n_classes) or `ignore_index`. Checked on NumPy only: elsewhere the check would
-        wait for the device, and a label out of range gives an error, NaN or a wrong number as the library has it.
+        wait for the device, and a label out of range makes the loss of its row, and so any sum it enters, NaN.
     nesting : Nesting or sequence of int
         Widths and importances c_m of the prefixes.
     label_smoothing : float, default 0.0
@@ -90,7 +90,7 @@ def mrl_cross_entropy(
     ignore_index : int, optional
         Rows with this label count nothing.
     sample_weight : array (...), floating, optional
-        Weight of each row.
+        Weight of each row, finite and not negative. Elsewhere than on NumPy any other makes the loss of its row NaN.
     reduction : {"mean", "sum", "none"}
         The mean is sum(w * loss) / sum(w) over the rows that count, 0 if none does; "none" gives w * loss of each row.
     return_parts : bool, default False
@@ -134,11 +134,15 @@ def mrl_cross_entropy(
     >>> total.shape, parts.shape
     ((), (2,))
     """
-    options = Options(
-        label_smoothing=label_smoothing, ignore_index=ignore_index, reduction=reduction, row_block=row_block
+    options = Options.of(
+        label_smoothing=label_smoothing,
+        ignore_index=ignore_index,
+        reduction=reduction,
+        return_parts=return_parts,
+        row_block=row_block,
     )
     problem = _separate(embeddings, heads, labels, sample_weight, as_nesting(nesting), options, xp)
-    return evaluate(problem, reduction, return_parts)
+    return evaluate(problem, options)
 
 
 def mrl_cross_entropy_with_grad(
@@ -186,11 +190,15 @@ def mrl_cross_entropy_with_grad(
     >>> round(float(loss), 4), gradients.heads[1][0].shape
     (3.2189, (5, 4))
     """
-    options = Options(
-        label_smoothing=label_smoothing, ignore_index=ignore_index, reduction=reduction, row_block=row_block
+    options = Options.of(
+        label_smoothing=label_smoothing,
+        ignore_index=ignore_index,
+        reduction=reduction,
+        return_parts=return_parts,
+        row_block=row_block,
     )
     problem = _separate(embeddings, heads, labels, sample_weight, as_nesting(nesting), options, xp)
-    loss, (d_embeddings,), flat = evaluate_with_grad(problem, reduction, return_parts)
+    loss, (d_embeddings,), flat = evaluate_with_grad(problem, options)
     d_heads = tuple(zip(flat[::2], flat[1::2], strict=True))
     return loss, MRLGradients(problem.formula.xp.reshape(d_embeddings, embeddings.shape), d_heads)
 
@@ -253,11 +261,15 @@ def mrl_e_cross_entropy(
     >>> round(float(loss / (2 * np.log(5))), 6)
     1.0
     """
-    options = Options(
-        label_smoothing=label_smoothing, ignore_index=ignore_index, reduction=reduction, row_block=row_block
+    options = Options.of(
+        label_smoothing=label_smoothing,
+        ignore_index=ignore_index,
+        reduction=reduction,
+        return_parts=return_parts,
+        row_block=row_block,
     )
     problem = _tied(embeddings, (weight, bias), labels, sample_weight, as_nesting(nesting), options, xp)
-    return evaluate(problem, reduction, return_parts)
+    return evaluate(problem, options)
 
 
 def mrl_e_cross_entropy_with_grad(
@@ -309,11 +321,15 @@ def mrl_e_cross_entropy_with_grad(
     >>> gradients.weight.shape, gradients.bias.shape
     ((5, 4), (5,))
     """
-    options = Options(
-        label_smoothing=label_smoothing, ignore_index=ignore_index, reduction=reduction, row_block=row_block
+    options = Options.of(
+        label_smoothing=label_smoothing,
+        ignore_index=ignore_index,
+        reduction=reduction,
+        return_parts=return_parts,
+        row_block=row_block,
     )
     problem = _tied(embeddings, (weight, bias), labels, sample_weight, as_nesting(nesting), options, xp)
-    loss, (d_embeddings,), d_head = evaluate_with_grad(problem, reduction, return_parts)
+    loss, (d_embeddings,), d_head = evaluate_with_grad(problem, options)
     return loss, MRLEGradients(problem.formula.xp.reshape(d_embeddings, embeddings.shape), *d_head)
 
 
@@ -366,11 +382,15 @@ def mrl_logits_cross_entropy(
     >>> mrl_logits_cross_entropy(np.zeros((2, 3, 5)), np.array([0, 4, 2]), nesting=(2, 4), reduction="none").shape
     (3,)
     """
-    options = Options(
-        label_smoothing=label_smoothing, ignore_index=ignore_index, reduction=reduction, row_block=row_block
+    options = Options.of(
+        label_smoothing=label_smoothing,
+        ignore_index=ignore_index,
+        reduction=reduction,
+        return_parts=return_parts,
+        row_block=row_block,
     )
     problem = _given(logits, labels, sample_weight, as_nesting(nesting), options, xp)
-    return evaluate(problem, reduction, return_parts)
+    return evaluate(problem, options)
 
 
 def _separate(
@@ -385,8 +405,9 @@ def _separate(
     pairs = _checks.heads(heads, len(nesting))
     weights = [(f"heads[{g}][0]", weight) for g, (weight, _) in enumerate(pairs)]
     biases = [(f"heads[{g}][1]", bias) for g, (_, bias) in enumerate(pairs)]
-    named = [("embeddings", embeddings), *weights, *biases]
-    xp = namespace(*named, ("labels", labels), ("sample_weight", sample_weight), xp=xp)
+    required, optional = [("embeddings", embeddings), *weights], biases
+    named = [*required, *optional]
+    xp = namespace(*required, ("labels", labels), optional=[*optional, ("sample_weight", sample_weight)], xp=xp)
     n_classes = _checks.n_classes(pairs[0][0], "heads[0][0]")
     for (name, weight), m in zip(weights, nesting, strict=True):
         _checks.shape(weight, name, (n_classes, m), "(n_classes, width of the prefix)")
@@ -407,8 +428,9 @@ def _tied(
     xp: Namespace | None,
 ) -> Problem:
     weight, bias = head
-    named = [("embeddings", embeddings), ("weight", weight), ("bias", bias)]
-    xp = namespace(*named, ("labels", labels), ("sample_weight", sample_weight), xp=xp)
+    required, optional = [("embeddings", embeddings), ("weight", weight)], ("bias", bias)
+    named = [*required, optional]
+    xp = namespace(*required, ("labels", labels), optional=[optional, ("sample_weight", sample_weight)], xp=xp)
     n_classes = _checks.n_classes(weight, "weight")
     _checks.shape(weight, "weight", (n_classes, nesting.dim), "(n_classes, width of the nesting)")
     _checks.bias(bias, "bias", n_classes)
@@ -426,11 +448,11 @@ def _of_heads(
 ) -> Problem:
     xp, axes, n_classes = formula.xp, tuple(embeddings.shape[:-1]), int(parameters[0].shape[0])
     _checks.width(embeddings, "embeddings", formula.nesting.dim)
-    labels, weights = row_weights(
+    given = row_labels(
         labels, sample_weight, options.ignore_index, like=embeddings, axes=axes, n_classes=n_classes, xp=xp
     )
     axes = tuple(length(embeddings, axis, xp) for axis in range(len(axes)))
-    return Problem(formula, (flatten_rows(embeddings, xp),), labels, weights, parameters, options.row_block, axes)
+    return Problem(formula, (flatten_rows(embeddings, xp),), *given, parameters, options.row_block, axes)
 
 
 def _given(
@@ -440,7 +462,7 @@ def _given(
     named = [("logits", logits)] if stacked else [(f"logits[{g}]", z) for g, z in enumerate(logits)]
     if not stacked:
         _checks.one_per_prefix(named, "logits", len(nesting))
-    xp = namespace(*named, ("labels", labels), ("sample_weight", sample_weight), xp=xp)
+    xp = namespace(*named, ("labels", labels), optional=[("sample_weight", sample_weight)], xp=xp)
     _checks.same_dtype(xp, *named)
     name, first = named[0]
     n_classes = _checks.n_classes(first, name, axis=-1)
@@ -453,8 +475,6 @@ def _given(
         for name, z in named:
             _checks.shape(z, name, (*axes, n_classes), "that of `logits[0]`")
         rows = tuple(flatten_rows(z, xp) for z in logits)
-    labels, weights = row_weights(
-        labels, sample_weight, options.ignore_index, like=first, axes=axes, n_classes=n_classes, xp=xp
-    )
+    given = row_labels(labels, sample_weight, options.ignore_index, like=first, axes=axes, n_classes=n_classes, xp=xp)
     axes = tuple(length(first, axis, xp) for axis in range(stacked, stacked + len(axes)))
-    return Problem(Logits(nesting, xp, options.label_smoothing), rows, labels, weights, (), options.row_block, axes)
+    return Problem(Logits(nesting, xp, options.label_smoothing), rows, *given, (), options.row_block, axes)

@@ -69,7 +69,8 @@ def nested_loss(
     np.float64(18.0)
     """
     nesting = as_nesting(nesting)
-    _checks.callable_loss(loss)
+    _checks.function(loss, "loss")
+    normalize, return_parts = _checks.flag(normalize, "normalize"), _checks.flag(return_parts, "return_parts")
     if not arrays:
         msg = "`arrays` must hold at least one array of embeddings, got none; pass them after `loss`."
         raise ValueError(msg)

@@ -62,6 +62,11 @@ def nearest_class_mean_accuracy(embeddings: Array, labels: Array, queries: Array
     float
         Within [0, 1].
 
+    Raises
+    ------
+    TypeError, ValueError
+        The arguments are not as described, or rows hold NaN or infinity.
+
     Notes
     -----
     The few-shot classifier of the paper (Table 15). Nearest by Euclidean distance to the mean itself, which is not
@@ -84,6 +89,8 @@ def nearest_class_mean_accuracy(embeddings: Array, labels: Array, queries: Array
     _checks.not_empty(queries, "queries")
     _checks.shape(queries, "queries", (queries.shape[0], embeddings.shape[1]), "(n_queries, dim)")
     _checks.labels(query_labels, "query_labels", queries.shape[:1], xp)
+    _checks.finite_rows(embeddings, "embeddings", xp)
+    _checks.finite_rows(queries, "queries", xp)
     classes = xp.unique_values(labels)
     means = _class_means(embeddings, labels, classes, xp)
     half_norms = xp.sum(means * means, axis=1) / 2
@@ -122,8 +129,12 @@ def oracle_accuracy(predictions: Array | Sequence[Array], labels: Array, /) -> f
     """
     prefixes: Array = predictions
     if is_array(prefixes):
+        namespace(("predictions", prefixes))
         _checks.ndim(prefixes, "predictions", 2, "(G, n)")
         prefixes = [prefixes[i, :] for i in range(prefixes.shape[0])]
+    elif not isinstance(prefixes, list | tuple):
+        msg = f"`predictions` must be an array (G, n) or G arrays (n,), got {_checks.describe(prefixes)}; pass these."
+        raise TypeError(msg)
     if not len(prefixes):
         msg = "`predictions` must hold at least one prefix, got none; pass an array (G, n) or G arrays (n,)."
         raise ValueError(msg)

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from matryoshka._array import is_array, is_cupy_array, is_jax_array, is_numpy_array, is_torch_array
+from matryoshka._array import is_array, is_jax_array, is_numpy_array, is_remote, is_torch_array
 from matryoshka._typing import Array
 
 
@@ -27,13 +27,6 @@ class Sliceable(Protocol):
 def is_sliceable(value: object) -> bool:
     """Tell whether `value` is no array but can be read in slices of rows."""
     return not is_array(value) and all(hasattr(value, name) for name in ("shape", "dtype", "__getitem__"))
-
-
-def is_remote(array: Array) -> bool:
-    """Tell whether to read a number of `array` would wait for an accelerator."""
-    if is_torch_array(array):
-        return bool(array.device.type != "cpu")
-    return is_cupy_array(array) or (is_jax_array(array) and any(d.platform != "cpu" for d in array.devices()))
 
 
 def view(array: Array) -> Array:

@@ -18,13 +18,14 @@ from matryoshka._array import (
     full,
     is_floating,
     is_integer,
+    is_remote,
     namespace,
     row_blocks,
 )
 from matryoshka._typing import Array, Namespace
 from matryoshka.embeddings import truncate
 from matryoshka.retrieval import _device, _rerank, _scan
-from matryoshka.retrieval._host import Sliceable, is_remote, is_sliceable, view, widen
+from matryoshka.retrieval._host import Sliceable, is_sliceable, view, widen
 from matryoshka.retrieval._prefix import Prefix, build, inspect, product_range
 from matryoshka.retrieval._rows import DeviceRows, HostRows, Rows
 from matryoshka.retrieval._scores import METRICS
@@ -65,7 +66,9 @@ class Corpus:
     -----
     Scores grow with similarity, and a row whose prefix is all zeros scores 0 under "cosine". Results are ordered by
     score, equal scores by id. Half-precision embeddings are computed with in float32. Scores agree with float64 within
-    1e-5 for float32 rows of unit length. Equal rows score exactly equal; neither the batch nor the number of threads
+    1e-5 for float32 rows of unit length: rows whose cosines differ by less, such as all rows far from the origin in one
+    direction, may come in another order than in float64, and a corpus of float64 rows tells them apart (or one that is
+    centred first). Equal rows score exactly equal; neither the batch nor the number of threads
     shows in a result.
 
     Everything follows `embeddings`: library, device and dtype. NumPy arrays, and PyTorch and JAX arrays on the CPU,
@@ -95,7 +98,7 @@ class Corpus:
         _checks.ndim(embeddings, "embeddings", 2, "(n, dim)")
         _checks.not_empty(embeddings, "embeddings")
         _checks.not_empty(embeddings, "embeddings", axis=1)
-        _checks.choice(metric, "metric", METRICS)
+        metric = _checks.choice(metric, "metric", METRICS)
         widths = _search_dims(search_dims, embeddings.shape[1])
         rows = _rows_of(embeddings, xp)
         rows.check()
@@ -146,7 +149,8 @@ class Corpus:
         queries : array (n_queries, dim), floating
             Of the library and on the device of the corpus, in its dtype or in the one it is computed with.
         k : int
-            Results per query, at least 1, and at most the last list of the funnel.
+            Results per query, at least 1, and at most the last list of the funnel; of all queries together at most
+            2**31.
         funnel : Funnel, optional
             Search at its first width and rerank at the others. None searches exactly at full width.
         first_stage : callable, optional
@@ -171,9 +175,10 @@ class Corpus:
             not fit.
         """
         rows = self._queries(queries)
-        dims, lists = self._stages(funnel, k)
+        dims, lists = self._stages(funnel, k, rows.shape[0])
         self._rows.check()
         if first_stage is not None:
+            _checks.function(first_stage, "first_stage")
             found = first_stage(self._cut(rows, dims[0]), min(lists[0], len(self)))
             ids = self._candidates(found, rows, rows.shape[0])
             return self._results([self._rerank(rows, ids, *_later(dims, lists))], k)
@@ -196,7 +201,8 @@ class Corpus:
         ids : array (n_queries, m), integer
             Candidates of each query, in any order. -1 is padding and is passed over. Never written to.
         k : int
-            Results per query, at least 1; where fewer candidates were given, the rest has id -1 and score -inf.
+            Results per query, at least 1, of all queries together at most 2**31; where fewer candidates were given, the
+            rest has id -1 and score -inf.
         dim : int, optional
             Width of the prefix, at most that of the corpus. Give either this or `funnel`.
         funnel : Funnel, optional
@@ -220,7 +226,7 @@ class Corpus:
         if (dim is None) == (funnel is None):
             msg = "exactly one of `dim` and `funnel` must be given, got both or neither; leave one out."
             raise TypeError(msg)
-        dims, lists = self._stages(funnel, k)
+        dims, lists = self._stages(funnel, k, rows.shape[0])
         if dim is not None:
             dims = (_checks.integer(dim, "dim", minimum=1, maximum=self.dim),)
         self._rows.check()
@@ -297,7 +303,7 @@ class Corpus:
         """
         from matryoshka.retrieval import _store  # with what it needs of the standard library, slow to load
 
-        record, arrays = _store.load(path, mmap=mmap)
+        record, arrays = _store.load(path, mmap=_checks.flag(mmap, "mmap"))
         like = np.empty(0) if like is None else like
         xp = namespace(("like", like))
         dtype = getattr(xp, record["dtype"], xp.float32)
@@ -356,7 +362,7 @@ class Corpus:
         _checks.shape(queries, "queries", (queries.shape[0], self.dim), "(n_queries, dim)")
         rows = self._own(queries)
         if not is_remote(rows):
-            _finite(rows, "queries")
+            _checks.finite_rows(rows, "queries", self._rows.xp)
             if self.metric != "cosine":
                 self._check_products(rows)
         return self._cut(rows, self.dim)
@@ -408,9 +414,10 @@ class Corpus:
                 raise ValueError(msg)
         return xp.sort(xp.astype(ids, arange(1, like=ids, xp=xp).dtype, copy=False), axis=-1)
 
-    def _stages(self, funnel: Funnel | None, k: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def _stages(self, funnel: Funnel | None, k: int, n_queries: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Check a plan and the number of results; return the widths of its stages and how many rows each leaves."""
         k = _checks.integer(k, "k", minimum=1)
+        _checks.result_size(n_queries, k)
         if funnel is None:
             return (self.dim,), (k,)
         if not isinstance(funnel, Funnel):
@@ -436,25 +443,16 @@ def _score(rows: Rows, metric: str, queries: Array, dim: int, query: int, ids: n
     return _rerank.score(rows, metric, queries[query : query + 1], ids[None, :], dim)[0]
 
 
-def _finite(rows: Array, name: str) -> None:
-    """Check that every row is finite; the message counts the bad rows and names the first."""
-    xp = namespace((name, rows))
-    bad = xp.any(~xp.isfinite(rows), axis=-1)
-    count = count_true(bad, xp)
-    if count:
-        found = xp.nonzero(bad)[0]
-        _checks.no_bad_rows([int(found[i]) for i in range(min(count, 5))], bad.shape[0], name, count=count)
-
-
 def _rows_of(embeddings: Array | Sliceable, xp: Namespace) -> Rows:
     host = embeddings if is_sliceable(embeddings) else view(embeddings)
     return DeviceRows(embeddings, xp) if host is None else HostRows(host)
 
 
 def _search_dims(values: Iterable[int], dim: int) -> tuple[int, ...]:
-    if isinstance(values, Sequence) and not values:
+    found = _checks.sequence(values, "search_dims", "integers", "for instance (8, 16, 32)")
+    if not found:
         return ()
-    widths = _checks.dims(values, "search_dims")
+    widths = _checks.dims(found, "search_dims")
     _checks.dims_within(widths, dim, "search_dims")
     return widths
 
