@@ -96,6 +96,13 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session
+def mutants(session: nox.Session) -> None:
+    """Change the package in one place at a time and count what the tests miss; writes report/mutants.json."""
+    install(session, "-e", ".[torch,jax]", group="test")
+    session.run("python", "-m", "benchmarks.mutants", *session.posargs)
+
+
+@nox.session
 def demo(session: nox.Session) -> None:
     """Train, decide and retrieve on the digits of scikit-learn; writes report/report.md."""
     install(session, "-e", ".[torch,cli]", group="demo")

@@ -59,6 +59,7 @@ def test_headline_numbers_of_the_paper() -> None:
     assert costs.rerank(200, 2048) == 409_600
     assert round(full / 1e9, 1) == 2.6
     assert round(costs.search(4_202_000, 2048) / 1e9, 1) == 8.6
+    assert costs.RESNET50_FORWARD == 4e9
     assert round(100 * full / (full + costs.RESNET50_FORWARD)) == 40
     # Table 20 gives 10.2 and about 10.6 "GB" of 1024 * 10^6 bytes.
     assert int(costs.index_bytes(1_281_167, 2048) / 1024e5) / 10 == 10.2
@@ -100,7 +101,9 @@ def test_bytes_follow_the_multiply_adds() -> None:
     assert costs.rerank_bytes(4, 8, after=3, itemsize=2) == 40
     assert costs.funnel_bytes(10, (2, 8), (3,)) == 4 * (20 + 24)
     assert costs.funnel_bytes(10, (2, 8), (3,), executed=True, itemsize=2) == 2 * (20 + 18)
+    assert costs.rerank_bytes(4, 8) == 128
     assert costs.hnsw(1024, 16) == 160.0
+    assert math.isclose(costs.hnsw_bytes(1024, 16), 10 * (64 + 4))
     assert math.isclose(costs.hnsw_bytes(1024, 16, itemsize=2), 10 * (32 + 4))
 
 
@@ -117,6 +120,10 @@ def test_head_parameters_are_the_sizes_of_the_arrays(tied: bool, bias: bool) -> 
     nesting, n_classes = Nesting((3, 4, 9)), 5
     heads = [np.zeros((n_classes, dim + bias)) for dim in ((9,) if tied else (3, 4, 9))]
     assert costs.head_parameters(nesting, n_classes, tied=tied, bias=bias) == sum(head.size for head in heads)
+
+
+def test_heads_are_separate_and_have_a_bias_unless_told_otherwise() -> None:
+    assert costs.head_parameters((3, 4, 9), 5) == 5 * (3 + 4 + 9 + 3)
 
 
 def test_tied_heads_multiply_as_one_full_head() -> None:

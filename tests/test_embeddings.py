@@ -42,6 +42,12 @@ def test_without_normalisation_only_cuts(library: Library, rng: np.random.Genera
 def test_extreme_lengths_neither_vanish_nor_overflow(scale: float) -> None:
     rows = np.array([[3.0, 4.0, 0.0]]) * scale
     np.testing.assert_allclose(truncate(rows.astype(np.float32), 2), [[0.6, 0.8]], rtol=1e-4)
+    uneven = np.array([[4.0, 1e-3, 3.0]]) * scale
+    np.testing.assert_allclose(truncate(uneven.astype(np.float32), 3), oracle(uneven, 3), atol=1e-5)
+
+
+def test_one_embedding_without_an_axis_of_rows() -> None:
+    np.testing.assert_allclose(truncate(np.array([3.0, 4.0, 12.0]), 2), [0.6, 0.8])
 
 
 @given(

@@ -47,6 +47,11 @@ def test_relevance(library: Library, case: dict[str, np.ndarray]) -> None:
     assert not library.to_numpy(found)[0, 5]
 
 
+def test_the_first_row_of_the_corpus_counts_once_too() -> None:
+    found = metrics.relevance(np.array([[0, 1, 0]]), np.array([7, 5]), np.array([7]))
+    np.testing.assert_array_equal(found, [[True, False, False]])
+
+
 def test_count_relevant(library: Library, case: dict[str, np.ndarray]) -> None:
     counts = metrics.count_relevant(*on(library, case, "corpus_labels", "query_labels"))
     expected = [case["corpus_labels"].tolist().count(label) for label in case["query_labels"].tolist()]
@@ -264,6 +269,8 @@ def test_wrong_predictions_are_refused() -> None:
         metrics.oracle_accuracy(np.zeros((4, 3), int), labels)
     with pytest.raises(ValueError, match=r"`predictions` must have shape \(G, n\), got \(2,\)"):
         metrics.oracle_accuracy(labels, labels)
+    with pytest.raises(ValueError, match=r"`labels` must have shape \(n,\), got \(1, 2\)"):
+        metrics.oracle_accuracy([labels[None]], labels[None])
     with pytest.raises(ValueError, match="`predictions` must hold at least one prefix"):
         metrics.oracle_accuracy([], labels)
     with pytest.raises(ValueError, match="`predictions` must hold at least one prefix"):

@@ -23,6 +23,13 @@ def test_odd_widths_round_down() -> None:
     assert Nesting.halving(7, smallest=7).dims == (7,)
 
 
+def test_the_smallest_ladders() -> None:
+    assert Nesting.halving(1, smallest=1).dims == (1,)
+    assert Nesting.halving(5, smallest=1).dims == (1, 2, 5)
+    assert Nesting.uniform(2, smallest=1, count=2).dims == (1, 2)
+    assert Nesting.uniform(4, smallest=1, count=4).dims == (1, 2, 3, 4)
+
+
 def test_a_nesting_is_a_value() -> None:
     nesting = Nesting([8, 16], importance=[2, 1])
     assert nesting == Nesting((8, 16), importance=(2.0, 1.0))
@@ -30,6 +37,7 @@ def test_a_nesting_is_a_value() -> None:
     assert len({nesting, Nesting((8, 16), (2, 1))}) == 1
     assert (nesting.dim, len(nesting), list(nesting)) == (16, 2, [8, 16])
     assert repr(nesting) == "Nesting((8, 16), importance=(2.0, 1.0))"
+    assert repr(Nesting((8, 16))) == "Nesting((8, 16))"
     assert eval(repr(nesting)) == nesting
     with pytest.raises(AttributeError):
         nesting.dims = (1,)  # type: ignore[misc]
@@ -88,6 +96,14 @@ def test_bad_importance_is_refused(importance: object, error: type[Exception], m
 def test_bad_ladders_are_refused() -> None:
     with pytest.raises(ValueError, match=r"`smallest` must be an integer in \[1, 4\], got 8"):
         Nesting.halving(4)
+    with pytest.raises(ValueError, match=r"`smallest` must be an integer in \[1, 4\], got 0"):
+        Nesting.halving(4, smallest=0)
+    with pytest.raises(ValueError, match="`dim` must be an integer >= 1, got 0"):
+        Nesting.halving(0, smallest=1)
+    with pytest.raises(ValueError, match="`dim` must be an integer >= 2, got 1"):
+        Nesting.uniform(1, smallest=1, count=2)
+    with pytest.raises(ValueError, match=r"`smallest` must be an integer in \[1, 7\], got 8"):
+        Nesting.uniform(8)
     with pytest.raises(ValueError, match=r"`count` must be an integer in \[2, 3\], got 4"):
         Nesting.uniform(10, smallest=8, count=4)
     with pytest.raises(ValueError, match="`count`"):

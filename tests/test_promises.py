@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from matryoshka import Cascade, Corpus, Funnel
-from matryoshka._promises import betting
+from matryoshka._promises import betting, binomial
 from matryoshka._promises.walk import walk
 
 
@@ -19,6 +19,7 @@ from matryoshka._promises.walk import walk
         ([], (), None),
         ([0.3, 0.01], (0.3,), None),
         ([0.1], (0.1,), 0),  # at the level itself a plan passes
+        ([0.01, 0.2], (0.01, 0.2), 0),
         ([0.01, 0.05, 0.2, 0.01], (0.01, 0.05, 0.2), 1),
         ([0.01, 0.0], (0.01, 0.0), 1),
     ],
@@ -79,6 +80,36 @@ def test_a_certificate_that_was_changed_is_refused(value: Cascade | Funnel, name
         changed = record | {"certificate": record["certificate"] | {name: broken}}
         with pytest.raises(ValueError, match=r"`certificate"):
             type(value).from_json(json.dumps(changed))
+
+
+@pytest.mark.parametrize("bad", [None, "0.9", 2.0, -0.1, math.nan])
+def test_each_of_the_recalls_is_a_share(bad: object) -> None:
+    record = json.loads(CERTIFIED[1].to_json())
+    record["certificate"]["recalls"][-1] = bad
+    with pytest.raises(ValueError, match=r"`certificate.recalls\["):
+        Funnel.from_json(json.dumps(record))
+
+
+def test_where_nothing_passed_the_plan_is_the_full_width() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.arange(10) % 2
+    probabilities = [np.full((10, 2), 0.5)] * 2
+    cascade = Cascade.certify(probabilities, labels, nesting=(8, 16), max_gap=0.1)
+    funnel = Funnel.calibrate(Corpus(rng.normal(size=(60, 32))), rng.normal(size=(10, 32)), 5, recall=0.9)
+    for plan, change in ((cascade, {"thresholds": [0.5]}), (funnel, {"dims": [8, 32], "keep": [20]})):
+        record = json.loads(plan.to_json())
+        assert record["certificate"]["chosen"] is None
+        assert type(plan).from_json(json.dumps(record)) == plan
+        changed = record | change | {"certificate": record["certificate"] | change}
+        with pytest.raises(ValueError, match=rf"`certificate.{list(change)[-1]}` must be"):
+            type(plan).from_json(json.dumps(changed))
+
+
+def test_the_fewest_rows_are_those_of_a_power() -> None:
+    for rate in (0.001, 0.02, 0.3, 0.5, 0.9, 0.999):
+        for delta in (0.5, 0.1, 0.01):
+            rows = binomial.rows_needed(rate, delta)
+            assert rows == next(n for n in range(1, 10_000) if (1 - rate) ** n <= delta)
 
 
 def test_what_was_certified_passed_something() -> None:
