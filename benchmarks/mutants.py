@@ -115,12 +115,14 @@ def changes(node: ast.AST) -> Iterator[tuple[ast.AST, ast.AST]]:
 
 
 def walk(node: ast.AST, function: str = "") -> Iterator[tuple[str, ast.AST]]:
-    """Yield the nodes that may change, each with the name of the function around it."""
+    """Yield the nodes that may change, each with the name of the function around it, or of the module's constant."""
     yield function, node
     if isinstance(node, ast.Raise | ast.JoinedStr):
         return
     if isinstance(node, ast.FunctionDef | ast.ClassDef):
         function = f"{function}.{node.name}".lstrip(".")
+    if isinstance(node, ast.Assign) and not function:
+        function = ast.unparse(node.targets[0])
     for field, value in ast.iter_fields(node):
         if field in ("annotation", "returns", "decorator_list"):
             continue
@@ -233,6 +235,7 @@ def main() -> None:
     parser.add_argument("rooms", nargs="*", default=[], help=f"of {', '.join(ROOMS)}; all by default")
     parser.add_argument("--sample", type=int, default=40, help="mutants of each room at most (default 40)")
     parser.add_argument("--all", action="store_true", help="every mutant, which takes hours")
+    parser.add_argument("--again", type=Path, metavar="JSON", help="only those that lived in this earlier run")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--output", type=Path, default=ROOT / "report" / "mutants.json")
@@ -257,8 +260,14 @@ def main() -> None:
 
         for room in options.rooms or ROOMS:
             every = mutants(room)
-            size = len(every) if options.all else min(options.sample, len(every))
+            if options.again:
+                earlier = json.loads(options.again.read_text())
+                alive = {(r["file"], r["line"], r["change"]) for r in earlier if not r["killed_by"]}
+                every = [mutant for mutant in every if (mutant.file, mutant.line, mutant.change) in alive]
+            size = len(every) if options.all or options.again else min(options.sample, len(every))
             sample = random.Random(options.seed).sample(every, size)
+            if not sample:
+                continue
             tree = trees.get()
             limits = limits_of(tree, room)
             trees.put(tree)

@@ -55,6 +55,20 @@ def test_predict_follows_each_row_through_the_ladder(
         library.assert_close(dims, exit_dims, atol=0)
 
 
+@pytest.mark.parametrize("confidence", ["max_probability", "margin", "entropy"])
+@pytest.mark.parametrize("temperatures", [None, (0.5, 2.0)])
+def test_classes_of_probability_zero(library: Library, confidence: str, temperatures: tuple[float, ...] | None) -> None:
+    short = np.array([[1.0, 0.0, 0.0], [0.5, 0.5, 0.0], [0.0, 0.75, 0.25], [0.25, 0.25, 0.5]])
+    probabilities = np.stack([short, short[:, ::-1]])
+    cascade = Cascade((2, 4), (0.3,), confidence=confidence, temperatures=temperatures)
+    answers, exit_dims = expected_of(
+        oracles.cascade_walk(probabilities, (2, 4), cascade.thresholds, confidence, temperatures)
+    )
+    labels, dims = cascade.predict(library.array(probabilities))
+    library.assert_close(labels, answers, atol=0)
+    library.assert_close(dims, exit_dims, atol=0)
+
+
 def test_evaluate_and_curve_count_every_row(library: Library, rng: np.random.Generator) -> None:
     probabilities, labels = population(rng, 60)
     cascade = Cascade(DIMS, (0.5, 0.55, 0.6))

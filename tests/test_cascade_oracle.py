@@ -68,9 +68,12 @@ def test_trends_of_classes() -> None:
     lax = class_trends(probabilities, labels, nesting=(1, 2, 4, 8), dip=0.25, tolerance=0.3)
     assert 1 in lax.rises
     with pytest.raises(ValueError, match="`dip` must be finite"):
-        class_trends(probabilities, labels, nesting=(1, 2, 4, 8), dip=2.0)
-    with pytest.raises(ValueError, match="`tolerance` must be finite"):
-        class_trends(probabilities, labels, nesting=(1, 2, 4, 8), tolerance=-1.0)
+        class_trends(probabilities, labels, nesting=(1, 2, 4, 8), dip=1.01)
+    for tolerance in (-0.01, 1.01):
+        with pytest.raises(ValueError, match="`tolerance` must be finite"):
+            class_trends(probabilities, labels, nesting=(1, 2, 4, 8), tolerance=tolerance)
+    assert class_trends(probabilities, labels, nesting=(1, 2, 4, 8), dip=1.0).dips == (1, 2)
+    assert class_trends(probabilities, labels, nesting=(1, 2, 4, 8), tolerance=1.0).rises == (0, 1, 2, 3, 4, 5)
 
 
 def likelihood(logits: np.ndarray, labels: np.ndarray, temperature: float) -> float:
@@ -99,6 +102,31 @@ def test_a_temperature_makes_the_labels_likeliest(library: Library, rng: np.rand
         powers / powers.sum(-1, keepdims=True), labels, nesting=DIMS, temperature=True
     ).temperatures
     assert again == pytest.approx(cascade.temperatures, rel=1e-2 if library.dtype_name == "float32" else 1e-3)
+
+
+def test_temperatures_grow_with_the_logits(rng: np.random.Generator) -> None:
+    labels = rng.integers(5, size=80)
+    logits = rng.normal(size=(80, 5)) + 1.5 * np.eye(5)[labels]
+    scales = np.array([0.05, 1.0, 40.0])
+    cascade = Cascade.calibrate(
+        logits * scales[:, None, None], labels, nesting=DIMS, temperature=True, from_logits=True
+    )
+    assert cascade.temperatures is not None
+    np.testing.assert_allclose(cascade.temperatures / scales, cascade.temperatures[1], rtol=3e-4)
+
+
+@pytest.mark.parametrize(("n_classes", "share"), [(1000, 0.01), (3, 0.6), (10, 0.99)])
+def test_a_temperature_that_is_known_in_closed_form(n_classes: int, share: float) -> None:
+    """One class stands out in every row, and is right in a share of them: so likely it has to become."""
+    right = round(share * 1000)
+    labels = np.repeat([0, 1], [right, 1000 - right])
+    logits = np.zeros((1000, n_classes))
+    logits[:, 0] = 4.0
+    cascade = Cascade.calibrate(
+        [logits, logits], labels, nesting=(2, 3), temperature=True, from_logits=True, grid=(0.5,)
+    )
+    odds = share / (1 - share) * (n_classes - 1)
+    assert cascade.temperatures == pytest.approx([4.0 / math.log(odds)] * 2, rel=3e-4)
 
 
 def test_temperatures_of_degenerate_rows_are_bounded() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import cases
@@ -33,6 +34,7 @@ from matryoshka import (
     mrl_e_cross_entropy_with_grad,
     mrl_logits_cross_entropy,
 )
+from matryoshka._hooks import loop
 
 WITH_BIAS = pytest.mark.parametrize("kind", ["mrl", "mrl-e"])
 ALL_OPTIONS = dict(CLASSIFIED["all-options"])
@@ -72,6 +74,18 @@ def test_a_single_embedding_is_one_row(kind: str) -> None:
         np.testing.assert_allclose(total, expected, rtol=1e-14)
     _, gradients = KINDS[kind].with_grad((embeddings[0], *head), labels=LABELS[0:1].reshape(()))
     assert gradients.embeddings.shape == (7,)
+
+
+@given(st.integers(0, 3000), st.integers(0, 2**21), st.none() | st.integers(1, 700))
+def test_blocks_are_as_large_as_their_memory_allows(n: int, row_bytes: int, row_block: int | None) -> None:
+    """64 to 512 rows of together 96 MiB, or as many as asked for; in as few blocks as that takes, of equal sizes."""
+    largest = row_block
+    if row_block is None and row_bytes:
+        largest = next(rows for rows in range(512, 63, -1) if rows * row_bytes <= 96 * 2**20 or rows == 64)
+    assert loop.largest_block(row_bytes, row_block) == largest
+    size = loop.block_size(n, row_bytes, row_block)
+    n_blocks = math.ceil(n / (largest or max(n, 1)))
+    assert size == (math.ceil(n / n_blocks) if n else 1)
 
 
 def test_importance_0_contributes_nothing_even_where_its_loss_is_infinite() -> None:
