@@ -82,7 +82,8 @@ def _is_single(value: object) -> bool:
 
 def seed(value: object, name: str = "seed") -> int:
     """Return the seed of a random generator, without which no result could be had again."""
-    return integer(value, name, minimum=0, maximum=2**128 - 1)  # as many bits as NumPy draws for one
+    number = integer(value, name, minimum=0)
+    return number if number < 2**128 else integer(number, name, minimum=0, maximum=2**128 - 1)  # the bits NumPy draws
 
 
 def real(
