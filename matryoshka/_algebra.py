@@ -8,15 +8,20 @@ from matryoshka._array import arange, can_write, length, library
 from matryoshka._typing import Array, Namespace
 
 
-def log_softmax(logits: Array, xp: Namespace) -> Array:
-    """Return the logarithm of the softmax over the last axis, as a new array; of no columns it is empty."""
-    if logits.shape[-1] == 0:
-        return xp.zeros_like(logits)
-    if hasattr(xp, "log_softmax"):
-        return xp.log_softmax(logits, -1)
-    shifted = logits - xp.max(logits, axis=-1, keepdims=True)
-    shifted -= xp.log(xp.sum(xp.exp(shifted), axis=-1, keepdims=True))
-    return shifted
+def softmax(logits: Array, xp: Namespace) -> tuple[Array, Array, Array]:
+    """Return the softmax p over the last axis (r, c) as a new array, the largest logits (r,), and log(1 / max p) (r,).
+
+    Each logit is exponentiated once. The sum of the last two is the logarithm of the sum of the exponentials; apart,
+    they keep the digits of a loss next to large logits.
+    """
+    largest = xp.max(logits, axis=-1)
+    if hasattr(xp, "softmax"):  # one pass through the cache
+        p = xp.softmax(logits, -1)
+        return p, largest, -xp.log(xp.max(p, axis=-1))
+    p = exp_(logits - largest[..., None], xp)
+    total = xp.sum(p, axis=-1)
+    p /= total[..., None]
+    return p, largest, xp.log(total)
 
 
 def exp_(array: Array, xp: Namespace) -> Array:
@@ -40,7 +45,7 @@ def add_product(total: Array | None, left: Array, right: Array, *, dtype: object
     if total is None:
         return xp.astype(_product(left, right, xp), dtype, copy=False)
     if library(xp) == "torch" and left.dtype == total.dtype:
-        return _torch_add_product(total, left, right, keep=1)
+        return _torch_add_product(total, left, right, keep=1, xp=xp)
     total += xp.astype(_product(left, right, xp), dtype, copy=False)
     return total
 
@@ -48,7 +53,7 @@ def add_product(total: Array | None, left: Array, right: Array, *, dtype: object
 def write_product(target: Array, left: Array, right: Array, *, keep: bool, xp: Namespace) -> None:
     """Write left @ right to `target`, or with `keep` add it, in a library whose arrays can be written to."""
     if library(xp) == "torch" and left.dtype == target.dtype:
-        _torch_add_product(target, left, right, keep=int(keep))
+        _torch_add_product(target, left, right, keep=int(keep), xp=xp)
     elif keep:
         target += _product(left, right, xp)
     elif left.dtype == target.dtype:
@@ -57,8 +62,9 @@ def write_product(target: Array, left: Array, right: Array, *, keep: bool, xp: N
         target[...] = _product(left, right, xp)
 
 
-# PyTorch's CPU products with fewer columns than this are several times slower than their transposes.
-_NARROW = 12
+# PyTorch's CPU products with fewer columns than this take up to ten times as long as their transposes, and `addmm_` on
+# a transposed view does not transpose: the product is formed on its own and then copied or added.
+_NARROW = 16
 
 
 def _product(left: Array, right: Array, xp: Namespace) -> Array:
@@ -67,10 +73,10 @@ def _product(left: Array, right: Array, xp: Namespace) -> Array:
     return left @ right
 
 
-def _torch_add_product(target: Array, left: Array, right: Array, *, keep: int) -> Array:
+def _torch_add_product(target: Array, left: Array, right: Array, *, keep: int, xp: Namespace) -> Array:
     if right.shape[1] < _NARROW:
-        target.T.addmm_(right.T, left.T, beta=keep)
-        return target
+        product = _product(left, right, xp)
+        return target.add_(product) if keep else target.copy_(product)
     return target.addmm_(left, right, beta=keep)
 
 

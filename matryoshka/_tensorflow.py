@@ -22,7 +22,7 @@ __all__ = [
     "float32",
     "full",
     "isdtype",
-    "log_softmax",
+    "log",
     "matrix_transpose",
     "max",
     "mean",
@@ -31,6 +31,7 @@ __all__ = [
     "reshape",
     "row_hook",
     "shape",
+    "softmax",
     "sqrt",
     "stack",
     "sum",
@@ -40,8 +41,8 @@ __all__ = [
 ]
 
 float32 = tf.float32
-abs, exp, shape, sqrt, where = tf.abs, tf.exp, tf.shape, tf.sqrt, tf.where
-log_softmax, matrix_transpose, permute_dims = tf.nn.log_softmax, tf.linalg.matrix_transpose, tf.transpose
+abs, exp, log, shape, sqrt, where = tf.abs, tf.exp, tf.math.log, tf.shape, tf.sqrt, tf.where
+softmax, matrix_transpose, permute_dims = tf.nn.softmax, tf.linalg.matrix_transpose, tf.transpose
 
 
 def isdtype(dtype: Any, kind: str) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from matryoshka._algebra import add_product, exp_, log_softmax, write_product
+from matryoshka._algebra import add_product, write_product
 from matryoshka._array import accumulator_dtype, can_write
 from matryoshka._hooks.formula import Arrays, Block, Totals
 from matryoshka._typing import Array
@@ -26,19 +26,21 @@ class TiedHead(ProductFormula):
         weight, bias = parameters
         return self.factor(weight), bias
 
-    def log_probabilities(self, rows: Arrays, prepared: Arrays) -> Iterator[Array]:
+    def logits(self, rows: Arrays, prepared: Arrays) -> Iterator[Array]:
         weight, bias = prepared
-        for z in self.running_products(self.factor(rows[0]), weight, bias):
-            yield log_softmax(z, self.xp)
+        return self.running_products(self.factor(rows[0]), weight, bias)
 
     def gradients(
         self, block: Block, prepared: Arrays, totals: Totals | None, wanted: tuple[bool, ...]
     ) -> tuple[Array, Arrays, Totals]:
         d_weight, d_bias = totals or (None, None)
-        log_ps = list(self.log_probabilities(block.rows, prepared))
-        losses = self.stack_losses(log_ps, block.labels)
+        ps, losses = [], []
+        for z in self.logits(block.rows, prepared):
+            p, loss = self.softmax(z, block.labels)
+            ps.append(p)
+            losses.append(loss)
         suffix, d_x, d_weight = self.block_gradients(
-            lambda g: self.logit_gradients(g, exp_(log_ps.pop(), self.xp), block.labels),
+            lambda g: self.logit_gradients(g, ps.pop(), block.labels),
             self.factor(self.scale_rows(block.rows[0], block.weights)),
             prepared[0],
             d_weight,
@@ -46,7 +48,7 @@ class TiedHead(ProductFormula):
         )
         if wanted[2]:
             d_bias = self.add_row_sum(d_bias, suffix, block.weights)
-        return losses, (self.scale_rows(d_x, block.weights),), (d_weight, d_bias)
+        return self.xp.stack(losses), (self.scale_rows(d_x, block.weights),), (d_weight, d_bias)
 
     def finish(self, prepared: Arrays, totals: Totals) -> Arrays:
         d_weight, d_bias = totals
@@ -63,8 +65,8 @@ class SeparateHeads(SoftmaxFormula):
     def prepare(self, parameters: Arrays) -> Arrays:
         return tuple(p if i % 2 else self.factor(p) for i, p in enumerate(parameters))
 
-    def log_probabilities(self, rows: Arrays, prepared: Arrays) -> Iterator[Array]:
-        return (self._log_p(g, rows[0], prepared) for g in range(len(self.nesting)))
+    def logits(self, rows: Arrays, prepared: Arrays) -> Iterator[Array]:
+        return (self._logits(g, rows[0], prepared) for g in range(len(self.nesting)))
 
     def gradients(
         self, block: Block, prepared: Arrays, totals: Totals | None, wanted: tuple[bool, ...]
@@ -75,9 +77,9 @@ class SeparateHeads(SoftmaxFormula):
         d_heads = list(totals or [None] * len(prepared))
         losses, d_x = [], None
         for g, m in reversed(list(enumerate(self.nesting))):
-            log_p = self._log_p(g, x, prepared)
-            losses.append(self.row_losses(log_p, labels))
-            d_z = self.logit_gradients(g, exp_(log_p, xp), labels)
+            p, loss = self.softmax(self._logits(g, x, prepared), labels)
+            losses.append(loss)
+            d_z = self.logit_gradients(g, p, labels)
             w, b = 2 * g, 2 * g + 1
             factor = xp.astype(d_z, prepared[w].dtype, copy=False)
             if wanted[0]:
@@ -92,14 +94,14 @@ class SeparateHeads(SoftmaxFormula):
     def row_bytes(self, parameters: Arrays) -> int:
         return 4 * int(parameters[0].shape[0]) * 3
 
-    def _log_p(self, g: int, x: Array, prepared: Arrays) -> Array:
+    def _logits(self, g: int, x: Array, prepared: Arrays) -> Array:
         weight, bias = prepared[2 * g : 2 * g + 2]
         xp, dtype = self.xp, accumulator_dtype(x, self.xp)
         prefix = self.factor(x)[:, : self.nesting.dims[g]]
         z = add_product(None, prefix, xp.matrix_transpose(weight), dtype=dtype, xp=xp)
         if bias is not None:
             z += xp.astype(bias, dtype, copy=False)
-        return log_softmax(z, xp)
+        return z
 
     def _add_to_prefix(self, total: Array | None, left: Array, right: Array, dtype: object) -> Array:
         """Return `total` (r, dim) with left (r, k) @ right (k, m) added to its first m columns, m <= dim.
@@ -118,19 +120,19 @@ class SeparateHeads(SoftmaxFormula):
 class Logits(SoftmaxFormula):
     """Logits computed elsewhere. Rows: those of each prefix (r, c), or one array of all (r, G, c); no parameters."""
 
-    def log_probabilities(self, rows: Arrays, prepared: Arrays) -> Iterator[Array]:
+    def logits(self, rows: Arrays, prepared: Arrays) -> Iterator[Array]:
         # One array is cut here: the cuts need no gradient of their own by the framework.
         stacked = len(rows[0].shape) == 3
         for z in (rows[0][:, g, :] for g in range(len(self.nesting))) if stacked else rows:
-            yield log_softmax(self.xp.astype(z, accumulator_dtype(z, self.xp), copy=False), self.xp)
+            yield self.xp.astype(z, accumulator_dtype(z, self.xp), copy=False)
 
     def gradients(
         self, block: Block, prepared: Arrays, totals: Totals | None, wanted: tuple[bool, ...]
     ) -> tuple[Array, Arrays, Totals]:
         losses, gradients = [], []
-        for g, log_p in enumerate(self.log_probabilities(block.rows, prepared)):
-            losses.append(self.row_losses(log_p, block.labels))
-            gradient = self.logit_gradients(g, exp_(log_p, self.xp), block.labels)
-            gradients.append(self.scale_rows(gradient, block.weights))
+        for g, z in enumerate(self.logits(block.rows, prepared)):
+            p, loss = self.softmax(z, block.labels)
+            losses.append(loss)
+            gradients.append(self.scale_rows(self.logit_gradients(g, p, block.labels), block.weights))
         stacked = len(block.rows[0].shape) == 3
         return self.xp.stack(losses), (self.xp.stack(gradients, axis=1),) if stacked else tuple(gradients), ()

@@ -17,7 +17,6 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from matryoshka._algebra import log_softmax
 from matryoshka._array import accumulator_dtype, library
 from matryoshka._hooks.formula import Arrays, Block, Totals
 from matryoshka._typing import Array
@@ -40,9 +39,9 @@ class Similarity(ProductFormula):
         keys, scale, inverse_norms = self._factors(keys)
         return keys, inverse_norms, scale, inverse_temperature
 
-    def log_probabilities(self, rows: Arrays, prepared: Arrays) -> Iterator[Array]:
+    def logits(self, rows: Arrays, prepared: Arrays) -> Iterator[Array]:
         q, _, inverse_q = self._factors(rows[0])
-        return (log_softmax(s, self.xp) for s in self._similarities(q, inverse_q, prepared))
+        return self._similarities(q, inverse_q, prepared)
 
     def gradients(
         self, block: Block, prepared: Arrays, totals: Totals | None, wanted: tuple[bool, ...]
@@ -50,30 +49,22 @@ class Similarity(ProductFormula):
         (x,), labels, weights = block
         k, inverse_k, _, inverse_t = prepared
         q, scale, inverse_q = self._factors(x)
-        log_ps, log_sums = [], []
-        for s in self._similarities(q, inverse_q, prepared):
-            log_ps.append(log_softmax(s, self.xp))
-            log_sums.append(self.at_labels(s, labels) - self.at_labels(log_ps[-1], labels))
-        losses = self.stack_losses(log_ps, labels)
-        d_k, k_sums = totals or (None, [None] * len(log_ps))
-        q_sums, k_sums = [None] * len(log_ps), list(k_sums)
-
-        def dot_gradient(g: int) -> Array:
-            log_p = log_ps.pop()
-            a = self.logit_gradients(g, self.xp.exp(log_p), labels)
-            # s is log_p plus one number per row, and the rows of A sum to 0.
-            log_p *= a
-            q_sums[g] = self.xp.sum(log_p, axis=1)
-            k_sums[g] = self.add_row_sum(k_sums[g], log_p, weights)
-            k_sums[g] = self.add_row_sum(k_sums[g], a, log_sums[g] if weights is None else log_sums[g] * weights)
+        d_k, k_sums = totals or (None, [None] * len(self.nesting))
+        k_sums, q_sums, dot_gradients, losses = list(k_sums), [], [], []
+        for g, s in enumerate(self._similarities(q, inverse_q, prepared)):
+            p, loss = self.softmax(s, labels)
+            a = self.logit_gradients(g, p, labels)
+            s *= a
+            q_sums.append(self.xp.sum(s, axis=1))
+            k_sums[g] = self.add_row_sum(k_sums[g], s, weights)
             a *= inverse_k[g]
             a *= (inverse_q[g] * inverse_t)[:, None]
-            return a
-
-        _, d_q, d_k = self.block_gradients(dot_gradient, self.scale_rows(q, weights), k, d_k, wanted)
+            dot_gradients.append(a)
+            losses.append(loss)
+        _, d_q, d_k = self.block_gradients(lambda _: dot_gradients.pop(), self.scale_rows(q, weights), k, d_k, wanted)
         if d_q is not None:
             d_q = self.scale_rows(d_q - self._norm_gradient(q, q_sums, inverse_q), scale)
-        return losses, (self.scale_rows(d_q, weights),), (d_k, k_sums)
+        return self.xp.stack(losses), (self.scale_rows(d_q, weights),), (d_k, k_sums)
 
     def finish(self, prepared: Arrays, totals: Totals) -> Arrays:
         (keys, inverse_k, scale, inverse_t), (d_k, k_sums) = prepared, totals

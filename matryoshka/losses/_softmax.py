@@ -1,15 +1,16 @@
 """What all formulas share: the softmax cross-entropy of a block's logits, its gradient, and weighted rows.
 
-With the logits z_m of prefix m, the gradient in them is g_m = c_m (softmax(z_m) - target). The weights a_i of the rows
+With the logits z_m of prefix m, the gradient in them is g_m = c_m (softmax(z_m) - target). One softmax gives both the
+gradient and the loss, so that each logit is exponentiated once. The weights a_i of the rows
 stay out of these large (r, c) arrays: they scale the gradient in the rows, and the rows where they enter that in the
 parameters.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 
-from matryoshka._algebra import subtract_at
+from matryoshka._algebra import softmax, subtract_at
 from matryoshka._array import length
 from matryoshka._hooks.formula import Arrays, Block, Formula
 from matryoshka._typing import Array
@@ -19,20 +20,22 @@ class SoftmaxFormula(Formula):
     """The cross-entropy of the softmax of each prefix's logits (r, c)."""
 
     def losses(self, block: Block, prepared: Arrays) -> Array:
-        return self.stack_losses(self.log_probabilities(block.rows, prepared), block.labels)
+        return self.xp.stack([self.softmax(z, block.labels)[1] for z in self.logits(block.rows, prepared)])
 
-    def log_probabilities(self, rows: Arrays, prepared: Arrays) -> Iterable[Array]:
-        """Yield the logarithm of each prefix's softmax, from the narrowest prefix up: new arrays (r, c)."""
+    def logits(self, rows: Arrays, prepared: Arrays) -> Iterator[Array]:
+        """Yield the logits (r, c) of each prefix, from the narrowest up; the next may be written over them."""
         raise NotImplementedError
 
-    def stack_losses(self, log_ps: Iterable[Array], labels: Array) -> Array:
-        """Return the losses (G, r) of log-probabilities (r, c)."""
-        return self.xp.stack([self.row_losses(log_p, labels) for log_p in log_ps])
-
-    def row_losses(self, log_p: Array, labels: Array) -> Array:
-        """Return -(1 - s) log p[label] - s mean(log p) for each row of log-probabilities (r, c)."""
-        losses, s = -self.at_labels(log_p, labels), self.smoothing
-        return losses if s == 0.0 else (1.0 - s) * losses - s * self.xp.mean(log_p, axis=-1)
+    def softmax(self, logits: Array, labels: Array) -> tuple[Array, Array]:
+        """Return p = softmax(logits) (r, c), a new array, and -(1 - s) log p[label] - s mean(log p) of each row."""
+        xp, s = self.xp, self.smoothing
+        if logits.shape[-1] == 0:
+            return xp.zeros_like(logits), xp.sum(logits, axis=-1)
+        p, largest, log_sum = softmax(logits, xp)
+        losses = largest - self.at_labels(logits, labels)
+        if s != 0.0:
+            losses = (1.0 - s) * losses - s * xp.mean(logits - largest[:, None], axis=-1)
+        return p, losses + log_sum
 
     def logit_gradients(self, g: int, p: Array, labels: Array) -> Array:
         """Return c_m (p - target), the gradient in the logits (r, c) of the prefix g; overwrites `p` where it can."""
