@@ -62,6 +62,19 @@ def write_product(target: Array, left: Array, right: Array, *, keep: bool, xp: N
         target[...] = _product(left, right, xp)
 
 
+def add_transposed_product(total: Array | None, left: Array, right: Array, *, dtype: object, xp: Namespace) -> Array:
+    """Return total + left.T @ right (c, k) in `dtype`, for left (r, c) and right (r, k); None stands for zero."""
+    if library(xp) == "jax" and right.shape[1] <= left.shape[0]:
+        from jax import lax  # loaded already, with the arrays
+
+        # XLA copies `left` transposed before each such product, which takes longer than a product with few columns.
+        # The barrier keeps it from turning this one around again.
+        product = xp.matrix_transpose(lax.optimization_barrier(xp.matrix_transpose(right) @ left))
+        product = xp.astype(product, dtype, copy=False)
+        return product if total is None else total + product
+    return add_product(total, xp.matrix_transpose(left), right, dtype=dtype, xp=xp)
+
+
 # PyTorch's CPU products with fewer columns than this take up to ten times as long as their transposes, and `addmm_` on
 # a transposed view does not transpose: the product is formed on its own and then copied or added.
 _NARROW = 16

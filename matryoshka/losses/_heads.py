@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from matryoshka._algebra import add_product, write_product
+from matryoshka._algebra import add_product, add_transposed_product, write_product
 from matryoshka._array import accumulator_dtype, can_write
 from matryoshka._hooks.formula import Arrays, Block, Totals
 from matryoshka._typing import Array
@@ -85,8 +85,8 @@ class SeparateHeads(SoftmaxFormula):
             if wanted[0]:
                 d_x = self._add_to_prefix(d_x, factor, prepared[w], d_z.dtype)
             if wanted[1 + w]:
-                transposed = xp.matrix_transpose(factor)
-                d_heads[w] = add_product(d_heads[w], transposed, weighted_x[:, :m], dtype=d_z.dtype, xp=xp)
+                columns = weighted_x[:, :m]
+                d_heads[w] = add_transposed_product(d_heads[w], factor, columns, dtype=d_z.dtype, xp=xp)
             if wanted[1 + b]:
                 d_heads[b] = self.add_row_sum(d_heads[b], d_z, weights)
         return xp.stack(losses[::-1]), (self.scale_rows(d_x, weights),), tuple(d_heads)

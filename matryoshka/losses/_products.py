@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from matryoshka._algebra import add_product, write_product
+from matryoshka._algebra import add_product, add_transposed_product, write_product
 from matryoshka._array import accumulator_dtype, can_write, empty
 from matryoshka._hooks.formula import Arrays
 from matryoshka._typing import Array, Namespace
@@ -70,7 +70,7 @@ class ProductFormula(SoftmaxFormula):
             if wanted[0]:
                 x_columns.add_product(g, factor, y[:, blocks[g]])
             if wanted[1]:
-                y_columns.add_product(g, self.xp.matrix_transpose(factor), x[:, blocks[g]])
+                y_columns.add_transposed_product(g, factor, x[:, blocks[g]])
         return suffix, self.join_columns(x_columns.data), y_columns.data
 
     def join_columns(self, data: Any) -> Array | None:
@@ -112,3 +112,10 @@ class _Columns:
             shape = (left.shape[0], self._blocks[-1].stop)
             self.data = empty(shape, like=left, dtype=self._dtype, xp=self._xp)
         write_product(self.data[:, self._blocks[g]], left, right, keep=self._keep, xp=self._xp)
+
+    def add_transposed_product(self, g: int, left: Array, right: Array) -> None:
+        """Add left.T @ right to block g, for left (k, n) and right (k, width); each block once."""
+        if self._writes:
+            self.add_product(g, self._xp.matrix_transpose(left), right)
+        else:
+            self.data[g] = add_transposed_product(self.data[g], left, right, dtype=self._dtype, xp=self._xp)
