@@ -47,16 +47,23 @@ def flag(value: object, name: str) -> bool:
     return bool(value)
 
 
-def integer(value: object, name: str, *, minimum: int | None = None, maximum: int | None = None) -> int:
-    """Return `value` as a Python int within [minimum, maximum]."""
+def integer(
+    value: object,
+    name: str,
+    *,
+    minimum: int | None = None,
+    maximum: int | None = None,
+    limit: int = LARGEST_INTEGER,
+) -> int:
+    """Return `value` as a Python int within [minimum, maximum]; a technical `limit` is named where it is exceeded."""
     number = value if type(value) is int else _index(value)
     if number is None:
         msg = f"`{name}` must be an integer, got {describe(value)}; pass an int."
         raise TypeError(msg)
-    if minimum is None and maximum is None and abs(number) > LARGEST_INTEGER:
-        minimum, maximum = -LARGEST_INTEGER, LARGEST_INTEGER
-    if maximum is None and number > LARGEST_INTEGER:
-        maximum = LARGEST_INTEGER
+    if minimum is None and maximum is None and abs(number) > limit:
+        minimum, maximum = -limit, limit
+    if maximum is None and number > limit:
+        maximum = limit
     if (minimum is not None and number < minimum) or (maximum is not None and number > maximum):
         got = number if abs(number) <= LARGEST_INTEGER else describe(number)
         msg = f"`{name}` must be an integer {_interval(minimum, maximum)}, got {got}; choose one in that range."
@@ -82,8 +89,7 @@ def _is_single(value: object) -> bool:
 
 def seed(value: object, name: str = "seed") -> int:
     """Return the seed of a random generator, without which no result could be had again."""
-    number = integer(value, name, minimum=0)
-    return number if number < 2**128 else integer(number, name, minimum=0, maximum=2**128 - 1)  # the bits NumPy draws
+    return integer(value, name, minimum=0, limit=2**128 - 1)  # as many bits as NumPy draws for one
 
 
 def real(
@@ -289,7 +295,7 @@ def n_classes(weight: Array, name: str, *, axis: int = 0) -> int:
 
 def classes(value: object, name: str, width: int) -> int:
     """Return the number of classes of a new head, whose weight must not be larger than a layer may be."""
-    return integer(value, name, minimum=1, maximum=max(1, LARGEST_RESULT // width))
+    return integer(value, name, minimum=1, limit=max(1, LARGEST_RESULT // width))
 
 
 def bias(array: Array | None, name: str, count: int) -> None:

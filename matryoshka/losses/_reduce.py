@@ -64,13 +64,13 @@ def row_labels(
 
 
 def _weights(sample_weight: Array, axes: tuple[int, ...], dtype: object, xp: Namespace) -> Array:
-    """Return weights as (n,), after checking them on NumPy, and elsewhere with NaN for those that are none."""
+    """Return weights as (n,), after checking them on NumPy, and elsewhere with NaN for those that are not finite."""
     _checks.floating(sample_weight, "sample_weight", xp)
     _checks.shape(sample_weight, "sample_weight", axes, "that of `labels`")
     weights = xp.astype(xp.reshape(sample_weight, (-1,)), dtype, copy=False)
-    bad = ~((weights >= 0) & (weights < math.inf))
     if library(xp) != "numpy":
-        return _put(weights, bad, math.nan, xp)
+        return _put(weights, ~(xp.abs(weights) < math.inf), math.nan, xp)
+    bad = ~((weights >= 0) & (weights < math.inf))
     if bad.any():
         msg = (
             f"`sample_weight` must be finite and not negative, got {int(bad.sum())} of {len(bad)} that are not; "
