@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import cache
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,9 @@ def namespace(
     """
     arrays += tuple([pair for pair in optional if pair[1] is not None])
     if xp is not None:
+        if not isinstance(xp, ModuleType):
+            msg = f"`xp` must be an array namespace such as numpy, got {type(xp).__name__}; leave it out."
+            raise TypeError(msg)
         for name, array in arrays:
             _check_of(name, array, xp)
         return xp
@@ -94,7 +98,9 @@ def _check_of(name: str, array: Array, xp: Namespace) -> None:
         if not isinstance(array, xp.Tensor):
             msg = f"`{name}` must be a tensor, got {_kind(array)}; convert it with torch.as_tensor."
             raise TypeError(msg)
-    elif not (hasattr(array, "shape") and hasattr(array, "dtype")):
+    elif not (
+        is_numpy_array(array) or (library(xp) != "numpy" and hasattr(array, "shape") and hasattr(array, "dtype"))
+    ):
         msg = f"`{name}` must be an array or tensor, got {_kind(array)}; convert it with `asarray` of its library."
         raise TypeError(msg)
     _check_plain(name, array, xp)
@@ -165,7 +171,8 @@ def is_integer(array: Array, xp: Namespace) -> bool:
 def accumulator_dtype(array: Array, xp: Namespace) -> object:
     """Return the dtype in which sums over `array` are formed: float32 for half precision, else its own."""
     if isinstance(array, np.ndarray) and array.dtype.kind == "f":
-        return array.dtype if array.dtype.itemsize > 2 else np.dtype(np.float32)
+        dtype = array.dtype if array.dtype.itemsize > 2 else np.dtype(np.float32)
+        return dtype if dtype.isnative else dtype.newbyteorder("=")
     return xp.float32 if _dtype_name(array) in _HALF else array.dtype
 
 

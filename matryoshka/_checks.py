@@ -84,7 +84,9 @@ def _index(value: object) -> int | None:
 def _is_single(value: object) -> bool:
     """Tell whether a value is no array, or one of no axes that holds a number and no truth value."""
     dtype = getattr(value, "dtype", None)
-    return dtype is None or (getattr(value, "shape", None) == () and "bool" not in str(dtype))
+    if dtype is None:
+        return True
+    return getattr(value, "shape", None) == () and "bool" not in str(dtype) and not isinstance(value, np.ma.MaskedArray)
 
 
 def seed(value: object, name: str = "seed") -> int:

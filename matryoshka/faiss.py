@@ -183,10 +183,9 @@ class FaissCorpus:
         TypeError, ValueError
             As for `Corpus.search`, or the funnel starts at another width than that of the index.
         """
-        exact = funnel is None or (isinstance(funnel, Funnel) and funnel.dims == (self.dim,) != self.search_dims)
-        if exact:
-            return self._corpus.search(queries, k)
-        if isinstance(funnel, Funnel) and funnel.dims[:1] != self.search_dims:
+        if not isinstance(funnel, Funnel) or funnel.dims == (self.dim,) != self.search_dims:
+            return self._corpus.search(queries, k, funnel=funnel)
+        if funnel.dims[:1] != self.search_dims:
             msg = f"`funnel` must start at the width of the index, {self._index.d}, got {funnel.dims}; change one."
             raise ValueError(msg)
         return self._corpus.search(queries, k, funnel=funnel, first_stage=self._find)

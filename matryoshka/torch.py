@@ -88,14 +88,15 @@ class MRLHead(_Nested):
         tied: bool = False,
         bias: bool = True,
         label_smoothing: float = 0.0,
-        ignore_index: int = -100,
+        ignore_index: int | None = -100,
         reduction: str = "mean",
         device: Any = None,
         dtype: Any = None,
     ) -> None:
+        tied, bias = _checks.flag(tied, "tied"), _checks.flag(bias, "bias")
+        num_classes = _checks.classes(num_classes, "num_classes", as_nesting(nesting).dim)
         super().__init__(nesting, num_classes=num_classes, tied=tied)
-        self.num_classes = _checks.classes(num_classes, "num_classes", self.nesting.dim)
-        self.tied, bias = _checks.flag(tied, "tied"), _checks.flag(bias, "bias")
+        self.num_classes, self.tied = num_classes, tied
         self.options = checked_options(label_smoothing=label_smoothing, ignore_index=ignore_index, reduction=reduction)
         for i, width in enumerate((self.nesting.dim,) if tied else self.nesting):
             linear = torch.nn.Linear(width, self.num_classes, bias=bias, device=device, dtype=dtype)
@@ -162,7 +163,12 @@ class MRLCrossEntropy(_Nested):
     """
 
     def __init__(
-        self, nesting: NestingLike, *, label_smoothing: float = 0.0, ignore_index: int = -100, reduction: str = "mean"
+        self,
+        nesting: NestingLike,
+        *,
+        label_smoothing: float = 0.0,
+        ignore_index: int | None = -100,
+        reduction: str = "mean",
     ) -> None:
         super().__init__(nesting)
         self.options = checked_options(label_smoothing=label_smoothing, ignore_index=ignore_index, reduction=reduction)
@@ -221,11 +227,12 @@ class InfoNCE(_Nested):
         device: Any = None,
         dtype: Any = None,
     ) -> None:
+        temperature = _checks.real(temperature, "temperature", minimum=0.0, open_minimum=True)
+        symmetric, gather = _checks.flag(symmetric, "symmetric"), _checks.flag(gather, "gather")
+        learnable_temperature = _checks.flag(learnable_temperature, "learnable_temperature")
         shown = {"symmetric": symmetric, "learnable_temperature": learnable_temperature, "gather": gather}
         super().__init__(nesting, temperature=temperature, **shown)
-        self.initial_temperature = _checks.real(temperature, "temperature", minimum=0.0, open_minimum=True)
-        self.symmetric, self.gather = _checks.flag(symmetric, "symmetric"), _checks.flag(gather, "gather")
-        learnable_temperature = _checks.flag(learnable_temperature, "learnable_temperature")
+        self.initial_temperature, self.symmetric, self.gather = temperature, symmetric, gather
         self.options = checked_options(label_smoothing=label_smoothing, reduction=reduction)
         logarithm = torch.empty((), device=device, dtype=dtype)
         self.log_temperature = torch.nn.Parameter(logarithm) if learnable_temperature else None
@@ -276,9 +283,10 @@ class NestedLoss(_Nested):
     """
 
     def __init__(self, loss: Callable[..., Any], nesting: NestingLike, *, normalize: bool = False) -> None:
-        super().__init__(nesting, normalize=normalize)
         _checks.function(loss, "loss")
-        self.loss, self.normalize = loss, _checks.flag(normalize, "normalize")
+        normalize = _checks.flag(normalize, "normalize")
+        super().__init__(nesting, normalize=normalize)
+        self.loss, self.normalize = loss, normalize
 
     def forward(self, *embeddings: torch.Tensor, return_parts: bool = False) -> Any:
         """Return the loss of embeddings (..., dim), as many as the loss takes."""

@@ -190,7 +190,8 @@ def superclass_accuracy(predictions: Array, labels: Array, superclasses: Array, 
     _checks.labels(predictions, "predictions", labels.shape, xp)
     _check_within(labels, "labels", xp, minimum=0, stop=superclasses.shape[0])
     _check_within(predictions, "predictions", xp, minimum=-1, stop=superclasses.shape[0])
-    return nearest_neighbor_accuracy(predictions[:, None], superclasses, xp.take(superclasses, labels, axis=0))
+    ids = xp.astype(predictions, xp.int64, copy=False)[:, None]
+    return nearest_neighbor_accuracy(ids, superclasses, xp.take(superclasses, labels, axis=0))
 
 
 _ROW_BLOCK = 4096

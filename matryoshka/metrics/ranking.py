@@ -282,6 +282,7 @@ def _check_ids(ids: Array, name: str, xp: Namespace) -> None:
         raise TypeError(msg)
     _checks.ndim(ids, name, 2, "(n, k)")
     _checks.not_empty(ids, name)
+    _checks.not_empty(ids, name, axis=1)
 
 
 def _check_within(array: Array, name: str, xp: Namespace, *, minimum: int, stop: int) -> None:
@@ -300,6 +301,7 @@ def _first_k(relevance: Array, k: int) -> tuple[Namespace, int, Array]:
         raise TypeError(msg)
     _checks.ndim(relevance, "relevance", 2, "(n, k or wider)")
     _checks.not_empty(relevance, "relevance")
+    _checks.not_empty(relevance, "relevance", axis=1)
     k = _checks.integer(k, "k", minimum=1, maximum=relevance.shape[1])
     return xp, k, relevance[:, :k]
 
