@@ -241,6 +241,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=ROOT / "report" / "mutants.json")
     options = parser.parse_args()
     table = tomllib.loads((ROOT / "benchmarks" / "mutants.toml").read_text())["equivalent"]
+    options.output.parent.mkdir(exist_ok=True)
     results: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(options.jobs) as pool:
         trees: queue.SimpleQueue[Tree] = queue.SimpleQueue()
@@ -274,8 +275,7 @@ def main() -> None:
             done = list(pool.map(run, sample, [limits] * len(sample)))
             results += done
             print(summary(room, done, len(every)), flush=True)
-    options.output.parent.mkdir(exist_ok=True)
-    options.output.write_text(json.dumps(results, indent=1))
+            options.output.write_text(json.dumps(results, indent=1))
 
 
 if __name__ == "__main__":

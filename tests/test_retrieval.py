@@ -17,6 +17,7 @@ from oracles import retrieval_funnel, retrieval_rank
 
 from matryoshka import Corpus, Funnel
 from matryoshka._array import from_numpy, namespace, to_numpy
+from matryoshka.retrieval import _rerank
 
 METRICS = ("cosine", "ip", "l2")
 
@@ -91,6 +92,21 @@ def test_rerank_through_the_rest_of_a_funnel(
         expected = retrieval_rank(queries, corpus, candidates, count, dim, metric)
         candidates = expected[1].tolist()
     library.assert_found(found, expected)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("numbers", [1, 60, 700])
+def test_parts_of_long_lists_do_not_show(
+    data: tuple[np.ndarray, np.ndarray], metric: str, numbers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus, queries = data
+    plan = Funnel((5, 8, 14, 23), (60, 20, 11))
+    searched = Corpus(corpus, metric=metric)
+    whole = searched.search(queries, 10, funnel=plan)
+    monkeypatch.setattr(_rerank, "_NUMBERS", numbers)
+    for one, other in zip(whole, searched.search(queries, 10, funnel=plan), strict=True):
+        np.testing.assert_array_equal(one, other)
+    np.testing.assert_array_equal(whole[1], retrieval_funnel(queries, corpus, 10, plan.dims, plan.keep, metric)[1])
 
 
 def test_rerank_through_a_single_shot_is_a_rerank(rng: np.random.Generator) -> None:
