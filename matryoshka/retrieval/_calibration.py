@@ -72,10 +72,12 @@ class Question:
 
     def exact(self, queries: Array, least: int) -> np.ndarray:
         """Return the exact neighbours (n_queries, k) of at least so many queries."""
-        ids = self.found(queries)
-        if len(ids) < least:
-            msg = f"`queries` must be at least {least}, got {len(ids)}; pass more."
+        namespace(("queries", queries))
+        _checks.ndim(queries, "queries", 2, "(n_queries, dim)")
+        if queries.shape[0] < least:
+            msg = f"`queries` must be at least {least}, got {queries.shape[0]}; pass more."
             raise ValueError(msg)
+        ids = self.found(queries)
         if (ids < 0).any():
             msg = f"`corpus` must find {self.k} rows for each query in an exact search, got fewer; choose a smaller k."
             raise ValueError(msg)
