@@ -103,6 +103,13 @@ def mutants(session: nox.Session) -> None:
 
 
 @nox.session
+def soak(session: nox.Session) -> None:
+    """Search long, kill saves at every step, damage saved files: `nox -s soak -- kills` runs one part (Linux)."""
+    install(session, "-e", ".[faiss]")
+    session.run("python", "-m", "benchmarks.soak", *session.posargs)
+
+
+@nox.session
 def demo(session: nox.Session) -> None:
     """Train, decide and retrieve on the digits of scikit-learn; writes report/report.md."""
     install(session, "-e", ".[torch,cli]", group="demo")

@@ -1,43 +1,57 @@
-"""Read and write files so that nothing is executed by reading and nothing is half written."""
+"""Read and write files so that reading executes nothing and writing is whole, or not at all."""
 
 from __future__ import annotations
 
+import functools
+import math
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import re
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks: what a killed process left there stays
+    fcntl = None  # type: ignore[assignment]
 
-def write_text(path: str | os.PathLike[str], text: str) -> None:
+PathLike = str | os.PathLike[str]
+
+_HIDDEN = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.(tmp|old)")
+"""Names beside a path: `.tmp` is being written or out of use, `.old` waits, for a moment, for the new one."""
+
+
+def write_text(path: PathLike, text: str) -> None:
     """Write `text` to `path` as UTF-8: whole, or not at all."""
     write_bytes(path, text.encode("utf-8"))
 
 
-def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+def write_bytes(path: PathLike, data: bytes) -> None:
     """Write `data` to `path`: whole, or not at all."""
     write_all({Path(path): data})
 
 
 def write_all(contents: Mapping[Path, bytes]) -> None:
-    """Write files, each whole: all are written before the first takes its place."""
-    written: dict[Path, Path] = {}
-    try:
+    """Write files, each whole: all are written before the first takes its place. Links are followed, and stay."""
+    with ExitStack() as stack:
+        written = []
         for path, data in contents.items():
-            with _naming(path):
-                written[path] = _write_beside(path, data)
-        for path, temporary in written.items():
-            with _naming(path):
-                temporary.replace(path)
-    finally:
-        for temporary in written.values():
-            temporary.unlink(missing_ok=True)
+            with naming(path):
+                place = real(path)
+                _clear_leftovers(place)
+                written.append((path, place, stack.enter_context(_write_beside(place, data))))
+        for path, place, temporary in written:
+            with naming(path):
+                temporary.replace(place)
+        for folder in {place.parent for _, place, _ in written}:
+            sync_folder(folder)
 
 
-def write_together(folder: str | os.PathLike[str], contents: Mapping[str, bytes]) -> None:
+def write_together(folder: PathLike, contents: Mapping[str, bytes]) -> None:
     """Write files into `folder`, which is made if absent: all are written before the first takes its place."""
     target = Path(folder)
     made = not target.exists()
@@ -46,85 +60,47 @@ def write_together(folder: str | os.PathLike[str], contents: Mapping[str, bytes]
         write_all({target / name: data for name, data in contents.items()})
     except BaseException:
         if made:
-            shutil.rmtree(target)
+            for name in contents:
+                (target / name).unlink(missing_ok=True)
+            with suppress(OSError):  # somebody else put something there
+                target.rmdir()
         raise
 
 
-def _write_beside(path: Path, data: bytes) -> Path:
-    """Write `data` to a temporary file beside `path`, and return that."""
-    with tempfile.NamedTemporaryFile(
-        "wb", dir=path.parent, prefix=f".{path.name}.", suffix=".tmp", delete=False
-    ) as file:
-        temporary = Path(file.name)
-        try:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        except BaseException:
-            temporary.unlink()
-            raise
-    _give_usual_permissions(temporary, 0o666)
-    return temporary
+def _clear_leftovers(target: Path) -> None:
+    """Remove the files that killed processes left beside `target`."""
+    for path in hidden(target, ".tmp"):
+        with locked(path) as dead, suppress(OSError):
+            if dead and path.is_file():
+                path.unlink()
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Let errors of the system name `path`, not the temporary file behind it."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
-
-
-def check_replaceable(path: str | os.PathLike[str], marker: str) -> None:
-    """Refuse to replace anything but an empty folder or one that holds the file `marker`, which says whose it is."""
-    target = Path(path)
-    ours = target.is_dir() and ((target / marker).is_file() or not any(target.iterdir()))
-    if target.exists() and not ours:
-        msg = (
-            f"`path` must be new, empty, or a folder that was saved here before, got {os.fspath(path)!r}, "
-            f"which holds other things and no {marker}; choose another path."
-        )
+def _write_beside(path: Path, data: bytes) -> Iterator[Path]:
+    """Give a temporary file beside `path` that holds `data`, as long as the block lasts."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        msg = f"`path` must be a file, got {os.fspath(path)!r}, which is a device or the like; choose another path."
         raise FileExistsError(msg)
+    with hidden_beside(path, functools.partial(Path.touch, exist_ok=False)) as temporary:
+        try:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            yield temporary
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
-def check_saved(path: str | os.PathLike[str], marker: str, *, by: str) -> None:
-    """Refuse what stands at `path` unless it is a folder with the file `marker`, which the method `by` writes."""
-    if Path(path).exists() and not Path(path, marker).is_file():
-        msg = f"`path` must be a folder that {by} wrote, got {os.fspath(path)!r} without {marker}; save anew."
-        raise ValueError(msg)
-
-
-@contextmanager
-def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a temporary folder beside `path` to fill, and move it to `path` if the block ends without an error.
-
-    A folder that stands at `path` is replaced only then; until the move, readers see the old one.
-    """
-    target = Path(path)
-    with _naming(target):
-        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp"))
-    try:
-        yield temporary
-        _give_usual_permissions(temporary, 0o777)
-        if target.exists():
-            old = temporary.with_suffix(".old")
-            target.rename(old)
-            temporary.rename(target)
-            shutil.rmtree(old)
-        else:
-            temporary.rename(target)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+def checksum(file: PathLike) -> int:
+    """Return the CRC-32 of a file."""
+    with Path(file).open("rb") as stream:
+        parts = iter(functools.partial(stream.read, 1 << 20), b"")
+        return functools.reduce(lambda value, part: zlib.crc32(part, value), parts, 0)
 
 
 def load_array(
-    path: str | os.PathLike[str],
-    name: str = "path",
-    *,
-    mmap: bool = False,
-    remedy: str = "save a numeric array with np.save",
+    path: PathLike, name: str = "path", *, mmap: bool = False, remedy: str = "save a numeric array with np.save"
 ) -> np.ndarray:
     """Read one array from a .npy file, memory-mapped if asked; pickled objects are refused, with a `remedy`.
 
@@ -133,42 +109,122 @@ def load_array(
     OSError
         There is no such file, or it cannot be read; the message calls it the argument `name`.
     ValueError
-        The file holds no plain array.
+        The file holds no plain array, or less than its header claims, in which case no memory was asked for.
     """
     try:
-        loaded = np.load(path, allow_pickle=False, mmap_mode="r" if mmap else None)
+        with Path(path).open("rb") as file:
+            fault = _fault(file)
+        if fault is None:
+            return np.load(path, allow_pickle=False, mmap_mode="r" if mmap else None)  # type: ignore[no-any-return]
     except OSError as error:
         msg = f"`{name}` must be a file to read, got {os.fspath(path)!r}: {error.strerror}; check the path."
         raise type(error)(msg) from error
-    except (ValueError, EOFError) as error:
-        msg = f"`{os.fspath(path)}` must be a .npy file of numbers, got {_instead(path)}; {remedy}."
+    except MemoryError as error:
+        msg = f"`{name}` must be a file that fits into memory, got {os.fspath(path)!r}; make memory free."
+        raise OSError(msg) from error
+    except Exception as error:  # NumPy raises what it happens to trip over
+        msg = f"`{os.fspath(path)}` must be a .npy file of numbers, got a damaged one; {remedy}."
         raise ValueError(msg) from error
-    if not isinstance(loaded, np.ndarray):
-        loaded.close()
+    if fault == "an .npz archive":
         msg = f"`{os.fspath(path)}` must hold one array, got an .npz archive; save the one array with np.save."
-        raise ValueError(msg)  # noqa: TRY004 (the file's content is wrong, not the kind of an argument)
-    return loaded
+    else:
+        msg = f"`{os.fspath(path)}` must be a .npy file of numbers, got {fault}; {remedy}."
+    raise ValueError(msg)
 
 
-def _instead(path: str | os.PathLike[str]) -> str:
-    """Say what a file that NumPy refused holds."""
-    with Path(path).open("rb") as file:
-        if file.read(6) != np.lib.format.MAGIC_PREFIX:
-            return "a file of another format"
-        file.seek(0)
-        try:
-            major, _ = np.lib.format.read_magic(file)
-            read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
-            _, _, dtype = read(file)
-        except ValueError:
-            return "a damaged one"
+def _fault(file: BinaryIO) -> str | None:
+    """Say what a file is that holds no array of numbers as large as its header claims, None for one that does."""
+    start = file.read(6)
+    if start != np.lib.format.MAGIC_PREFIX:
+        return "an .npz archive" if start.startswith(b"PK\3\4") else "a file of another format"
+    file.seek(0)
+    try:
+        major, _ = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(file)
+    except Exception:  # whatever the parser of Python trips over
+        return "a damaged one"
     if dtype.hasobject:
         return "Python objects (numbers among them can be cast with astype(np.float32))"
-    return "a damaged or shortened one"
+    there = os.fstat(file.fileno()).st_size - file.tell()
+    whole = min(shape, default=1) >= 0 and math.prod(shape) * dtype.itemsize <= there
+    return None if whole else "a damaged or shortened one"
 
 
-def _give_usual_permissions(path: Path, mode: int) -> None:
-    """Give a temporary file, which is private at first, the permissions of an ordinary new one."""
-    umask = os.umask(0)
-    os.umask(umask)
-    path.chmod(mode & ~umask)
+@contextmanager
+def naming(path: PathLike) -> Iterator[None]:
+    """Let errors of the system name `path`, not the temporary file behind it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:  # one of our own, which says what it has to say
+            raise
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
+
+
+def real(path: PathLike) -> Path:
+    """Return where a path leads, through all links."""
+    return Path(os.path.realpath(path))
+
+
+def visible(path: Path) -> str:
+    """Return the name that a hidden one stands for."""
+    hidden = _HIDDEN.fullmatch(path.name)
+    return path.name if hidden is None else hidden[1]
+
+
+def entries(folder: Path) -> list[Path]:
+    """Return what is in a folder, nothing if it cannot be told."""
+    try:
+        return list(folder.iterdir())
+    except OSError:
+        return []
+
+
+def hidden(target: Path, suffix: str) -> list[Path]:
+    """Return what stands beside `target` under one of its hidden names."""
+    return [path for path in entries(target.parent) if path.suffix == suffix and visible(path) == target.name]
+
+
+@contextmanager
+def hidden_beside(target: Path, make: Callable[[Path], object]) -> Iterator[Path]:
+    """Make something under a hidden name of `target`, locked while the block works on it: other saves let it be."""
+    while True:
+        path = target.with_name(f".{target.name}.{os.urandom(4).hex()}.tmp")
+        make(path)
+        with locked(path, wait=True):
+            if path.exists():  # else another save took it for a leftover, just before it was locked
+                yield path
+                return
+
+
+@contextmanager
+def locked(path: Path, *, wait: bool = False) -> Iterator[bool]:
+    """Hold a lock, which ends with the process at the latest, and say whether it was to be had."""
+    if fcntl is None:
+        yield False
+        return
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        yield False
+        return
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(descriptor)
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk, where the system can be asked to."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar, Self, TypeVar
@@ -76,15 +77,16 @@ def record(
     remedy = f"pass what `to_json` of a {kind} wrote" if source == "text" else f"save the {kind} anew"
     try:
         parsed = json.loads(text)
-    except (TypeError, ValueError) as error:
+    except (RecursionError, TypeError, ValueError) as error:
         msg = f"`{source}` must be JSON, got {_checks.describe(text)}; {remedy}."
         raise ValueError(msg) from error
     if not isinstance(parsed, dict) or parsed.get("kind") != kind:
         found = parsed.get("kind") if isinstance(parsed, dict) else type(parsed).__name__
-        msg = f"`{source}` must be the JSON of a {kind}, got {found!r}; {remedy}."
+        msg = f"`{source}` must be the JSON of a {kind}, got {_brief(found)}; {remedy}."
         raise ValueError(msg)
     if parsed.get("version") != version:
-        msg = f"`{source}` must be version {version} of a {kind}, got {parsed.get('version')!r}; write it anew."
+        found = _brief(parsed.get("version"))
+        msg = f"`{source}` must be version {version} of a {kind}, got {found}; write it anew."
         raise ValueError(msg)
     missing = [key for key in keys if key not in parsed]
     if missing:
@@ -98,9 +100,57 @@ def reading(kind: str, source: object) -> Iterator[None]:
     """Let errors about the values in a record say where the record stood."""
     try:
         yield
-    except (TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         msg = f"`{source}` must be the JSON of a {kind}: {error}"
         raise ValueError(msg) from error
+
+
+def _brief(value: object) -> str:
+    """Say what a file gave as its kind or version, at no length."""
+    plain = value is None or isinstance(value, str | int | float)
+    return repr(value) if plain and len(repr(value)) <= 80 else type(value).__name__
+
+
+def sealed(record: dict[str, Any], checksums: dict[str, int]) -> dict[str, Any]:
+    """Return a record with the checksums of what it stands for, and one of its own."""
+    record = {**record, "checksums": checksums}
+    return {**record, "checksum": _own_checksum(record)}
+
+
+def checksums(record: dict[str, Any], names: Iterable[str]) -> dict[str, int] | None:
+    """Return the checksums in a record, which are of all `names`; None in one from before there were any."""
+    found = record.get("checksums")
+    if found is None and "checksum" not in record:
+        return None
+    if not isinstance(found, dict) or set(found) != set(names):
+        msg = f"`checksums` must hold one for each of {', '.join(names)}, got {_checks.describe(found)}; save anew."
+        raise ValueError(msg)
+    return {name: _checks.integer(value, f"checksums[{name!r}]", minimum=0) for name, value in found.items()}
+
+
+def check_seal(record: dict[str, Any], keys: Collection[str], *, source: object) -> None:
+    """Check that a record is as it was sealed; one from before there were checksums holds no other keys."""
+    allowed = {"kind", "version", *keys} | ({"checksums", "checksum"} if "checksum" in record else set())
+    if others := set(record) - allowed:
+        msg = f"`{source}` must hold nothing but {', '.join(sorted(allowed))}, got {_brief(min(others))}; save anew."
+        raise ValueError(msg)
+    if "checksum" in record:
+        check_sum(record["checksum"], _own_checksum(record), source=source)
+
+
+def check_sum(expected: object, got: int, *, source: object) -> None:
+    """Check that the checksum of what was read is the one that was saved."""
+    if expected != got:
+        msg = (
+            f"`{source}` must be as it was saved, got other bytes than its checksum says; the folder is damaged or "
+            "mixed from several: save the corpus anew."
+        )
+        raise ValueError(msg)
+
+
+def _own_checksum(record: dict[str, Any]) -> int:
+    rest = {key: value for key, value in record.items() if key != "checksum"}
+    return zlib.crc32(json.dumps(rest, sort_keys=True).encode())
 
 
 def pareto_front(points: Iterable[Point], worth: Callable[[Point], tuple[float, float]]) -> list[Point]:

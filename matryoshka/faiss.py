@@ -7,12 +7,13 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from matryoshka import _checks, _files, _values
+from matryoshka import _checks, _files, _folders, _values
 from matryoshka._array import from_numpy, namespace, to_numpy
 from matryoshka._optional import require
 from matryoshka._threads import n_threads
@@ -218,22 +219,26 @@ class FaissCorpus:
         Parameters
         ----------
         path : path
-            The folder: new, empty, or one that this method wrote, which is replaced when the new one is whole.
+            The folder: new, empty, or one that this method wrote, which is replaced when the new one is whole, as with
+            `Corpus.save`.
 
         Raises
         ------
         OSError
-            The folder cannot be written, or holds other things.
+            The folder cannot be written, or holds other things, also besides a corpus with an index.
         """
-        _files.check_replaceable(path, _RECORD)
-        with _files.new_folder(path) as folder:
+        with _folders.new_folder(path, _LAYOUT) as folder:
             self._corpus.save(folder / _CORPUS)
             with _explained(f"`path` must be a folder that can be written, got {os.fspath(path)!r}", OSError):
                 faiss.write_index(self._index, str(folder / _INDEX))
-            _files.write_text(folder / _RECORD, json.dumps({"kind": "faiss corpus", "version": 1}))
+            checksums = {name: _files.checksum(folder / file) for name, file in _CHECKED.items()}
+            record = _values.sealed({"kind": _LAYOUT.kind, "version": 1}, checksums)
+            (folder / _LAYOUT.record).write_text(json.dumps(record), encoding="utf-8")
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], *, mmap: bool = False, like: Array | None = None) -> FaissCorpus:
+    def load(
+        cls, path: str | os.PathLike[str], *, mmap: bool = False, verify: bool = False, like: Array | None = None
+    ) -> FaissCorpus:
         """Read corpus and index from the folder that `save` wrote.
 
         Parameters
@@ -242,6 +247,8 @@ class FaissCorpus:
             The folder.
         mmap : bool, default False
             Leave the rows in their file, as in `Corpus.load`; the index is read either way.
+        verify : bool, default False
+            With `mmap`, compare the rows with their checksum too, as in `Corpus.load`; the index always is.
         like : array, optional
             Any array of the library and on the device that queries will come from; NumPy by default.
 
@@ -255,16 +262,8 @@ class FaissCorpus:
         FileNotFoundError, ValueError
             There is no such folder, or it holds no corpus with an index, or a damaged one.
         """
-        folder = Path(path)
-        _files.check_saved(folder, _RECORD, by="FaissCorpus.save")
-        _values.record((folder / _RECORD).read_bytes(), kind="faiss corpus", keys=(), source=folder / _RECORD)
-        corpus = Corpus.load(folder / _CORPUS, mmap=mmap, like=like)
-        with _explained(f"`{folder / _INDEX}` must be the index that FaissCorpus.save wrote: save the corpus anew"):
-            index = faiss.read_index(str(folder / _INDEX))
-        if index.ntotal == 0:
-            msg = f"`{folder / _INDEX}` must hold {len(corpus)} rows, got none; save the corpus anew."
-            raise ValueError(msg)
-        return cls(corpus, index)
+        read = partial(_read, mmap=mmap, verify=verify, like=like)
+        return cls(*_folders.read_folder(path, _LAYOUT, read, by="FaissCorpus.save"))
 
     def _train(self, rng: np.random.Generator) -> None:
         if self._index.is_trained:
@@ -296,13 +295,35 @@ class FaissCorpus:
         return from_numpy(ids, like=prefixes, xp=namespace(("prefixes", prefixes)))
 
 
-_CORPUS, _INDEX, _RECORD = "corpus", "index.faiss", "faiss.json"
+_CORPUS, _INDEX = "corpus", "index.faiss"
+_LAYOUT = _folders.Layout("faiss corpus", "faiss.json", re.escape(_INDEX), {_CORPUS: _folders.CORPUS})
+_CHECKED = {"index": _INDEX, "corpus": f"{_CORPUS}/{_folders.CORPUS.record}"}
+"""Files whose checksums the record holds: that of a corpus holds those of its arrays in turn."""
+
 _LARGEST = 1e15
 """Numbers whose squares float32 sums without overflow, in thousands of columns."""
 
 _IP, _L2 = faiss.METRIC_INNER_PRODUCT, faiss.METRIC_L2
 _METRICS = {"cosine": (_IP, _L2), "ip": (_IP,), "l2": (_L2,)}
 """Distances of faiss that order rows as ours do; the first is for new indexes."""
+
+
+def _read(folder: Path, text: bytes, *, mmap: bool, verify: bool, like: Array | None) -> tuple[Corpus, Any]:
+    source, file = folder / _LAYOUT.record, folder / _INDEX
+    record = _values.record(text, kind=_LAYOUT.kind, keys=(), source=source)
+    with _values.reading(_LAYOUT.kind, source):
+        checksums = _values.checksums(record, _CHECKED)
+    corpus = Corpus.load(folder / _CORPUS, mmap=mmap, verify=verify, like=like)
+    for name, checked in _CHECKED.items():
+        if checksums is not None and (folder / checked).exists():  # faiss crashes on some damaged files
+            _values.check_sum(checksums[name], _files.checksum(folder / checked), source=folder / checked)
+    _values.check_seal(record, (), source=source)
+    with _explained(f"`{file}` must be the index that FaissCorpus.save wrote: save the corpus anew"):
+        index = faiss.read_index(str(file))
+    if index.ntotal == 0:
+        msg = f"`{file}` must hold {len(corpus)} rows, got none; save the corpus anew."
+        raise ValueError(msg)
+    return corpus, index
 
 
 def _tune(index: Any, parameters: str) -> None:
@@ -363,7 +384,7 @@ def _explained(rule: str, kind: type[Exception] = ValueError) -> Iterator[None]:
     """Turn an error of faiss into one that names the argument, without the place in faiss' source."""
     try:
         yield
-    except RuntimeError as error:
+    except (MemoryError, RuntimeError) as error:
         reason = re.sub(r"^Error in .*? at \S+:\d+: ", "", " ".join(str(error).split()))
         msg = f"{rule}; faiss says: {reason}"
         raise kind(msg) from error

@@ -19,7 +19,7 @@ ROOT = Path(matryoshka.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 
 TIERS = (
-    ("_typing", "_optional", "_files", "_threads"),
+    ("_typing", "_optional", "_files", "_folders", "_threads"),
     ("_array", "_algebra"),
     ("_checks", "_values", "_pictures"),
     ("nesting",),

@@ -4,32 +4,38 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from matryoshka import _checks, _files, _values
+from matryoshka import _checks, _files, _folders, _values
 from matryoshka._array import to_numpy
 from matryoshka._typing import Array
 from matryoshka.retrieval._prefix import Prefix, of_block
-from matryoshka.retrieval._rows import Rows
+from matryoshka.retrieval._rows import HostRows, Rows
 from matryoshka.retrieval._scores import METRICS
 
 _DTYPES = ("float16", "bfloat16", "float32", "float64")
+_KEYS = ("metric", "shape", "dtype", "search_dims", "scaled")
 
 
 def save(path: str | os.PathLike[str], rows: Rows, prefixes: dict[int, Prefix], metric: str) -> None:
     """Write everything to a new folder, which takes its place only when it is whole."""
-    _files.check_replaceable(path, "corpus.json")
-    with _files.new_folder(path) as folder:
-        dtype = _write_rows(folder / "embeddings.npy", rows)
-        np.save(folder / "squares.npy", to_numpy(rows.squares))
-        if rows.scale is not None:
-            np.save(folder / "scale.npy", to_numpy(rows.scale))
-        for dim in prefixes:
-            if dim < rows.shape[1]:
-                np.save(folder / f"prefix-{dim}.npy", to_numpy(prefixes[dim].rows.array))
+    prefixes = dict(prefixes)  # searches on other threads may add to them
+    small = {"squares": rows.squares}
+    if rows.scale is not None:
+        small["scale"] = rows.scale
+    small |= {f"prefix-{dim}": prefixes[dim].rows.array for dim in prefixes if dim < rows.shape[1]}
+    with _folders.new_folder(path, _folders.CORPUS) as folder:
+        dtype, checksum = _write_rows(folder / "embeddings.npy", rows)
+        checksums = {"embeddings": checksum}
+        for name, array in small.items():
+            host = np.ascontiguousarray(to_numpy(array))
+            np.save(folder / f"{name}.npy", host)
+            checksums[name] = _checksum(host)
         record = {
             "kind": "corpus",
             "version": 1,
@@ -39,19 +45,46 @@ def save(path: str | os.PathLike[str], rows: Rows, prefixes: dict[int, Prefix], 
             "search_dims": sorted(prefixes),
             "scaled": rows.scale is not None,
         }
-        (folder / "corpus.json").write_text(json.dumps(record), encoding="utf-8")
+        text = json.dumps(_values.sealed(record, checksums))
+        (folder / _folders.CORPUS.record).write_text(text, encoding="utf-8")
 
 
-def load(path: str | os.PathLike[str], *, mmap: bool) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Read the record and the arrays of a folder, after checking that they fit each other."""
-    folder = Path(path)
-    record_file = folder / "corpus.json"
-    _files.check_saved(folder, "corpus.json", by="Corpus.save")
-    keys = ("metric", "shape", "dtype", "search_dims", "scaled")
-    record = _values.record(record_file.read_bytes(), kind="corpus", keys=keys, source=record_file)
+def load(path: str | os.PathLike[str], *, mmap: bool, verify: bool) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Read the record and the arrays of a folder, after checking that they fit each other and are as they were saved.
+
+    Rows that stay in their file are compared with their checksum only on request.
+    """
+    read = partial(_read, mmap=mmap, verify=verify)
+    return _folders.read_folder(path, _folders.CORPUS, read, by="Corpus.save")
+
+
+def _read(folder: Path, text: bytes, *, mmap: bool, verify: bool) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    source = folder / _folders.CORPUS.record
+    record = _values.record(text, kind="corpus", keys=_KEYS, source=source)
+    with _values.reading("corpus", source):
+        expected = _expected(record)
+        checksums = _values.checksums(record, expected)
+    arrays = {}
+    for name, (shape, dtype) in expected.items():
+        file, mapped = folder / f"{name}.npy", mmap and name == "embeddings"
+        arrays[name] = array = _load(file, shape, dtype, mmap=mapped)
+        if checksums is not None and (verify or not mapped):
+            _values.check_sum(checksums[name], _checksum(array), source=file)
+        if name in ("squares", "scale"):
+            _check_lengths(array, file, positive=name == "scale")
+    _values.check_seal(record, _KEYS, source=source)
+    return record, arrays
+
+
+def _expected(record: dict[str, Any]) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+    """Return shape and dtype of each array of a record, after checking what it says."""
     n, dim = _shape(record["shape"])
     _checks.choice(record["metric"], "metric", METRICS)
     stored = _checks.choice(record["dtype"], "dtype", _DTYPES)
+    for name, kind in (("search_dims", list), ("scaled", bool)):
+        if not isinstance(record[name], kind):
+            msg = f"`{name}` must be a {kind.__name__}, got {_checks.describe(record[name])}; save the corpus anew."
+            raise ValueError(msg)  # noqa: TRY004 (the file's content is wrong, not the kind of an argument)
     sums = np.dtype("float64" if stored == "float64" else "float32")
     raw = np.dtype("uint16" if stored == "bfloat16" else stored)
     expected: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {
@@ -63,17 +96,7 @@ def load(path: str | os.PathLike[str], *, mmap: bool) -> tuple[dict[str, Any], d
     for width in record["search_dims"]:
         if _checks.integer(width, "search_dims", minimum=1, maximum=dim) < dim:
             expected[f"prefix-{width}"] = (n, width), sums
-    arrays = {}
-    for name, (shape, dtype) in expected.items():
-        file = folder / f"{name}.npy"
-        arrays[name] = array = _read(file, mmap=mmap and name == "embeddings")
-        if array.shape != shape or array.dtype != dtype:
-            msg = (
-                f"`{file}` must hold {dtype} of shape {shape}, as corpus.json says, got {array.dtype} of shape "
-                f"{array.shape}; the folder is damaged or mixed from several: save the corpus anew."
-            )
-            raise ValueError(msg)
-    return record, arrays
+    return expected
 
 
 def restore(record: dict[str, Any], arrays: dict[str, Array], rows: Rows) -> tuple[Rows, dict[int, Prefix]]:
@@ -84,21 +107,48 @@ def restore(record: dict[str, Any], arrays: dict[str, Array], rows: Rows) -> tup
 
 def _shape(sizes: object) -> tuple[int, int]:
     if not isinstance(sizes, list) or len(sizes) != 2:
-        msg = f"`shape` must hold two sizes, got {sizes!r} in corpus.json; the folder is damaged: save the corpus anew."
+        msg = f"`shape` must hold two sizes, got {_checks.describe(sizes)}; save the corpus anew."
         raise ValueError(msg)
     n, dim = (_checks.integer(size, "shape", minimum=1) for size in sizes)
     return n, dim
 
 
-def _read(file: Path, *, mmap: bool) -> np.ndarray:
+def _load(file: Path, shape: tuple[int, ...], dtype: np.dtype[Any], *, mmap: bool) -> np.ndarray:
     if not file.is_file():
         msg = f"`{file}` must exist, as corpus.json says; the folder is damaged: save the corpus anew."
         raise ValueError(msg)
-    return _files.load_array(file, mmap=mmap, remedy="the folder is damaged: save the corpus anew")
+    array = _files.load_array(file, mmap=mmap, remedy="the folder is damaged: save the corpus anew")
+    if array.shape != shape or array.dtype != dtype or not array.flags.c_contiguous:
+        order = "" if array.flags.c_contiguous else ", column by column"
+        msg = (
+            f"`{file}` must hold {dtype} of shape {shape}, as corpus.json says, got {array.dtype} of shape "
+            f"{array.shape}{order}; the folder is damaged or mixed from several: save the corpus anew."
+        )
+        raise ValueError(msg)
+    return array
 
 
-def _write_rows(file: Path, rows: Rows) -> np.dtype[Any]:
-    """Write the rows as they were given, a block at a time, bfloat16 as its bits; return what was written."""
+def _check_lengths(array: np.ndarray, file: Path, *, positive: bool) -> None:
+    """Check what rows are measured with, also in folders from before there were checksums."""
+    least, limit = array.min(), "> 0" if positive else ">= 0"
+    if not (np.isfinite(array).all() and (least > 0 if positive else least >= 0)):
+        msg = f"`{file}` must hold finite numbers {limit}, got others; the folder is damaged: save the corpus anew."
+        raise ValueError(msg)
+
+
+def _checksum(array: np.ndarray) -> int:
+    """Return the CRC-32 of the numbers of an array, of whose file a few megabytes stay mapped."""
+    if array.ndim == 1:
+        return zlib.crc32(array.data.cast("B"))
+    rows, checksum = HostRows(array), 0
+    for block in rows.blocks():
+        checksum = zlib.crc32(rows.raw(block).data.cast("B"), checksum)
+    return checksum
+
+
+def _write_rows(file: Path, rows: Rows) -> tuple[np.dtype[Any], int]:
+    """Write the rows as they were given, a block at a time, bfloat16 as its bits; return dtype and checksum."""
+    checksum = 0
     with file.open("wb") as stream:
         for block in rows.blocks():
             part = np.ascontiguousarray(rows.raw(block))
@@ -107,6 +157,5 @@ def _write_rows(file: Path, rows: Rows) -> np.dtype[Any]:
                 header = {"descr": descr, "fortran_order": False, "shape": rows.shape}
                 np.lib.format.write_array_header_1_0(stream, header)
             stream.write(part.data.cast("B"))
-        stream.flush()
-        os.fsync(stream.fileno())
-    return part.dtype
+            checksum = zlib.crc32(part.data.cast("B"), checksum)
+    return part.dtype, checksum

@@ -58,7 +58,8 @@ class Corpus:
     Raises
     ------
     TypeError
-        `embeddings` is no floating-point array.
+        `embeddings` is no floating-point array, or one that is stored in the byte order of other machines or in more
+        than 64 bits a number.
     ValueError
         `embeddings` has no rows, no columns, or numbers that are not finite; or `search_dims` or `metric` do not fit.
 
@@ -95,6 +96,7 @@ class Corpus:
         like = np.empty(0, embeddings.dtype) if is_sliceable(embeddings) else embeddings
         xp = namespace(("embeddings", like))
         _checks.floating(like, "embeddings", xp)
+        _storable(like.dtype)
         _checks.ndim(embeddings, "embeddings", 2, "(n, dim)")
         _checks.not_empty(embeddings, "embeddings")
         _checks.not_empty(embeddings, "embeddings", axis=1)
@@ -264,12 +266,18 @@ class Corpus:
         ----------
         path : path
             The folder: new, empty, or one that this method wrote, which is replaced when the new one is whole; an error
-            leaves it as it was.
+            leaves it as it was. A link is followed, and stays.
 
         Raises
         ------
         OSError
-            The folder cannot be written, or holds other things.
+            The folder cannot be written, or holds other things, also besides a corpus.
+
+        Notes
+        -----
+        Where the system cannot exchange two folders in one step (Linux can), the old one is out of its place for a
+        moment; should the process be killed then, `load` finds it nevertheless, and the next save puts it back first.
+        What a killed save leaves hidden beside the folder goes with the next one, but not on Windows.
         """
         from matryoshka.retrieval import _store  # with what it needs of the standard library, slow to load
 
@@ -277,7 +285,9 @@ class Corpus:
         _store.save(path, self._rows, self._prefixes, self.metric)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], *, mmap: bool = False, like: Array | None = None) -> Corpus:
+    def load(
+        cls, path: str | os.PathLike[str], *, mmap: bool = False, verify: bool = False, like: Array | None = None
+    ) -> Corpus:
         """Read a corpus from the folder that `save` wrote.
 
         Parameters
@@ -286,6 +296,10 @@ class Corpus:
             The folder.
         mmap : bool, default False
             Leave the rows in their file and read only those that are needed; prefixes are read either way.
+        verify : bool, default False
+            With `mmap`, read the rows once and compare them with their checksum too, as is done with all that is read
+            into memory. Checksums tell of damage, not of intent; folders from before there were any are taken as they
+            are.
         like : array, optional
             Any array of the library and on the device that queries will come from; NumPy by default.
 
@@ -303,7 +317,8 @@ class Corpus:
         """
         from matryoshka.retrieval import _store  # with what it needs of the standard library, slow to load
 
-        record, arrays = _store.load(path, mmap=_checks.flag(mmap, "mmap"))
+        flags = {"mmap": _checks.flag(mmap, "mmap"), "verify": _checks.flag(verify, "verify")}
+        record, arrays = _store.load(path, **flags)
         like = np.empty(0) if like is None else like
         xp = namespace(("like", like))
         dtype = getattr(xp, record["dtype"], xp.float32)
@@ -441,6 +456,17 @@ def _later(dims: tuple[int, ...], lists: tuple[int, ...]) -> tuple[tuple[int, ..
 def _score(rows: Rows, metric: str, queries: Array, dim: int, query: int, ids: np.ndarray) -> Array:
     """Return the final scores of some rows for one query."""
     return _rerank.score(rows, metric, queries[query : query + 1], ids[None, :], dim)[0]
+
+
+def _storable(dtype: object) -> None:
+    """Refuse what no other library computes with, and no file of ours holds."""
+    if isinstance(dtype, np.dtype) and (dtype.itemsize > 8 or not dtype.isnative):
+        kind = "float64" if dtype.itemsize > 8 else dtype.name
+        msg = (
+            f"`embeddings` must hold float16, float32 or float64 in the byte order of this machine, got dtype {dtype}; "
+            f"cast them, for instance with astype(np.{kind})."
+        )
+        raise TypeError(msg)
 
 
 def _rows_of(embeddings: Array | Sliceable, xp: Namespace) -> Rows:

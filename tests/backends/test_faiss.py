@@ -270,10 +270,22 @@ def test_an_index_that_cannot_be_written_leaves_the_old_folder(
     assert [path.name for path in tmp_path.iterdir()] == ["saved"]
 
 
-def another_index(folder: Path) -> None:
-    index = faiss.IndexFlatIP(6)
-    index.add(np.ones((3, 6), np.float32))
-    faiss.write_index(index, str(folder / "index.faiss"))
+def write_another_index(n_rows: int, *, record: bool = True) -> Any:
+    """Return what exchanges the index, and lets the record be one from before there were checksums."""
+
+    def damage(folder: Path) -> None:
+        index = faiss.IndexFlatIP(6)
+        index.add(np.ones((n_rows, 6), np.float32))
+        faiss.write_index(index, str(folder / "index.faiss"))
+        if not record:
+            (folder / "faiss.json").write_text(json.dumps({"kind": "faiss corpus", "version": 1}))
+
+    return damage
+
+
+def exchange_corpus(folder: Path) -> None:
+    rows = np.random.default_rng(1).normal(size=(400, 24)).astype(np.float32)
+    Corpus(rows).save(folder / "corpus")
 
 
 @pytest.mark.parametrize(
@@ -287,11 +299,10 @@ def another_index(folder: Path) -> None:
         (lambda folder: (folder / "faiss.json").write_text(json.dumps({"kind": "funnel"})), "a faiss corpus, got"),
         (lambda folder: (folder / "index.faiss").unlink(), r"`.*index.faiss` must be the index .* could not open"),
         (lambda folder: (folder / "index.faiss").write_bytes(b"?"), r"`.*index.faiss` must be .* save the corpus anew"),
-        (
-            lambda folder: faiss.write_index(faiss.IndexFlatIP(6), str(folder / "index.faiss")),
-            r"`.*index.faiss` must hold 400 rows, got none",
-        ),
-        (another_index, "`index` must be empty or hold the 400 rows of the corpus, got 3 rows"),
+        (write_another_index(0, record=False), r"`.*index.faiss` must hold 400 rows, got none"),
+        (write_another_index(3, record=False), "`index` must be empty or hold the 400 rows of the corpus, got 3 rows"),
+        (write_another_index(400), r"`.*index.faiss` must be as it was saved, got other bytes than its checksum says"),
+        (exchange_corpus, r"`.*corpus.json` must be as it was saved, got other bytes than its checksum says"),
         (lambda folder: (folder / "corpus" / "squares.npy").unlink(), r"`.*squares.npy` must exist"),
     ],
 )
@@ -307,6 +318,26 @@ def test_a_folder_of_other_things_is_not_replaced(tmp_path: Path, rows: np.ndarr
     with pytest.raises(FileExistsError, match=r"which holds other things and no faiss\.json"):
         FaissCorpus(Corpus(rows), "Flat", dim=6).save(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize("place", ["notes.txt", "corpus/notes.txt"])
+def test_notes_in_a_saved_folder_are_not_lost(tmp_path: Path, rows: np.ndarray, place: str) -> None:
+    indexed = FaissCorpus(Corpus(rows), "Flat", dim=6)
+    indexed.save(tmp_path / "saved")
+    (tmp_path / "saved" / place).write_text("mine")
+    with pytest.raises(FileExistsError, match=rf"saved', which also holds {place}; move that elsewhere"):
+        indexed.save(tmp_path / "saved")
+    assert (tmp_path / "saved" / place).read_text() == "mine"
+
+
+def test_changed_rows_are_noticed_where_they_are_verified(tmp_path: Path, rows: np.ndarray) -> None:
+    FaissCorpus(Corpus(rows), "Flat", dim=6).save(tmp_path / "saved")
+    file = tmp_path / "saved" / "corpus" / "embeddings.npy"
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    assert len(FaissCorpus.load(tmp_path / "saved", mmap=True)) == 400
+    for options in ({}, {"mmap": True, "verify": True}):
+        with pytest.raises(ValueError, match="`.*embeddings.npy` must be as it was saved"):
+            FaissCorpus.load(tmp_path / "saved", **options)
 
 
 def test_few_rows_for_each_list_are_no_warning(rows: np.ndarray, capfd: pytest.CaptureFixture[str]) -> None:

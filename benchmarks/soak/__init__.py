@@ -1,0 +1,1 @@
+"""Search long, kill saves at every step, damage saved files in every way: `python -m benchmarks.soak`."""
