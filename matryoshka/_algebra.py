@@ -69,7 +69,7 @@ def add_transposed_product(total: Array | None, left: Array, right: Array, *, dt
 
         # XLA copies `left` transposed before each such product, which takes longer than a product with few columns.
         # The barrier keeps it from turning this one around again.
-        product = xp.matrix_transpose(lax.optimization_barrier(xp.matrix_transpose(right) @ left))
+        product = xp.matrix_transpose(lax.optimization_barrier(xp.matrix_transpose(right) @ left))  # type: ignore[no-untyped-call]
         product = xp.astype(product, dtype, copy=False)
         return product if total is None else total + product
     return add_product(total, xp.matrix_transpose(left), right, dtype=dtype, xp=xp)

@@ -131,8 +131,8 @@ def _float(value: object) -> float | None:
         return None
     try:
         return float(value)  # type: ignore[arg-type]
-    except OverflowError:
-        return math.inf
+    except OverflowError:  # an integer of hundreds of digits
+        return math.inf if value > 0 else -math.inf  # type: ignore[operator]
     except (TypeError, ValueError):
         return None
 

@@ -224,7 +224,7 @@ def test_numbers_of_hundreds_of_digits_are_out_of_range() -> None:
         with pytest.raises(ValueError, match=rf"`x` must be finite, got {shown}; choose a value in that range"):
             _checks.real(number, "x")
     for digits in (400, 5000):
-        with pytest.raises(ValueError, match=r"`n` must be an integer in \[1, 9\], got one of \d+ bits; choose one in"):
+        with pytest.raises(ValueError, match=r"`n` must be an integer in \[1, 9\], got int of \d+ bits; choose one in"):
             _checks.integer(10**digits, "n", minimum=1, maximum=9)
     with pytest.raises(TypeError, match="`f` must be callable|`loss` must be callable, got int"):
         _checks.callable_loss(10**5000)
