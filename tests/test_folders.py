@@ -355,7 +355,10 @@ def edit(folder: Path, **changes: Any) -> None:
         ({"search_dims": {}}, "`.*corpus.json` must be the JSON of a corpus: `search_dims` must be a list, got dict"),
         ({"search_dims": ["5"]}, "`.*corpus.json` must be the JSON of a corpus: `search_dims` must be an integer, got"),
         ({"shape": [None, 24]}, "`.*corpus.json` must be the JSON of a corpus: `shape` must be an integer, got"),
-        ({"shape": [10**400, 24]}, r"`.*corpus.json` must be the JSON of a corpus: `shape` must be an integer in \[1, "),
+        (
+            {"shape": [10**400, 24]},
+            r"`.*corpus.json` must be the JSON of a corpus: `shape` must be an integer in \[1, ",
+        ),
         ({"shape": [10**12, 24]}, r"embeddings.npy` must hold float32 of shape"),
     ],
 )
