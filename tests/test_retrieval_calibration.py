@@ -223,6 +223,14 @@ def test_ranks_are_places_in_the_new_order() -> None:
 def test_padding_is_nobodys_neighbour() -> None:
     found, exact = np.array([[2, -1], [-1, 0]]), np.array([[2, 1], [3, 0]])
     assert _calibration._members(found, exact).tolist() == [[True, False], [False, True]]
+    assert _calibration._members(np.array([[2, -1]]), np.array([[2, 0]])).tolist() == [[True, False]]
+
+
+def test_a_neighbour_of_one_query_is_none_of_the_next() -> None:
+    members = _calibration._members(np.array([[2, 0], [0, 2]]), np.array([[2, 1], [1, 0]]))
+    np.testing.assert_array_equal(members, [[True, False], [True, False]])
+    members = _calibration._members(np.array([[2, 0], [0, 2]]), np.array([[2, 1], [1, 2]]))
+    np.testing.assert_array_equal(members, [[True, False], [False, True]])
 
 
 def test_lists_lose_no_more_than_their_budget() -> None:

@@ -47,6 +47,12 @@ def test_many_blocks(rng: np.random.Generator, n: int, n_queries: int, metric: s
         np.testing.assert_allclose(scores, expected_scores, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("n", range(256, 265))
+def test_samples_of_any_size(rng: np.random.Generator, n: int) -> None:
+    rows, queries = rng.normal(size=(n, 5)), rng.normal(size=(2, 5))
+    np.testing.assert_array_equal(Corpus(rows).search(queries, 3)[1], expected(rows, queries, 3, 5, "cosine")[1])
+
+
 @pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("order", ["rising", "falling", "periodic"])
 def test_the_order_of_rows_does_not_matter(rng: np.random.Generator, order: str) -> None:
