@@ -42,7 +42,7 @@ def test_without_normalisation_only_cuts(library: Library, rng: np.random.Genera
 def test_extreme_lengths_neither_vanish_nor_overflow(scale: float) -> None:
     rows = np.array([[3.0, 4.0, 0.0]]) * scale
     np.testing.assert_allclose(truncate(rows.astype(np.float32), 2), [[0.6, 0.8]], rtol=1e-4)
-    uneven = np.array([[4.0, 1e-3, 3.0]]) * scale
+    uneven = np.array([[4.0, 1e-25, 3.0]]) * scale
     np.testing.assert_allclose(truncate(uneven.astype(np.float32), 3), oracle(uneven, 3), atol=1e-5)
 
 
