@@ -129,6 +129,15 @@ def test_calibrate_is_the_published_loop(library: Library, rng: np.random.Genera
         assert cascade.thresholds == tuple(expected)
 
 
+@pytest.mark.parametrize("variant", ["code", "paper"])
+def test_a_prefix_that_is_surely_wrong_gets_the_highest_threshold(variant: str) -> None:
+    labels = np.arange(200) % 2
+    short = np.where(labels[:, None] == np.arange(2), 0.005, 0.995)
+    cascade = Cascade.calibrate([short, 1 - short], labels, nesting=(8, 16), variant=variant)
+    assert cascade.thresholds[0] == pytest.approx(1.0)
+    assert cascade.evaluate([short, 1 - short], labels).accuracy == 1.0
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_confidences_on_the_grid_tell_the_variants_apart(dtype: type) -> None:
     """Confidence 0.75 is a grid value: the code's > refuses it at 0.75, the paper's >= accepts it."""

@@ -257,6 +257,7 @@ def save_bad_files() -> None:
     np.save("objects.npy", np.array([[{}, {}]]), allow_pickle=True)
     np.save("flat.npy", np.ones(5))
     np.save("empty.npy", np.ones((0, 32)))
+    np.save("columnless.npy", np.ones((9, 0)))
     np.save("bits.npy", np.ones((50, 4), np.uint8))
     np.save("narrow.npy", np.ones((50, 31)))
     np.save("nan.npy", np.full((50, 32), np.nan))
@@ -274,6 +275,7 @@ def save_bad_files() -> None:
         ("objects.npy queries.npy", "`objects.npy` must be a .npy file of numbers"),
         ("flat.npy queries.npy", "`corpus` must have shape (n, dim), got (5,)"),
         ("empty.npy queries.npy", "`corpus` must have at least one row"),
+        ("columnless.npy columnless.npy", "`corpus` must have at least one column"),
         ("rows.npy empty.npy", "`queries` must have at least one row"),
         ("bits.npy queries.npy", "`corpus` must hold floating-point numbers or signed integers, got dtype uint8"),
         ("rows.npy narrow.npy", "`queries` must have shape (n_queries, dim) = (50, 32), got (50, 31)"),

@@ -208,3 +208,35 @@ def test_bad_input_is_refused(changes: dict[str, Any], error: type[Exception], m
     for method in ("loss", "with_grad"):
         with pytest.raises(error, match=message):
             call("info-nce", method, **changes)
+
+
+EXTREME = {"float32": (1e19, 1e30, 1e-19, 1e-22, 1e-30), "float64": (1e19, 1e200, 1e-22, 1e-200)}
+
+
+@pytest.mark.parametrize("side", ["queries", "keys", "one row"])
+def test_the_length_of_rows_does_not_matter(library: Library, side: str) -> None:
+    plain = [np.asarray(array, np.float32).astype(np.float64) for array in PAIRS.arrays()]
+    expected, gradients = info_nce_with_grad(*map(library.array, plain), nesting=NESTING)
+    for factor in EXTREME[library.dtype_name]:
+        queries, keys = (array.copy() for array in plain)
+        scaled = keys if side == "keys" else queries
+        scaled[slice(1) if side == "one row" else slice(None)] *= factor
+        total, found = info_nce_with_grad(library.array(queries), library.array(keys), nesting=NESTING)
+        library.assert_close(total, library.to_numpy(expected), rtol=max(library.rtol, 1e-6))
+        library.assert_close(
+            found.keys if side == "one row" else found.temperature,
+            library.to_numpy(gradients.keys if side == "one row" else gradients.temperature),
+            rtol=max(10 * library.rtol, 1e-5),
+        )
+        if side == "queries":
+            slopes = library.to_numpy(found.queries).astype(np.float64) * factor
+            np.testing.assert_allclose(slopes, library.to_numpy(gradients.queries), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_rows_beside_extreme_ones_keep_every_digit(dtype: str) -> None:
+    queries, keys = (array.astype(dtype) for array in PAIRS.arrays())
+    before = info_nce(queries, keys, nesting=NESTING, reduction="none")
+    queries[-1] *= np.asarray(2.0**80, dtype)
+    after = info_nce(queries, keys, nesting=NESTING, reduction="none")
+    assert before.tolist() == after.tolist()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import cases
@@ -370,3 +371,56 @@ def test_the_error_names_the_head_of_another_library() -> None:
 def test_labels_equal_to_ignore_index_are_allowed_out_of_range() -> None:
     assert np.isfinite(call("mrl", labels=SOME_IGNORED, ignore_index=IGNORED))
     assert np.isfinite(call("mrl", labels=LABELS, ignore_index=3))
+
+
+def mean_and_rows(library: Library, labels: np.ndarray, **options: Any) -> Iterator[tuple[str, np.ndarray, float]]:
+    """Give for each kind of head the loss of every row, and the mean."""
+    for kind in ("mrl", "mrl-no-bias", "mrl-e", "mrl-e-no-bias"):
+        arrays, options["labels"] = put(library, KINDS[kind].arrays()), library.array(labels)
+        rows = KINDS[kind].loss(arrays, reduction="none", **options)
+        yield kind, library.to_numpy(rows), float(library.to_numpy(KINDS[kind].loss(arrays, **options)))
+
+
+@pytest.mark.parametrize("options", [{}, {"ignore_index": 1}, {"label_smoothing": 0.1}], ids=str)
+@pytest.mark.parametrize("label", [-1, -(2**31), N_CLASSES, N_CLASSES + 1, 2**31 - 1])
+def test_a_label_out_of_range_is_no_plausible_number(eager_library: Library, label: int, options: Any) -> None:
+    if eager_library.name == "numpy":
+        pytest.skip("where it is an error")
+    labels = LABELS.copy()
+    good = list(mean_and_rows(eager_library, labels, **options))
+    labels[3 if "ignore_index" not in options else 4] = label
+    for (kind, rows, mean), (_, expected, _) in zip(mean_and_rows(eager_library, labels, **options), good, strict=True):
+        bad = labels == label
+        assert np.isnan(rows[bad]).all(), kind
+        np.testing.assert_allclose(rows[~bad], expected[~bad])
+        assert math.isnan(mean), kind
+
+
+@pytest.mark.parametrize("weight", [-1.0, math.nan, math.inf, -math.inf])
+def test_a_weight_that_is_none_is_no_plausible_number(eager_library: Library, weight: float) -> None:
+    weights = np.array([1.0, 0.0, 2.0, weight, 1.0, 0.5])
+    if eager_library.name == "numpy":
+        with pytest.raises(ValueError, match="`sample_weight` must be finite and not negative, got 1 of 6"):
+            list(mean_and_rows(eager_library, LABELS, sample_weight=eager_library.array(weights)))
+        return
+    for kind, rows, mean in mean_and_rows(eager_library, LABELS, sample_weight=eager_library.array(weights)):
+        assert np.isnan(rows).tolist() == [False, False, False, not math.isfinite(weight), False, False], kind
+        assert math.isnan(mean) != math.isfinite(weight), kind
+
+
+def test_jax_knows_labels_and_weights_out_of_range_under_jit() -> None:
+    jax = load("jax")
+    embeddings, *head = [jax.numpy.asarray(array, jax.numpy.float32) for array in KINDS["mrl-e"].arrays()]
+
+    def value(x: Any, labels: Any, weights: Any) -> Any:
+        return KINDS["mrl-e"].loss((x, *head), labels=labels, sample_weight=weights)
+
+    infinite = np.full(N_ROWS, np.inf, np.float32)
+    for labels, weights in ((LABELS - 1, None), (LABELS + 1, None), (LABELS, infinite)):
+        total, gradient = jax.jit(jax.value_and_grad(value))(embeddings, jax.numpy.asarray(labels), weights)
+        assert math.isnan(total)
+        assert np.isnan(gradient).any()
+
+
+def test_a_numpy_integer_is_a_row_block() -> None:
+    assert float(call("mrl-e", row_block=np.uint8(3))) == float(call("mrl-e", row_block=3))

@@ -299,3 +299,13 @@ def test_arrays_of_two_libraries_are_refused() -> None:
         metrics.relevance(np.array([[0]]), foreign, np.array([1]))
     with pytest.raises(TypeError, match="`relevance` and `n_relevant` must come from one array library"):
         metrics.label_recall_at_k(np.array([[True]]), 1, foreign)
+
+
+@pytest.mark.parametrize("bad", ["embeddings", "queries"])
+def test_class_means_of_rows_that_are_not_finite_are_refused(library: Library, bad: str) -> None:
+    rows = {"embeddings": np.ones((4, 3)), "queries": np.ones((2, 3))}
+    rows[bad][1, 2] = np.nan
+    arrays = {name: library.array(array) for name, array in rows.items()}
+    labels, query_labels = library.array(np.array([0, 1, 0, 1])), library.array(np.array([0, 1]))
+    with pytest.raises(ValueError, match=f"`{bad}` must be finite, got NaN or infinity in 1 of . rows"):
+        metrics.nearest_class_mean_accuracy(arrays["embeddings"], labels, arrays["queries"], query_labels)

@@ -407,3 +407,15 @@ def test_two_libraries_are_refused() -> None:
     elsewhere = strict.ones((1, 4), device=strict.Device("device1"))
     with pytest.raises(ValueError, match="`embeddings` and `queries` must lie on one device"):
         Corpus(strict.ones((3, 4))).search(elsewhere, 1)
+
+
+def test_more_results_than_one_call_may_return_are_refused() -> None:
+    corpus = Corpus(np.eye(4))
+    with pytest.raises(ValueError, match="`k` must ask for at most 2147483648 results in one call"):
+        corpus.search(np.eye(4), 2**40)
+    with pytest.raises(ValueError, match="`k` must ask for at most"):
+        corpus.rerank(np.eye(4), np.zeros((4, 2), int), 2**40, dim=2)
+
+
+def test_a_corpus_of_zeros_takes_any_query() -> None:
+    assert Corpus(np.zeros((2, 2)), metric="ip").search(np.array([[0.1, 0.2]]), 2)[0].tolist() == [[0.0, 0.0]]
