@@ -230,6 +230,23 @@ def test_heads_that_share_a_weight_are_one_tied_head(problem: tuple[Any, ...]) -
     np.testing.assert_allclose(sum(d_bias for _, d_bias in separate.heads), tied.bias, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("row_block", [None, 2])
+def test_many_classes_give_the_same_gradients_in_fewer_arrays(eager_library: Library, row_block: int | None) -> None:
+    """From 4,096 classes on, narrow prefixes of a tied head go backward before the wide ones go forward."""
+    rng, nesting, n_classes = np.random.default_rng(3), Nesting.halving(128, smallest=1), 4100
+    x, weight, bias = (rng.normal(size=shape) for shape in ((5, 128), (n_classes, 128), n_classes))
+    weight, labels = weight / 10, rng.integers(0, n_classes, 5)
+    heads = [(weight[:, :m], bias) for m in nesting]
+    total, separate = mrl_cross_entropy_with_grad(x, heads, labels, nesting=nesting, label_smoothing=0.1)
+    joined = sum(np.pad(d_weight, ((0, 0), (0, 128 - d_weight.shape[1]))) for d_weight, _ in separate.heads)
+    expected = [total, separate.embeddings, joined, sum(d_bias for _, d_bias in separate.heads)]
+
+    options = {"nesting": nesting, "label_smoothing": 0.1, "row_block": row_block}
+    arrays = put(eager_library, (x, weight, bias, labels))
+    for actual, array in zip(leaves(mrl_e_cross_entropy_with_grad(*arrays, **options)), expected, strict=True):
+        eager_library.assert_close(actual, array)
+
+
 @settings(max_examples=40)
 @given(problems(), st.sampled_from(["mean", "sum", "none"]))
 def test_the_fused_loss_is_the_loss_of_its_logits(problem: tuple[Any, ...], reduction: str) -> None:

@@ -9,7 +9,7 @@ from matryoshka._array import can_write, empty, row_blocks
 from matryoshka._hooks.formula import Arrays, Problem
 from matryoshka._typing import Array, Namespace
 
-BLOCK_BYTES = 96 * 2**20
+BLOCK_BYTES = 128 * 2**20
 BLOCK_ROWS = (64, 512)
 
 

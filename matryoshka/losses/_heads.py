@@ -11,7 +11,7 @@ from matryoshka._algebra import add_product, add_transposed_product, write_produ
 from matryoshka._array import accumulator_dtype, can_write
 from matryoshka._hooks.formula import Arrays, Block, Totals
 from matryoshka._typing import Array
-from matryoshka.losses._products import ProductFormula
+from matryoshka.losses._products import ProductFormula, join_columns
 from matryoshka.losses._softmax import SoftmaxFormula
 
 
@@ -33,26 +33,26 @@ class TiedHead(ProductFormula):
     def gradients(
         self, block: Block, prepared: Arrays, totals: Totals | None, wanted: tuple[bool, ...]
     ) -> tuple[Array, Arrays, Totals]:
+        (x,), labels, weights = block
         d_weight, d_bias = totals or (None, None)
-        ps, losses = [], []
-        for z in self.logits(block.rows, prepared):
-            p, loss = self.softmax(z, block.labels)
-            ps.append(p)
-            losses.append(loss)
-        suffix, d_x, d_weight = self.block_gradients(
-            lambda g: self.logit_gradients(g, ps.pop(), block.labels),
-            self.factor(self.scale_rows(block.rows[0], block.weights)),
-            prepared[0],
-            d_weight,
-            wanted,
-        )
-        if wanted[2]:
-            d_bias = self.add_row_sum(d_bias, suffix, block.weights)
-        return self.xp.stack(losses), (self.scale_rows(d_x, block.weights),), (d_weight, d_bias)
+        losses = []
+
+        def logit_gradients() -> Iterator[Array]:
+            for g, z in enumerate(self.logits(block.rows, prepared)):
+                p, loss = self.softmax(z, labels, overwrite=g == len(self.nesting) - 1)
+                losses.append(loss)
+                yield self.logit_gradients(g, p, labels)
+
+        x_columns, w_columns = self.columns(x), self.columns(x, d_weight)
+        factors = self.factor(self.scale_rows(x, weights)), prepared[0]
+        for total in self.backward(logit_gradients(), factors, (x_columns, w_columns), wanted):
+            if wanted[2]:
+                d_bias = self.add_row_sum(d_bias, total, weights)
+        return self.xp.stack(losses), (self.scale_rows(x_columns.join(), weights),), (w_columns.data, d_bias)
 
     def finish(self, prepared: Arrays, totals: Totals) -> Arrays:
         d_weight, d_bias = totals
-        return self.join_columns(d_weight), d_bias
+        return join_columns(d_weight, self.xp), d_bias
 
 
 class SeparateHeads(SoftmaxFormula):

@@ -7,7 +7,7 @@ over k >= m: dX[:, B_m] = S_m @ Y[:, B_m] and dY[:, B_m] = S_m.T @ X[:, B_m].
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from matryoshka._algebra import add_product, add_transposed_product, write_product
@@ -16,12 +16,28 @@ from matryoshka._hooks.formula import Arrays
 from matryoshka._typing import Array, Namespace
 from matryoshka.losses._softmax import SoftmaxFormula
 
+_MANY_COLUMNS = 4096
+"""With fewer, the arrays of all prefixes leave room for as many rows as a block can use."""
+
 
 class ProductFormula(SoftmaxFormula):
     """A formula whose logits come from products of rows (r, dim) with the first parameter (c, dim)."""
 
     def row_bytes(self, parameters: Arrays) -> int:
-        return 4 * int(parameters[0].shape[0]) * len(self.nesting)
+        n_columns = int(parameters[0].shape[0])
+        n_narrow = self._n_narrow(n_columns)
+        # The gradients that are kept, and at first the product that goes on.
+        return 4 * n_columns * max(n_narrow + 1, len(self.nesting) - n_narrow)
+
+    def _n_narrow(self, n_columns: int | None) -> int:
+        """Return how many prefixes are taken backward on their own, before the others go forward.
+
+        Their arrays are free by then, so that blocks may have more rows and less often go through the parameters. The
+        others multiply once more with the columns of these: 2 % of all multiplications at most.
+        """
+        if n_columns is None or n_columns < _MANY_COLUMNS:
+            return 0
+        return sum(m <= self.nesting.dim // 32 for m in self.nesting)
 
     def running_products(self, x: Array, y: Array, bias: Array | None = None) -> Iterator[Array]:
         """Yield x[:, :m] @ y[:, :m].T + bias for each prefix; one array, overwritten on the way where possible."""
@@ -33,54 +49,63 @@ class ProductFormula(SoftmaxFormula):
                 bias = None
             yield running
 
-    def block_gradients(
-        self, gradient: Callable[[int], Array], x: Array, y: Array, d_y: Any, wanted: tuple[bool, ...]
-    ) -> tuple[Array, Array | None, Any]:
+    def backward(
+        self,
+        gradients: Iterable[Array],
+        factors: tuple[Array, Array],
+        columns: tuple[Columns, Columns],
+        wanted: tuple[bool, ...],
+    ) -> Iterator[Array]:
         """Turn gradients in the running products into gradients in their factors.
 
         Parameters
         ----------
-        gradient : callable
-            Maps the index of a prefix to the gradient (r, c) in its product; called once each, from the widest prefix
-            down. Its result may be overwritten.
-        x, y : array (r, dim), (c, dim)
-            The factors, as they shall enter the products.
-        d_y : data of `_Columns` or None
-            What the gradient in y is added to.
+        gradients : iterable of array (r, c)
+            The gradient in the product of each prefix, from the narrowest up; kept until the wider ones are there, and
+            then overwritten where possible.
+        factors : array (r, dim), (c, dim)
+            As they shall enter the products.
+        columns : Columns, Columns
+            What the gradients in the factors are added to.
         wanted : tuple of bool
-            Whether the gradients in x and in y are needed; what follows is not looked at.
+            Whether each of the two is needed; what follows is not looked at.
 
-        Returns
-        -------
-        suffix : array (r, c)
-            The sum of the gradients of all prefixes.
-        d_x : array (r, dim) or None
-            Gradient in x.
-        d_y : data of `_Columns`
-            Gradient in y, added.
+        Yields
+        ------
+        array (r, c)
+            Sums of the gradients, each of some prefixes; together they hold all.
         """
-        suffix, blocks, dtype = None, self.nesting.blocks, accumulator_dtype(x, self.xp)
-        x_columns, y_columns = _Columns(blocks, dtype, self.xp), _Columns(blocks, dtype, self.xp, d_y)
-        for g in reversed(range(len(blocks))):
-            if suffix is None:
-                suffix = gradient(g)
-            else:
-                suffix += gradient(g)
-            factor = self.xp.astype(suffix, y.dtype, copy=False)
-            if wanted[0]:
-                x_columns.add_product(g, factor, y[:, blocks[g]])
-            if wanted[1]:
-                y_columns.add_transposed_product(g, factor, x[:, blocks[g]])
-        return suffix, self.join_columns(x_columns.data), y_columns.data
+        blocks, (x, y), (d_x, d_y) = self.nesting.blocks, factors, columns
+        ends = {self._n_narrow(y.shape[0]), len(blocks)}
+        kept: list[Array] = []
+        for n, gradient in enumerate(gradients, start=1):
+            kept.append(gradient)
+            if n not in ends:
+                continue
+            suffix = kept.pop()
+            for g in reversed(range(n)):
+                factor = self.xp.astype(suffix, y.dtype, copy=False)
+                if wanted[0]:
+                    d_x.add_product(g, factor, y[:, blocks[g]])
+                if wanted[1]:
+                    d_y.add_transposed_product(g, factor, x[:, blocks[g]])
+                if kept:
+                    suffix += kept.pop()
+            yield suffix
 
-    def join_columns(self, data: Any) -> Array | None:
-        """Return the matrix of the `data` of columns; None if nothing was ever added."""
-        if not isinstance(data, list):
-            return data
-        return None if data[0] is None else self.xp.concat(data, axis=1)
+    def columns(self, like: Array, data: Any = None) -> Columns:
+        """Return columns to add products over `like` to, from zero or from the `data` of others."""
+        return Columns(self.nesting.blocks, accumulator_dtype(like, self.xp), self.xp, data)
 
 
-class _Columns:
+def join_columns(data: Any, xp: Namespace) -> Array | None:
+    """Return the matrix of the `data` of columns; None if nothing was ever added."""
+    if not isinstance(data, list):
+        return data
+    return None if data[0] is None else xp.concat(data, axis=1)
+
+
+class Columns:
     """A matrix (n, dim) that is made, or added to, one block of columns at a time.
 
     Where arrays can be written to, the blocks are views of one array; elsewhere they are joined at the end.
@@ -98,24 +123,30 @@ class _Columns:
     """
 
     def __init__(self, blocks: tuple[slice, ...], dtype: object, xp: Namespace, data: Any = None) -> None:
-        self.data, self._keep = data, data is not None
+        self.data = data
+        self._filled = set() if data is None else set(range(len(blocks)))
         self._blocks, self._dtype, self._xp, self._writes = blocks, dtype, xp, can_write(xp)
         if data is None and not self._writes:
             self.data = [None] * len(blocks)
 
     def add_product(self, g: int, left: Array, right: Array) -> None:
-        """Add left (n, k) @ right (k, width) to block g; each block once."""
+        """Add left (n, k) @ right (k, width) to block g."""
         if not self._writes:
             self.data[g] = add_product(self.data[g], left, right, dtype=self._dtype, xp=self._xp)
             return
         if self.data is None:
             shape = (left.shape[0], self._blocks[-1].stop)
             self.data = empty(shape, like=left, dtype=self._dtype, xp=self._xp)
-        write_product(self.data[:, self._blocks[g]], left, right, keep=self._keep, xp=self._xp)
+        write_product(self.data[:, self._blocks[g]], left, right, keep=g in self._filled, xp=self._xp)
+        self._filled.add(g)
 
     def add_transposed_product(self, g: int, left: Array, right: Array) -> None:
-        """Add left.T @ right to block g, for left (k, n) and right (k, width); each block once."""
+        """Add left.T @ right to block g, for left (k, n) and right (k, width)."""
         if self._writes:
             self.add_product(g, self._xp.matrix_transpose(left), right)
         else:
             self.data[g] = add_transposed_product(self.data[g], left, right, dtype=self._dtype, xp=self._xp)
+
+    def join(self) -> Array | None:
+        """Return the matrix; None if nothing was ever added."""
+        return join_columns(self.data, self._xp)

@@ -21,7 +21,7 @@ import numpy as np
 from matryoshka._array import accumulator_dtype, library
 from matryoshka._hooks.formula import Arrays, Block, Totals
 from matryoshka._typing import Array
-from matryoshka.losses._products import ProductFormula
+from matryoshka.losses._products import ProductFormula, join_columns
 
 _FAR = {True: (2.0**96, 2.0**88), False: (2.0**512, 2.0**640)}
 """For float32 and float64: beyond which square a row is long, its inverse short, and the factor for such rows."""
@@ -51,25 +51,36 @@ class Similarity(ProductFormula):
         k, inverse_k, _, inverse_t = prepared
         q, scale, inverse_q = self._factors(x)
         d_k, k_sums = totals or (None, [None] * len(self.nesting))
-        k_sums, q_sums, dot_gradients, losses = list(k_sums), [], [], []
-        for g, s in enumerate(self._similarities(q, inverse_q, prepared)):
-            p, loss = self.softmax(s, labels)
-            a = self.logit_gradients(g, p, labels)
-            s *= a
-            q_sums.append(self.xp.sum(s, axis=1))
-            k_sums[g] = self.add_row_sum(k_sums[g], s, weights)
-            a *= inverse_k[g]
-            a *= (inverse_q[g] * inverse_t)[:, None]
-            dot_gradients.append(a)
-            losses.append(loss)
-        _, d_q, d_k = self.block_gradients(lambda _: dot_gradients.pop(), self.scale_rows(q, weights), k, d_k, wanted)
+        k_sums, q_sums, losses = list(k_sums), [], []
+
+        def dot_gradients() -> Iterator[Array]:
+            for g, s in enumerate(self._similarities(q, inverse_q, prepared)):
+                p, loss = self.softmax(s, labels)
+                losses.append(loss)
+                a = self.logit_gradients(g, p, labels)
+                s *= a
+                q_sums.append(self.xp.sum(s, axis=1))
+                k_sums[g] = self.add_row_sum(k_sums[g], s, weights)
+                a *= inverse_k[g]
+                a *= (inverse_q[g] * inverse_t)[:, None]
+                yield a
+
+        q_columns, k_columns = self.columns(x), self.columns(x, d_k)
+        factors = self.scale_rows(q, weights), k
+        for _ in self.backward(dot_gradients(), factors, (q_columns, k_columns), wanted):
+            pass
+        d_q = q_columns.join()
         if d_q is not None:
             d_q = self.scale_rows(d_q - self._norm_gradient(q, q_sums, inverse_q), scale)
-        return self.xp.stack(losses), (self.scale_rows(d_q, weights),), (d_k, k_sums)
+        return self.xp.stack(losses), (self.scale_rows(d_q, weights),), (k_columns.data, k_sums)
+
+    def row_bytes(self, parameters: Arrays) -> int:
+        # The product and the similarities of a prefix stand beside the gradients that are kept.
+        return super().row_bytes(parameters) + 2 * 4 * int(parameters[0].shape[0])
 
     def finish(self, prepared: Arrays, totals: Totals) -> Arrays:
         (keys, inverse_k, scale, inverse_t), (d_k, k_sums) = prepared, totals
-        d_keys = self.join_columns(d_k)
+        d_keys = join_columns(d_k, self.xp)
         if d_keys is not None:
             d_keys -= self._norm_gradient(keys, k_sums, inverse_k)
         return self.scale_rows(d_keys, scale), -inverse_t * self.xp.sum(self.xp.stack(k_sums))

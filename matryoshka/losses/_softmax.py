@@ -26,16 +26,21 @@ class SoftmaxFormula(Formula):
         """Yield the logits (r, c) of each prefix, from the narrowest up; the next may be written over them."""
         raise NotImplementedError
 
-    def softmax(self, logits: Array, labels: Array) -> tuple[Array, Array]:
-        """Return p = softmax(logits) (r, c), a new array, and -(1 - s) log p[label] - s mean(log p) of each row."""
+    def softmax(self, logits: Array, labels: Array, *, overwrite: bool = False) -> tuple[Array, Array]:
+        """Return p = softmax(logits) (r, c) and the losses -(1 - s) log p[label] - s mean(log p) (r,).
+
+        With `overwrite`, p may take the place of the logits.
+        """
         xp, s = self.xp, self.smoothing
         if logits.shape[-1] == 0:
             return xp.zeros_like(logits), xp.sum(logits, axis=-1)
-        p, largest, log_sum = softmax(logits, xp)
-        losses = largest - self.at_labels(logits, labels)
+        right = self.at_labels(logits, labels)
         if s != 0.0:
-            losses = (1.0 - s) * losses - s * xp.mean(logits - largest[:, None], axis=-1)
-        return p, losses + log_sum
+            # The largest logit, which would cancel, stays out of the mean.
+            largest = xp.max(logits, axis=-1)
+            right = (1.0 - s) * right + s * (largest + xp.mean(logits - largest[:, None], axis=-1))
+        p, largest, log_sum = softmax(logits, xp, overwrite=overwrite)
+        return p, (largest - right) + log_sum
 
     def logit_gradients(self, g: int, p: Array, labels: Array) -> Array:
         """Return c_m (p - target), the gradient in the logits (r, c) of the prefix g; overwrites `p` where it can."""
