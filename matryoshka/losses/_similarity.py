@@ -105,7 +105,7 @@ class Similarity(ProductFormula):
             scale = 1.0 / xp.where(largest > 0, largest, xp.ones_like(largest))
             factor = xp.astype(self.scale_rows(wide, scale), factor.dtype)
             return factor, scale, self._inverse_norms(self._squares(factor))
-        with np.errstate(over="ignore") if library(xp) == "numpy" else nullcontext():  # which torch.compile can trace
+        with nullcontext() if library(xp) == "torch" else np.errstate(over="ignore"):  # which it cannot trace
             squares = self._squares(factor)
         far, step = _FAR["32" in str(dtype)]
         long, short = squares[-1] > far, squares[-1] < 1 / far
