@@ -20,7 +20,7 @@ from matryoshka._typing import Array, Namespace
 LARGEST_INTEGER = 2**63 - 1
 """No count, width or id is larger: arrays of every library hold it."""
 
-LARGEST_SEQUENCE = 2**20
+LARGEST_SEQUENCE = 2**18
 """As many widths or thresholds may a sequence hold: an iterator may never end."""
 
 LARGEST_RESULT = 2**31
