@@ -39,8 +39,6 @@ FOUND_BY_THE_PACKAGE = {
 }  # fmt: skip
 """Results, which nobody builds, and a protocol."""
 
-pytestmark = pytest.mark.filterwarnings("ignore:the matrix subclass:PendingDeprecationWarning")
-
 ALLOWED = (TypeError, ValueError, ImportError, OSError)
 REFUSED = object()
 LEAST_CALLS = 10_000
