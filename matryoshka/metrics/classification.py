@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from matryoshka import _checks
-from matryoshka._array import accumulator_dtype, count_true, is_array, namespace, row_blocks
+from matryoshka._array import accumulator_dtype, count_true, index_dtype, is_array, namespace, row_blocks
 from matryoshka._typing import Array, Namespace
 from matryoshka.metrics.ranking import _check_within, precision_at_k, relevance
 
@@ -190,7 +190,7 @@ def superclass_accuracy(predictions: Array, labels: Array, superclasses: Array, 
     _checks.labels(predictions, "predictions", labels.shape, xp)
     _check_within(labels, "labels", xp, minimum=0, stop=superclasses.shape[0])
     _check_within(predictions, "predictions", xp, minimum=-1, stop=superclasses.shape[0])
-    ids = xp.astype(predictions, xp.int64, copy=False)[:, None]
+    ids = xp.astype(predictions, index_dtype(xp), copy=False)[:, None]
     return nearest_neighbor_accuracy(ids, superclasses, xp.take(superclasses, labels, axis=0))
 
 
