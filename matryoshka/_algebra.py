@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from matryoshka._array import arange, can_write, length, library
+from matryoshka._array import arange, can_write, length, library, row_blocks
 from matryoshka._typing import Array, Namespace
 
 
@@ -58,8 +58,9 @@ def write_product(target: Array, left: Array, right: Array, *, keep: bool, xp: N
     """Write left @ right to `target`, or with `keep` add it, in a library whose arrays can be written to."""
     if library(xp) == "torch" and left.dtype == target.dtype:
         _torch_add_product(target, left, right, keep=int(keep), xp=xp)
-    elif keep:
-        target += _product(left, right, xp)
+    elif keep:  # in pieces, whose products stay in the cache
+        for rows in row_blocks(left.shape[0], max(1, _PRODUCT_SIZE // max(1, right.shape[1]))):
+            target[rows, :] += _product(left[rows, :], right, xp)
     elif left.dtype == target.dtype:
         xp.matmul(left, right, out=target)
     else:
@@ -78,6 +79,9 @@ def add_transposed_product(total: Array | None, left: Array, right: Array, *, dt
         return product if total is None else total + product
     return add_product(total, xp.matrix_transpose(left), right, dtype=dtype, xp=xp)
 
+
+_PRODUCT_SIZE = 2**20
+"""Numbers in a product that is formed on its own before it is added."""
 
 # PyTorch's CPU products with fewer columns than this take up to ten times as long as their transposes, and `addmm_` on
 # a transposed view does not transpose: the product is formed on its own and then copied or added.
