@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import cache
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -47,7 +46,7 @@ def namespace(
     """
     arrays += tuple([pair for pair in optional if pair[1] is not None])
     if xp is not None:
-        if not isinstance(xp, ModuleType):
+        if not hasattr(xp, "isdtype"):
             msg = f"`xp` must be an array namespace such as numpy, got {type(xp).__name__}; leave it out."
             raise TypeError(msg)
         for name, array in arrays:

@@ -90,7 +90,8 @@ def mrl_cross_entropy(
     ignore_index : int, optional
         Rows with this label count nothing.
     sample_weight : array (...), floating, optional
-        Weight of each row, finite and not negative. Elsewhere than on NumPy any other makes the loss of its row NaN.
+        Weight of each row: on NumPy finite and not negative; elsewhere one that is not finite makes the loss of its
+        row NaN.
     reduction : {"mean", "sum", "none"}
         The mean is sum(w * loss) / sum(w) over the rows that count, 0 if none does; "none" gives w * loss of each row.
     return_parts : bool, default False
