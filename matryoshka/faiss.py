@@ -26,8 +26,10 @@ __all__ = ["FaissCorpus"]
 
 _TRAINING_ROWS = 1 << 16
 _ROWS_PER_LIST = 256
-_WIDEST = 2**16
 """Rows that faiss trains on at most, in all and for each list of an inverted file; it would drop more."""
+
+_WIDEST = 1 << 16
+"""Columns of an index at most: for a number that is none of columns, faiss would ask for all memory."""
 
 
 class FaissCorpus:
@@ -117,10 +119,8 @@ class FaissCorpus:
         ValueError
             faiss does not know the text or a parameter, or the text does not fit the number of columns.
         """
-        dim, metric = (
-            _checks.integer(dim, "dim", minimum=1, maximum=_WIDEST),
-            _checks.choice(metric, "metric", _METRICS),
-        )
+        dim = _checks.integer(dim, "dim", minimum=1, maximum=_WIDEST)
+        metric = _checks.choice(metric, "metric", _METRICS)
         text = _checks.text(text, "text")
         rule = f"`index` must be a factory string of faiss for {dim} columns, such as 'HNSW32', got {text!r}"
         with _explained(rule):

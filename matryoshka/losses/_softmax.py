@@ -1,9 +1,8 @@
 """What all formulas share: the softmax cross-entropy of a block's logits, its gradient, and weighted rows.
 
 With the logits z_m of prefix m, the gradient in them is g_m = c_m (softmax(z_m) - target). One softmax gives both the
-gradient and the loss, so that each logit is exponentiated once. The weights a_i of the rows
-stay out of these large (r, c) arrays: they scale the gradient in the rows, and the rows where they enter that in the
-parameters.
+gradient and the loss, so that each logit is exponentiated once. The weights a_i of the rows stay out of these large
+(r, c) arrays: they scale the gradient in the rows, and the rows where they enter that in the parameters.
 """
 
 from __future__ import annotations

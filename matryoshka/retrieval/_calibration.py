@@ -98,10 +98,10 @@ def certify(question: Question, queries: Array, *, recall: float, delta: float, 
     """Choose candidates on one half of the queries and test them on the other, from the safest to the cheapest."""
     recall = _checks.real(recall, "recall", minimum=0.0, maximum=1.0, open_minimum=True, open_maximum=True)
     delta = _checks.real(delta, "delta", minimum=0.0, maximum=1.0, open_minimum=True, open_maximum=True)
-    order = np.random.default_rng(_checks.seed(seed))
+    rng = np.random.default_rng(_checks.seed(seed))
     corpus, question = question.corpus, _on_a_copy(question)
     exact = question.exact(queries, least=2)  # one to choose by, one to test with
-    half, rows = len(exact) // 2, order.permutation(len(exact))
+    half, rows = len(exact) // 2, rng.permutation(len(exact))
     choice, test = (take_rows(queries, part, namespace(("queries", queries))) for part in (rows[:half], rows[half:]))
     *cheaper, exact_search = (point.funnel for point in _pareto(question, choice, exact[rows[:half]]))
     recalls: list[float] = []
