@@ -6,7 +6,7 @@ whose tensors are no array-API objects (Keras) hands its own namespace in throug
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import Any
 
@@ -70,6 +70,30 @@ def namespace(
             )
             raise ValueError(msg)
     return expected
+
+
+def beside_jax(*arguments: Any, xp: Namespace | None) -> tuple[Any, ...]:
+    """Return arrays, and sequences of them, with those of NumPy as JAX arrays where one is: JAX takes both together."""
+    if xp is not None and library(xp) != "jax":  # what follows is nothing that torch.compile can trace
+        return arguments
+
+    def flat(argument: Any) -> Iterator[Any]:
+        if isinstance(argument, tuple | list):
+            for item in argument:
+                yield from flat(item)
+        else:
+            yield argument
+
+    if not any(is_jax_array(array) for array in flat(arguments)):
+        return arguments
+    import jax.numpy  # loaded already, with the arrays
+
+    def converted(argument: Any) -> Any:
+        if isinstance(argument, tuple | list):
+            return tuple(map(converted, argument))
+        return jax.numpy.asarray(argument) if isinstance(argument, np.ndarray) else argument
+
+    return tuple(map(converted, arguments))
 
 
 @cache

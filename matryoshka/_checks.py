@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from matryoshka._array import count_true, is_floating, is_integer, library
+from matryoshka._array import count_true, is_floating, is_integer
 from matryoshka._typing import Array, Namespace
 
 LARGEST_INTEGER = 2**63 - 1
@@ -243,7 +243,7 @@ def min_ndim(array: Array, name: str, n: int, axes: str) -> None:
         raise ValueError(msg)
 
 
-def shape(array: Array, name: str, expected: tuple[int, ...], axes: str) -> None:
+def shape(array: Array, name: str, expected: tuple[int | None, ...], axes: str) -> None:
     """Check the shape of `array`; `axes` spells it for the message."""
     if not _agree(array.shape, expected):
         msg = f"`{name}` must have shape {axes} = {tuple(expected)}, got {tuple(array.shape)}; reshape or select."
@@ -332,20 +332,8 @@ def heads(values: Sequence[Any], count: int, name: str = "heads") -> tuple[tuple
     return tuple((weight, bias) for weight, bias in values)
 
 
-def labels(
-    array: Array,
-    name: str,
-    expected: tuple[int | None, ...],
-    xp: Namespace,
-    *,
-    n_classes: int | None = None,
-    ignore_index: int | None = None,
-    remedy: str = "",
-) -> None:
-    """Check shape and integer dtype of labels, and, on NumPy, that they lie within [0, n_classes).
-
-    Elsewhere the values stay unread, because reading them would wait for the device.
-    """
+def labels(array: Array, name: str, expected: tuple[int | None, ...], xp: Namespace) -> None:
+    """Check shape and integer dtype of labels; their values stay unread, because that might wait for a device."""
     if not is_integer(array, xp):
         msg = f"`{name}` must hold integer class ids, got dtype {array.dtype}; cast it, or take argmax of one-hot rows."
         raise TypeError(msg)
@@ -355,15 +343,19 @@ def labels(
             "reshape it or check which rows it belongs to."
         )
         raise ValueError(msg)
-    if n_classes is None or library(xp) != "numpy":
-        return
-    outside = (array < 0) | (array >= n_classes)
+
+
+def label_values(
+    labels: np.ndarray, name: str, n_classes: int, ignore_index: int | None = None, hint: str = ""
+) -> None:
+    """Check that labels lie within [0, n_classes) or are to be ignored."""
+    outside = (labels < 0) | (labels >= n_classes)
     if ignore_index is not None:
-        outside &= array != ignore_index
+        outside &= labels != ignore_index
     if outside.any():
         msg = (
             f"`{name}` must lie within [0, {n_classes}), got {int(outside.sum())} outside it, such as "
-            f"{array[outside][0]}; map class ids to 0 … n_classes - 1{remedy}."
+            f"{labels[outside][0]}; map class ids to 0 … n_classes - 1{hint}."
         )
         raise ValueError(msg)
 

@@ -32,7 +32,15 @@ N_ROWS, N_CLASSES, IGNORED = 6, 4, -7
 N_QUERIES, N_KEYS = 5, 7
 LABELS = np.array([3, 0, 1, 1, 2, 3])
 SOME_IGNORED = np.array([3, IGNORED, 1, 1, IGNORED, 3])
+SHARES = np.array(
+    [[0, 0, 0.3, 0.7], [1, 0, 0, 0], [0.25, 0.5, 0.125, 0.125], [0, 1, 0, 0], [0.4] * 2 + [0.1] * 2, [0.25] * 4]
+)
 WEIGHTS = np.array([0.5, 2.0, 0.0, 1.0, 3.0, 0.25])
+MASK = np.ones((N_QUERIES, N_KEYS), bool)
+MASK[[0, 0, 2, 3, 4, 4], [3, 6, 0, 5, 0, 1]] = False  # all but one of the first five columns lose somebody
+MASK[1] = np.arange(N_KEYS) == 1  # the second query has no negative left
+TAUGHT = np.where(MASK, np.random.default_rng(22).random((N_QUERIES, N_KEYS)) ** 4, 0.0)
+TAUGHT /= TAUGHT.sum(axis=1, keepdims=True)
 IGNORING = {"labels": SOME_IGNORED, "ignore_index": IGNORED}
 CLASSIFIED: dict[str, Options] = {
     "plain": {"labels": LABELS},
@@ -40,12 +48,24 @@ CLASSIFIED: dict[str, Options] = {
     "ignoring": IGNORING,
     "weighted": {"labels": LABELS, "sample_weight": WEIGHTS},
     "all-options": {**IGNORING, "sample_weight": WEIGHTS, "label_smoothing": 0.1},
+    "shares": {"labels": SHARES},
+    "shares-and-all": {"labels": SHARES, "sample_weight": WEIGHTS, "label_smoothing": 0.1},
 }
 CONTRASTED: dict[str, Options] = {
     "plain": {"temperature": np.array(0.3)},
     "smoothed": {"temperature": np.array(0.3), "label_smoothing": 0.2},
     "symmetric": {"temperature": np.array(0.3), "symmetric": True},
     "all-options": {"temperature": np.array(2.5), "label_smoothing": 0.1, "symmetric": True},
+    "masked": {"temperature": np.array(0.3), "mask": MASK},
+    "masked-and-all": {"temperature": np.array(0.3), "mask": MASK, "label_smoothing": 0.1, "symmetric": True},
+    "taught": {"temperature": np.array(0.3), "targets": TAUGHT},
+    "taught-and-all": {
+        "temperature": np.array(0.3),
+        "targets": TAUGHT,
+        "mask": MASK,
+        "label_smoothing": 0.1,
+        "symmetric": True,
+    },
 }
 
 
@@ -102,26 +122,43 @@ class Logits:
         return oracles.losses_cross_entropy(*arrays, importance=NESTING.importance, **options)
 
 
+@dataclass(frozen=True)
 class Pairs:
-    """InfoNCE of queries and more keys, of many lengths: nothing here is normalised."""
+    """InfoNCE of queries and more keys, of many lengths, with hard negatives or without: nothing here is normalised."""
 
+    hard: bool
     options: ClassVar = CONTRASTED
-    names: ClassVar = ("queries", "keys")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return ("queries", "keys", "negatives")[: 2 + self.hard]
 
     def arrays(self) -> tuple[Any, ...]:
         rng = np.random.default_rng(21)
         queries = rng.normal(size=(N_QUERIES, NESTING.dim)) * np.array([[0.5], [1.0], [3.0], [20.0], [2.0]])
-        return queries, rng.normal(size=(N_KEYS, NESTING.dim)) * np.linspace(0.5, 4.0, N_KEYS)[:, None]
+        keys = rng.normal(size=(N_KEYS, NESTING.dim)) * np.linspace(0.5, 4.0, N_KEYS)[:, None]
+        negatives = rng.normal(size=(N_QUERIES, 2, NESTING.dim)) * np.linspace(3.0, 0.2, N_QUERIES)[:, None, None]
+        return (queries, keys, negatives)[: 2 + self.hard]
+
+    def _options(self, negatives: tuple[Any, ...], options: Options) -> dict[str, Any]:
+        return {"nesting": NESTING, **dict(zip(["negatives"], negatives, strict=False)), **options}
 
     def loss(self, arrays: Iterable[Any], **options: Any) -> Any:
-        return info_nce(*arrays, **{"nesting": NESTING, **options})
+        queries, keys, *negatives = arrays
+        return info_nce(queries, keys, **self._options(tuple(negatives), options))
 
     def with_grad(self, arrays: Iterable[Any], **options: Any) -> Any:
-        return info_nce_with_grad(*arrays, **{"nesting": NESTING, **options})
+        queries, keys, *negatives = arrays
+        loss, gradients = info_nce_with_grad(queries, keys, **self._options(tuple(negatives), options))
+        if self.hard:  # in the order of the arrays, the temperature last
+            gradients = gradients.queries, gradients.keys, gradients.negatives, gradients.temperature
+        return loss, gradients
 
     def oracle(self, arrays: Iterable[Any], *, nesting: Nesting = NESTING, temperature: Any = 0.05, **rest: Any) -> Any:
+        queries, keys, *negatives = arrays
         options = {"importance": nesting.importance, "temperature": float(temperature), **rest}
-        return oracles.losses_info_nce(*arrays, nesting.dims, **options)
+        options |= dict(zip(["negatives"], negatives, strict=False))
+        return oracles.losses_info_nce(queries, keys, nesting.dims, **options)
 
 
 KINDS: dict[str, Heads | Logits | Pairs] = {
@@ -131,7 +168,8 @@ KINDS: dict[str, Heads | Logits | Pairs] = {
     "mrl-e-no-bias": Heads(tied=True, bias=False),
     "logits": Logits(stacked=False),
     "stacked-logits": Logits(stacked=True),
-    "info-nce": Pairs(),
+    "info-nce": Pairs(hard=False),
+    "info-nce-hard": Pairs(hard=True),
 }
 
 
@@ -167,7 +205,7 @@ def expected_gradients(kind: str, options: str, reduction: str = "mean") -> list
 def call(kind: str, method: str = "loss", **changes: Any) -> Any:
     """Call a loss of NumPy arrays with some arguments replaced, by name."""
     case, options = KINDS[kind], {"labels": LABELS, **changes}
-    if kind == "info-nce":
+    if kind.startswith("info-nce"):
         options.pop("labels")
     arrays = [options.pop(name, value) for name, value in zip(case.names, case.arrays(), strict=True)]
     return getattr(case, method)(arrays, **options)
@@ -200,7 +238,8 @@ class Flat:
             arrays = arrays[0], pairs_of(arrays[1:])
         elif self.kind == "logits":
             arrays = (arrays,)
-        labels = {name: convert(value) for name, value in self.options.items() if name == "labels"}
+        not_differentiated = ("labels", "mask", "targets")
+        labels = {name: convert(value) for name, value in self.options.items() if name in not_differentiated}
         return getattr(KINDS[self.kind], method)(arrays, **{**self.options, **labels, **named, **options})
 
 
@@ -211,6 +250,8 @@ FLAT = {
     "logits": Flat("logits", _SMOOTHED, "sample_weight"),
     "info-nce": Flat("info-nce", CONTRASTED["plain"], "temperature"),
     "info-nce-symmetric": Flat("info-nce", CONTRASTED["all-options"], "temperature"),
+    "mrl-e-shares": Flat("mrl-e", {**CLASSIFIED["shares-and-all"], "sample_weight": WEIGHTS + 0.1}, "sample_weight"),
+    "info-nce-hard": Flat("info-nce-hard", CONTRASTED["taught-and-all"], "temperature"),
 }
 
 

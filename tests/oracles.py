@@ -154,13 +154,16 @@ def losses_logits(embeddings: np.ndarray, heads: Sequence[tuple[np.ndarray, np.n
     return out
 
 
-def losses_row(logits: Sequence[float], label: int, smoothing: float) -> float:
-    """Cross-entropy of one row against a target written out: 1 - s at the label, and s spread over all classes."""
-    top = max(logits)
-    log_sum = top + math.log(sum(math.exp(z - top) for z in logits))
-    target = [smoothing / len(logits)] * len(logits)
-    target[label] += 1.0 - smoothing
-    return sum(t * (log_sum - z) for t, z in zip(target, logits, strict=True))
+def losses_row(
+    logits: Sequence[float], right: int | Sequence[float], smoothing: float, seen: Sequence[bool] | None = None
+) -> float:
+    """Cross-entropy of one row against a target written out: 1 - s for what is right, and s spread over all it sees."""
+    shares = [float(j == right) for j in range(len(logits))] if np.ndim(right) == 0 else [float(t) for t in right]
+    columns = [j for j in range(len(logits)) if seen is None or seen[j]]
+    top = max(logits[j] for j in columns)
+    log_sum = top + math.log(sum(math.exp(logits[j] - top) for j in columns))
+    targets = {j: (1.0 - smoothing) * shares[j] + smoothing / len(columns) for j in columns}
+    return sum(t * (log_sum - logits[j]) for j, t in targets.items())
 
 
 def losses_reduce(
@@ -188,13 +191,13 @@ def losses_cross_entropy(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Total and parts from logits [prefix][row][class], prefix by prefix and row by row."""
     weights = [1.0 if sample_weight is None else float(sample_weight[i]) for i in range(len(labels))]
-    weights = [0.0 if label == ignore_index else w for label, w in zip(labels, weights, strict=True)]
+    ignored = [np.ndim(label) == 0 and label == ignore_index for label in labels]
+    weights = [0.0 if out else w for out, w in zip(ignored, weights, strict=True)]
     rows = []
     for of_prefix in logits:
         line = []
-        for row, label in zip(of_prefix, labels, strict=True):
-            ignored = label == ignore_index
-            line.append(0.0 if ignored else losses_row([float(z) for z in row], label, label_smoothing))
+        for row, label, out in zip(of_prefix, labels, ignored, strict=True):
+            line.append(0.0 if out else losses_row([float(z) for z in row], label, label_smoothing))
         rows.append(line)
     return losses_reduce(rows, weights, importance, reduction)
 
@@ -207,19 +210,27 @@ def losses_info_nce(
     importance: Sequence[float],
     temperature: float = 0.05,
     symmetric: bool = False,
+    negatives: np.ndarray | None = None,
+    mask: np.ndarray | None = None,
+    targets: np.ndarray | None = None,
     label_smoothing: float = 0.0,
     reduction: str = "mean",
 ) -> tuple[np.ndarray, np.ndarray]:
     """Total and parts of the cross-entropy of cosine similarities, pair by pair."""
-    directions = [(queries, keys), (keys[: len(queries)], queries)][: 2 if symmetric else 1]
+    n = len(queries)
+    mask = np.ones((n, len(keys)), bool) if mask is None else mask
+    targets = np.eye(n, len(keys)) if targets is None else targets
+    own = [[] for _ in range(n)] if negatives is None else negatives
+    ways = [(queries, keys, own, mask, targets), (keys[:n], queries, [[]] * n, mask[:, :n].T, targets[:, :n].T)]
     results = []
-    for ours, theirs in directions:
+    for ours, theirs, hard, seen, shares in ways[: 2 if symmetric else 1]:
         rows = [
             [
                 losses_row(
-                    [retrieval_similarity(one, other, dim, "cosine") / temperature for other in theirs],
-                    i,
+                    [retrieval_similarity(one, other, dim, "cosine") / temperature for other in (*theirs, *hard[i])],
+                    [*shares[i], *(0.0 for _ in hard[i])],
                     label_smoothing,
+                    [*seen[i], *(True for _ in hard[i])],
                 )
                 for i, one in enumerate(ours)
             ]

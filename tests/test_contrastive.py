@@ -105,6 +105,51 @@ def test_half_precision_survives_long_rows(half: Library) -> None:
     assert all(np.isfinite(half.to_numpy(gradient).astype(np.float32)).all() for gradient in gradients)
 
 
+@pytest.mark.parametrize("temperature", [0.3, np.float32(0.3), np.array(0.3)], ids=repr)
+def test_masks_and_targets_that_leave_nothing_to_find_are_no_plausible_number(
+    eager_library: Library, temperature: Any
+) -> None:
+    """Where they cannot be read, that is; errors for those that can stand below."""
+    if eager_library.name != "array_api_strict":
+        pytest.skip("where it is an error")
+    arrays = cases.put(eager_library, PAIRS.arrays())
+    temperature = cases.put(eager_library, temperature) if isinstance(temperature, np.ndarray) else temperature
+    mask, targets = cases.MASK.copy(), cases.TAUGHT.copy()
+    mask[2, 2], targets[3] = False, 0.0
+    for options, bad in (({"mask": mask}, 2), ({"targets": targets}, 3)):
+        options = {"nesting": NESTING, "temperature": temperature, **cases.put(eager_library, options)}
+        rows = eager_library.to_numpy(info_nce(*arrays, reduction="none", **options))
+        assert np.isnan(rows).tolist() == [row == bad for row in range(N_QUERIES)]
+        assert math.isnan(float(eager_library.to_numpy(info_nce_with_grad(*arrays, **options)[0])))
+
+
+def test_a_query_without_any_negative_has_loss_0() -> None:
+    rows = info_nce(*PAIRS.arrays(), nesting=NESTING, mask=cases.MASK, reduction="none")
+    assert rows[1] == 0.0
+    assert (np.delete(rows, 1) > 0).all()
+
+
+def test_no_hard_negatives_are_as_good_as_none() -> None:
+    queries, keys = PAIRS.arrays()
+    without = info_nce(queries, keys, nesting=NESTING)
+    assert info_nce(queries, keys, nesting=NESTING, negatives=np.ones((N_QUERIES, 0, 7))) == without
+
+
+def test_nt_xent_of_simclr_is_a_mask(rng: np.random.Generator) -> None:
+    """Chen et al. (2020), equation 1: two views of each image, the partner among all others but oneself."""
+    one, two = rng.normal(size=(2, 4, 7))
+    queries, keys = np.concatenate([one, two]), np.concatenate([two, one])
+    mask = ~np.roll(np.eye(8, dtype=bool), 4, axis=1)  # oneself stands half a batch further among the keys
+    expected = 0.0
+    for c, m in zip(NESTING.importance, NESTING, strict=True):
+        unit = queries[:, :m] / np.linalg.norm(queries[:, :m], axis=1, keepdims=True)
+        s = unit @ unit.T / 0.5
+        for i in range(8):
+            others = [math.exp(s[i, j]) for j in range(8) if j != i]
+            expected += c * -math.log(math.exp(s[i, (i + 4) % 8]) / sum(others)) / 8
+    np.testing.assert_allclose(info_nce(queries, keys, nesting=NESTING, temperature=0.5, mask=mask), expected)
+
+
 # Properties
 
 
@@ -200,6 +245,39 @@ def test_symmetric_without_extra_keys_is_the_same_both_ways(problem: tuple[Any, 
         ({"label_smoothing": 2.0}, ValueError, r"`label_smoothing` must be finite and in \[0, 1\], got 2.0"),
         ({"reduction": "average"}, ValueError, "`reduction` must be one of 'mean', 'sum', 'none', got 'average'"),
         ({"row_block": -1}, ValueError, "`row_block` must be an integer >= 1, got -1"),
+        (
+            {"negatives": np.ones((5, 2, 8))},
+            ValueError,
+            "the last axis of `negatives` must be as wide as the nesting, 7",
+        ),
+        ({"negatives": np.ones((5, 7))}, ValueError, r"`negatives` must have shape \(n, h, dim\), got \(5, 7\)"),
+        (
+            {"negatives": np.ones((4, 2, 7))},
+            ValueError,
+            r"`negatives` must have shape .* = \(5, 2, 7\), got \(4, 2, 7\)",
+        ),
+        ({"negatives": np.ones((5, 2, 7), "f")}, TypeError, "`queries` and `negatives` must have one dtype"),
+        ({"negatives": np.ones((5, 2, 7), int)}, TypeError, "`negatives` must hold floating-point numbers"),
+        ({"mask": np.ones((5, 7))}, TypeError, "`mask` must be boolean, got dtype float64; make it True"),
+        ({"mask": np.ones((5, 5), bool)}, ValueError, r"`mask` must have shape \(n, n_keys\) = \(5, 7\), got \(5, 5\)"),
+        ({"mask": ~np.eye(5, 7, dtype=bool)}, ValueError, "every row of `mask` must leave its positive, got 5 of 5"),
+        (
+            {"mask": np.eye(5, 7, dtype=bool)},
+            ValueError,
+            "`mask` must leave a negative to some query, got one of shape",
+        ),
+        ({"targets": np.eye(5)}, ValueError, r"`targets` must have shape \(n, n_keys\) = \(5, 7\), got \(5, 5\)"),
+        ({"targets": np.eye(5, 7, dtype=int)}, TypeError, "`targets` must hold floating-point numbers"),
+        (
+            {"targets": np.ones((5, 7))},
+            ValueError,
+            "every row of `targets` must sum to one over .*, got 5 of 5 that do",
+        ),
+        (
+            {"targets": np.eye(5, 7), "mask": cases.MASK ^ np.eye(5, 7, dtype=bool)},
+            ValueError,
+            "every row of `targets`",
+        ),
         ({"nesting": (3, 2)}, ValueError, "`nesting` must be positive and strictly increasing"),
         ({"nesting": 7}, TypeError, "`nesting` must be a sequence of integers, got int 7"),
     ],

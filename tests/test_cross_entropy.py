@@ -17,6 +17,7 @@ from cases import (
     N_CLASSES,
     N_ROWS,
     NESTING,
+    SHARES,
     SOME_IGNORED,
     WEIGHTS,
     call,
@@ -401,11 +402,13 @@ def mean_and_rows(library: Library, labels: np.ndarray, **options: Any) -> Itera
 @pytest.mark.parametrize("options", [{}, {"ignore_index": 1}, {"label_smoothing": 0.1}], ids=str)
 @pytest.mark.parametrize("label", [-1, -(2**31), N_CLASSES, N_CLASSES + 1, 2**31 - 1])
 def test_a_label_out_of_range_is_no_plausible_number(eager_library: Library, label: int, options: Any) -> None:
-    if eager_library.name == "numpy":
-        pytest.skip("where it is an error")
     labels = LABELS.copy()
     good = list(mean_and_rows(eager_library, labels, **options))
     labels[3 if "ignore_index" not in options else 4] = label
+    if eager_library.name == "numpy" or eager_library.device == "cpu":  # where it can be read
+        with pytest.raises(ValueError, match=rf"`labels` must lie within \[0, 4\), got 1 outside it, such as {label};"):
+            list(mean_and_rows(eager_library, labels, **options))
+        return
     for (kind, rows, mean), (_, expected, _) in zip(mean_and_rows(eager_library, labels, **options), good, strict=True):
         bad = labels == label
         assert np.isnan(rows[bad]).all(), kind
@@ -432,11 +435,73 @@ def test_jax_knows_labels_and_weights_out_of_range_under_jit() -> None:
     def value(x: Any, labels: Any, weights: Any) -> Any:
         return KINDS["mrl-e"].loss((x, *head), labels=labels, sample_weight=weights)
 
+    with pytest.raises(ValueError, match="`labels` must lie within"):
+        value(embeddings, jax.numpy.asarray(LABELS + 1), None)
     infinite = np.full(N_ROWS, np.inf, np.float32)
     for labels, weights in ((LABELS - 1, None), (LABELS + 1, None), (LABELS, infinite)):
         total, gradient = jax.jit(jax.value_and_grad(value))(embeddings, jax.numpy.asarray(labels), weights)
         assert math.isnan(total)
         assert np.isnan(gradient).any()
+
+
+@pytest.mark.parametrize(("row", "share"), [(0, 0.6), (1, np.nan), (2, -0.4), (4, 0.0)])
+def test_shares_that_do_not_sum_to_one_are_no_plausible_number(eager_library: Library, row: int, share: float) -> None:
+    """A share may be negative while all sum to one; a row of weight 0 may hold anything."""
+    bad = SHARES.copy()
+    bad[row] = [share, 1 - share if share < 0 else share, 0, 0]
+    good = list(mean_and_rows(eager_library, SHARES))
+    for weights in (None, np.where(np.arange(N_ROWS) == row, 0.0, 1.0)):
+        options = {} if weights is None else {"sample_weight": eager_library.array(weights)}
+        readable = eager_library.name == "numpy" or eager_library.device == "cpu"
+        if readable and weights is None:
+            with pytest.raises(ValueError, match="every row of `labels` must sum to one over the classes, got 1 of 6"):
+                list(mean_and_rows(eager_library, bad))
+            continue
+        for (kind, rows, mean), (_, expected, _) in zip(
+            mean_and_rows(eager_library, bad, **options), good, strict=True
+        ):
+            others = np.arange(N_ROWS) != row
+            np.testing.assert_allclose(rows[others], expected[others], err_msg=kind)
+            assert math.isnan(mean) == math.isnan(rows[row]) == (weights is None), kind
+            assert weights is None or rows[row] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        (
+            {"labels": SHARES[:, :3]},
+            ValueError,
+            r"`labels` must have shape \(..., n_classes\) = \(6, 4\), got \(6, 3\)",
+        ),
+        ({"labels": SHARES[:5]}, ValueError, r"`labels` must have shape \(..., n_classes\) = \(6, 4\), got \(5, 4\)"),
+        ({"labels": SHARES, "ignore_index": 2}, ValueError, "`ignore_index` must be None or negative"),
+        ({"labels": SHARES > 0}, TypeError, "`labels` must hold integer class ids, got dtype bool"),
+    ],
+)
+def test_bad_shares_are_refused(changes: dict[str, Any], error: type[Exception], message: str) -> None:
+    for kind in ("mrl", "mrl-e", "stacked-logits"):
+        with pytest.raises(error, match=message):
+            call(kind, **changes)
+
+
+@pytest.mark.parametrize("kind", ["mrl", "mrl-e", "logits"])
+@pytest.mark.parametrize(
+    "options", [{"labels": SOME_IGNORED, "ignore_index": IGNORED}, {"sample_weight": WEIGHTS}], ids=str
+)
+def test_what_an_ignored_row_holds_reaches_no_gradient(library: Library, kind: str, options: dict[str, Any]) -> None:
+    """Not even NaN: it enters neither the gradients of the heads nor those of other rows, nor its own."""
+    case, options = KINDS[kind], {"labels": LABELS, **options}
+    out = (options["labels"] == IGNORED) | (options.get("sample_weight", np.ones(N_ROWS)) == 0)
+    arrays = case.arrays()
+    rows = arrays[0] if isinstance(arrays[0], list) else [arrays[0]]
+    given = put(library, options)
+    method = "with_grad" if hasattr(case, "with_grad") else "loss"
+    expected = list(leaves(getattr(case, method)(put(library, arrays), **given)))
+    for array in rows:
+        array[out] = np.nan
+    for found, clean in zip(leaves(getattr(case, method)(put(library, arrays), **given)), expected, strict=True):
+        np.testing.assert_array_equal(library.to_numpy(found), library.to_numpy(clean))
 
 
 def test_a_numpy_integer_is_a_row_block() -> None:

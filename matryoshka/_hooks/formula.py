@@ -14,6 +14,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
+import numpy as np
+
 from matryoshka import _checks
 from matryoshka._typing import Array, Namespace
 from matryoshka.nesting import Nesting
@@ -25,10 +27,23 @@ Totals: TypeAlias = tuple[Any, ...]
 
 
 class Block(NamedTuple):
-    """A block of rows: arrays (r, ...), integer labels (r,), and weights a_i (r,) or None for all ones."""
+    """A block of rows.
+
+    Attributes
+    ----------
+    rows : tuple of array (r, ...)
+        What belongs to single rows and has a gradient.
+    labels : integer array (r,), or floating array (r, c)
+        The right column of each row, or the share of each column in what is right.
+    mask : bool array (r, c) or None
+        False for columns that a row does not see; None for all seen.
+    weights : array (r,) or None
+        Weight a_i of each row; None for all ones.
+    """
 
     rows: Arrays
     labels: Array
+    mask: Array | None = None
     weights: Array | None = None
 
 
@@ -104,10 +119,8 @@ class Problem:
         The loss on a block of rows.
     rows : tuple of array (n, ...)
         What belongs to single rows and has a gradient.
-    labels : integer array (n,)
-        The right column of each row.
-    weights : array (n,) or None
-        Weight a_i of each row; None for all ones.
+    labels, mask, weights
+        As of a `Block`, of all rows.
     broken : array (n,) or None
         NaN for rows that have no loss, 0 for all others; None stands for zeros.
     parameters : tuple of (array or None)
@@ -121,6 +134,7 @@ class Problem:
     formula: Formula
     rows: Arrays
     labels: Array
+    mask: Array | None
     weights: Array | None
     broken: Array | None
     parameters: Arrays
@@ -137,10 +151,18 @@ class Problem:
         """Whether each of `arrays` is there: a bias may not be."""
         return tuple(array is not None for array in self.arrays)
 
+    @property
+    def whole(self) -> Block:
+        """All rows as one block."""
+        return Block(self.rows, self.labels, self.mask, self.weights)
+
     def block(self, rows: slice) -> Block:
         """Return some of the rows."""
-        weights = None if self.weights is None else self.weights[rows]
-        return Block(tuple(array[rows, ...] for array in self.rows), self.labels[rows], weights)
+        _, *shared = self.whole
+        return Block(
+            tuple(array[rows, ...] for array in self.rows),
+            *(None if array is None else array[rows, ...] for array in shared),
+        )
 
     def weigh_rows(self, losses: Array) -> Array:
         """Return `losses` (..., n) times the weight of each row; a row of weight 0 has loss 0, whatever it holds."""
@@ -157,6 +179,9 @@ class Problem:
 
 class Hook(Protocol):
     """How a framework maps a problem over blocks of rows, and is told its gradient: a module of `matryoshka._hooks`."""
+
+    def on_host(self, array: Array) -> np.ndarray | None:
+        """Return an array for NumPy to read, or None where that would wait for a device, or a graph is being made."""
 
     def product_dtype(self, array: Array) -> Any:
         """Return the dtype that the framework asks products to be formed in, or None for that of the arrays."""

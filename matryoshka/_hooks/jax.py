@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from matryoshka._array import accumulator_dtype
@@ -25,9 +26,15 @@ _BLOCK_ROWS = 256
 
 jax.tree_util.register_dataclass(
     Problem,
-    data_fields=["rows", "labels", "weights", "broken", "parameters"],
+    data_fields=["rows", "labels", "mask", "weights", "broken", "parameters"],
     meta_fields=["formula", "row_block", "axes"],
 )
+
+
+def on_host(array: jax.Array) -> np.ndarray | None:
+    """Return an array for NumPy to read if it lies on the host and is no part of a trace."""
+    readable = not isinstance(array, jax.core.Tracer) and all(d.platform == "cpu" for d in array.devices())
+    return np.asarray(array) if readable else None
 
 
 def weighted_total(problem: Problem, divisor: Any) -> tuple[jax.Array, jax.Array]:
@@ -58,7 +65,7 @@ def _gradients(problem: Problem, wanted: tuple[bool, ...], divisor: Any) -> tupl
         # Divided here, while they are small: after the scan, XLA would make a second array of all rows.
         return totals, (losses.T, jax.tree.map(lambda d: d / divisor, d_rows))
 
-    totals, (losses, d_rows) = _scan(step, problem, Block(problem.rows, problem.labels, problem.weights))
+    totals, (losses, d_rows) = _scan(step, problem, problem.whole)
     d_parameters = formula.finish(prepared, totals)
     return losses.T, d_rows, jax.tree.map(lambda d: d / divisor, d_parameters)
 
@@ -69,7 +76,7 @@ def _losses(problem: Problem) -> jax.Array:
     def step(totals: None, block: Block) -> tuple[None, jax.Array]:
         return None, problem.formula.losses(block, prepared).T
 
-    losses: jax.Array = _scan(step, problem, Block(problem.rows, problem.labels))[1].T
+    losses: jax.Array = _scan(step, problem, problem.whole._replace(weights=None))[1].T
     return losses
 
 
@@ -137,7 +144,7 @@ _row_totals.defvjp(_row_totals_forward, _row_totals_backward)
 
 def _cotangent(problem: Problem, d_rows: Arrays, d_weights: jax.Array | None, d_parameters: Arrays) -> Problem:
     """Return gradients in the form of their problem, as JAX asks for them, and in the dtypes of its arrays."""
-    formed = replace(problem, rows=d_rows, labels=None, weights=d_weights, broken=None, parameters=d_parameters)
-    primal = replace(problem, labels=None, broken=None)
+    primal = replace(problem, labels=None, mask=None, broken=None)
+    formed = replace(primal, rows=d_rows, weights=d_weights, parameters=d_parameters)
     cast: Problem = jax.tree.map(lambda d, array: d.astype(array.dtype), formed, primal)
     return cast

@@ -5,12 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from matryoshka._array import can_write, empty, row_blocks
+import numpy as np
+
+from matryoshka._array import can_write, empty, is_numpy_array, row_blocks
 from matryoshka._hooks.formula import Arrays, Problem
 from matryoshka._typing import Array, Namespace
 
 BLOCK_BYTES = 128 * 2**20
 BLOCK_ROWS = (64, 512)
+
+
+def on_host(array: Array) -> np.ndarray | None:
+    """Return an array of NumPy: of others only their library knows where they lie."""
+    return array if is_numpy_array(array) else None
 
 
 def product_dtype(array: Array) -> None:

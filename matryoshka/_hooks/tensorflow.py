@@ -14,12 +14,18 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from matryoshka._hooks import loop
 from matryoshka._hooks.formula import Arrays, Block, Problem, Totals
 
 product_dtype = loop.product_dtype
+
+
+def on_host(array: Any) -> np.ndarray | None:
+    """Return a tensor for NumPy to read if it lies on the host and is no part of a graph."""
+    return array.numpy() if hasattr(array, "numpy") and "CPU" in array.device else None
 
 
 def weighted_total(problem: Problem, divisor: Any) -> tuple[Any, Any]:
@@ -72,8 +78,7 @@ def gradients(problem: Problem, wanted: tuple[bool, ...]) -> tuple[Any, Arrays, 
         losses, d_rows, totals = formula.gradients(block, prepared, totals, wanted)
         return totals, (tf.transpose(losses), d_rows)
 
-    whole = Block(problem.rows, problem.labels, problem.weights)
-    totals, (losses, d_rows) = _carry(step, whole, _largest_block(problem))
+    totals, (losses, d_rows) = _carry(step, problem.whole, _largest_block(problem))
     return tf.transpose(losses), d_rows, formula.finish(prepared, totals)
 
 
@@ -83,7 +88,8 @@ def _losses(problem: Problem) -> Any:
     def step(totals: None, block: Block) -> tuple[None, Any]:
         return None, tf.transpose(problem.formula.losses(block, prepared))
 
-    return tf.transpose(_carry(step, Block(problem.rows, problem.labels), _largest_block(problem))[1])
+    whole = problem.whole._replace(weights=None)
+    return tf.transpose(_carry(step, whole, _largest_block(problem))[1])
 
 
 def _largest_block(problem: Problem) -> Any:

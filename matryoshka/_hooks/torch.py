@@ -1,8 +1,8 @@
 """The closed-form gradients as PyTorch autograd functions.
 
-Both functions take (setting, labels, …, *arrays), the arrays being the rows and then the parameters; None stands for a
-bias that is not there. The setting holds no tensors: what is differentiated has to be an argument of its own. They use
-`setup_context`, so that `torch.func` and `torch.compile` see through.
+Both functions take (setting, labels, mask, …, *arrays), the arrays being the rows and then the parameters; None stands
+for a bias that is not there. The setting holds no tensors: what is differentiated has to be an argument of its own.
+They use `setup_context`, so that `torch.func` and `torch.compile` see through.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from matryoshka._hooks import loop
@@ -29,9 +30,19 @@ class _Setting:
     row_block: int | None
     wanted: tuple[bool, ...]
 
-    def problem(self, labels: torch.Tensor, weights: torch.Tensor | None, arrays: Tensors) -> Problem:
+    def problem(
+        self, labels: torch.Tensor, mask: torch.Tensor | None, weights: torch.Tensor | None, arrays: Tensors
+    ) -> Problem:
         rows, parameters = tuple(arrays[: self.n_rows]), tuple(arrays[self.n_rows :])
-        return Problem(self.formula, rows, labels, weights, None, parameters, self.row_block)
+        return Problem(self.formula, rows, labels, mask, weights, None, parameters, self.row_block)
+
+
+def on_host(array: torch.Tensor) -> np.ndarray | None:
+    """Return a tensor for NumPy to read if it lies on the host and neither torch.compile nor torch.func looks on."""
+    if torch.compiler.is_compiling() or type(array) is not torch.Tensor or array.device.type != "cpu":
+        return None
+    transformed = torch._C._functorch.maybe_current_level() is not None
+    return None if transformed else array.numpy()
 
 
 def product_dtype(array: torch.Tensor) -> torch.dtype | None:
@@ -53,7 +64,7 @@ def weighted_total(problem: Problem, divisor: Any) -> tuple[torch.Tensor, torch.
         if not any(wanted) and not _wanted((weights,))[0]:
             return loop.weighted_total(problem, divisor)
         setting = _Setting(problem.formula, len(problem.rows), problem.row_block, wanted)
-        total, losses, *_ = _WeightedTotal.apply(setting, problem.labels, weights, *arrays)  # type: ignore[no-untyped-call]
+        total, losses, *_ = _WeightedTotal.apply(setting, problem.labels, problem.mask, weights, *arrays)  # type: ignore[no-untyped-call]
     return total / divisor, losses
 
 
@@ -65,7 +76,7 @@ def row_totals(problem: Problem) -> tuple[torch.Tensor, torch.Tensor]:
         if not any(wanted):
             return loop.row_totals(problem)
         setting = _Setting(problem.formula, len(problem.rows), problem.row_block, wanted)
-        totals, losses = _RowTotals.apply(setting, problem.labels, *arrays)  # type: ignore[no-untyped-call]
+        totals, losses = _RowTotals.apply(setting, problem.labels, problem.mask, *arrays)  # type: ignore[no-untyped-call]
     return totals, losses
 
 
@@ -81,34 +92,38 @@ class _WeightedTotal(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        setting: _Setting, labels: torch.Tensor, weights: torch.Tensor | None, *arrays: torch.Tensor | None
+        setting: _Setting,
+        labels: torch.Tensor,
+        mask: torch.Tensor | None,
+        weights: torch.Tensor | None,
+        *arrays: torch.Tensor | None,
     ) -> tuple[torch.Tensor | None, ...]:
-        problem = setting.problem(labels, weights, arrays)
+        problem = setting.problem(labels, mask, weights, arrays)
         losses, d_rows, d_parameters = loop.gradients(problem, setting.wanted)
         return problem.total(losses), losses, *d_rows, *d_parameters
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor | None, ...]) -> None:
-        ctx.setting, labels, weights, *arrays = inputs
+        ctx.setting, labels, mask, weights, *arrays = inputs
         _, losses, *formed = output
         ctx.mark_non_differentiable(losses, *(gradient for gradient in formed if gradient is not None))
         ctx.set_materialize_grads(False)
         ctx.spent = False
-        ctx.save_for_backward(losses if ctx.needs_input_grad[2] else None, labels, *formed, weights, *arrays)
+        ctx.save_for_backward(losses if ctx.needs_input_grad[3] else None, labels, mask, *formed, weights, *arrays)
 
     @staticmethod
     def backward(ctx: Any, d_total: torch.Tensor | None, *_: Any) -> tuple[torch.Tensor | None, ...]:
         if d_total is None:  # nothing downstream depends on the total
             return (None,) * len(ctx.needs_input_grad)
         n = len(ctx.setting.wanted)
-        losses, labels, *tensors = ctx.saved_tensors
+        losses, labels, mask, *tensors = ctx.saved_tensors
         formed, weights, arrays = tensors[:n], tensors[n], tensors[n + 1 :]
         # A plain backward pass scales the gradients where they lie and gives them away. Whoever runs it again over a
         # retained graph has them formed anew.
         in_place = not (torch.is_grad_enabled() or torch.compiler.is_compiling())
         with torch.no_grad():
             if ctx.spent:
-                formed = _form_gradients(ctx.setting, labels, weights, arrays)
+                formed = _form_gradients(ctx.setting, labels, mask, weights, arrays)
             if in_place:
                 ctx.spent = True
             d_weights = None if losses is None else ctx.setting.formula.weigh_prefixes(losses)
@@ -116,7 +131,7 @@ class _WeightedTotal(torch.autograd.Function):
                 _scale(gradient, d_total, array, in_place=in_place)
                 for gradient, array in zip((d_weights, *formed), (weights, *arrays), strict=True)
             ]
-        return None, None, *_first_order_only(scaled, (d_total, weights, *arrays))
+        return None, None, None, *_first_order_only(scaled, (d_total, weights, *arrays))
 
 
 class _RowTotals(torch.autograd.Function):
@@ -124,9 +139,9 @@ class _RowTotals(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        setting: _Setting, labels: torch.Tensor, *arrays: torch.Tensor | None
+        setting: _Setting, labels: torch.Tensor, mask: torch.Tensor | None, *arrays: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        return loop.row_totals(setting.problem(labels, None, arrays))
+        return loop.row_totals(setting.problem(labels, mask, None, arrays))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
@@ -139,18 +154,24 @@ class _RowTotals(torch.autograd.Function):
     def backward(ctx: Any, d_totals: torch.Tensor | None, *_: Any) -> tuple[torch.Tensor | None, ...]:
         if d_totals is None:
             return (None,) * len(ctx.needs_input_grad)
-        labels, *arrays = ctx.saved_tensors
-        formed = _form_gradients(ctx.setting, labels, d_totals, arrays)
+        labels, mask, *arrays = ctx.saved_tensors
+        formed = _form_gradients(ctx.setting, labels, mask, d_totals, arrays)
         cast = [
             None if gradient is None else gradient.to(array.dtype)
             for gradient, array in zip(formed, arrays, strict=True)
         ]
-        return None, None, *_first_order_only(cast, (d_totals, *arrays))
+        return None, None, None, *_first_order_only(cast, (d_totals, *arrays))
 
 
-def _form_gradients(setting: _Setting, labels: torch.Tensor, weights: torch.Tensor | None, arrays: Tensors) -> Tensors:
+def _form_gradients(
+    setting: _Setting,
+    labels: torch.Tensor,
+    mask: torch.Tensor | None,
+    weights: torch.Tensor | None,
+    arrays: Tensors,
+) -> Tensors:
     """Go over the rows a second time, for their gradients alone."""
-    _, d_rows, d_parameters = gradients(setting.problem(labels, weights, arrays), setting.wanted)
+    _, d_rows, d_parameters = gradients(setting.problem(labels, mask, weights, arrays), setting.wanted)
     return [*d_rows, *d_parameters]
 
 

@@ -118,7 +118,7 @@ class Labelled(Outputs):
         _checks.not_empty(self.prefixes[0], "probabilities")
         _checks.labels(labels, "labels", (self.n_rows,), self.xp)
         self.labels, self.host_labels = labels, to_numpy(labels)
-        _checks.labels(self.host_labels, "labels", (self.n_rows,), np, n_classes=self.n_classes)
+        _checks.label_values(self.host_labels, "labels", self.n_classes)
 
     @cached_property
     def host_answers(self) -> np.ndarray:

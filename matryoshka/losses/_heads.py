@@ -33,15 +33,16 @@ class TiedHead(ProductFormula):
     def gradients(
         self, block: Block, prepared: Arrays, totals: Totals | None, wanted: tuple[bool, ...]
     ) -> tuple[Array, Arrays, Totals]:
-        (x,), labels, weights = block
+        block = self.counted(block)
+        (x,), *_, weights = block
         d_weight, d_bias = totals or (None, None)
         losses = []
 
         def logit_gradients() -> Iterator[Array]:
-            for g, z in enumerate(self.logits(block.rows, prepared)):
-                p, loss = self.softmax(z, labels, overwrite=g == len(self.nesting) - 1)
+            logits, last = enumerate(self.logits(block.rows, prepared)), len(self.nesting) - 1
+            for loss, d_z in self.differentiated(logits, block, overwrite=last):
                 losses.append(loss)
-                yield self.logit_gradients(g, p, labels)
+                yield d_z
 
         x_columns, w_columns = self.columns(x), self.columns(x, d_weight)
         factors = self.factor(self.scale_rows(x, weights)), prepared[0]
@@ -71,15 +72,16 @@ class SeparateHeads(SoftmaxFormula):
     def gradients(
         self, block: Block, prepared: Arrays, totals: Totals | None, wanted: tuple[bool, ...]
     ) -> tuple[Array, Arrays, Totals]:
-        (x,), labels, weights = block
+        block = self.counted(block)
+        (x,), *_, weights = block
         xp = self.xp
         weighted_x = self.factor(self.scale_rows(x, weights))
         d_heads = list(totals or [None] * len(prepared))
         losses, d_x = [], None
-        for g, m in reversed(list(enumerate(self.nesting))):
-            p, loss = self.softmax(self._logits(g, x, prepared), labels)
+        widest_first = list(enumerate(self.nesting))[::-1]
+        logits = ((g, self._logits(g, x, prepared)) for g, _ in widest_first)
+        for (g, m), (loss, d_z) in zip(widest_first, self.differentiated(logits, block), strict=True):
             losses.append(loss)
-            d_z = self.logit_gradients(g, p, labels)
             w, b = 2 * g, 2 * g + 1
             factor = xp.astype(d_z, prepared[w].dtype, copy=False)
             if wanted[0]:
@@ -130,9 +132,9 @@ class Logits(SoftmaxFormula):
         self, block: Block, prepared: Arrays, totals: Totals | None, wanted: tuple[bool, ...]
     ) -> tuple[Array, Arrays, Totals]:
         losses, gradients = [], []
-        for g, z in enumerate(self.logits(block.rows, prepared)):
-            p, loss = self.softmax(z, block.labels)
+        block = self.counted(block)
+        for loss, d_z in self.differentiated(enumerate(self.logits(block.rows, prepared)), block):
             losses.append(loss)
-            gradients.append(self.scale_rows(self.logit_gradients(g, p, block.labels), block.weights))
+            gradients.append(self.scale_rows(d_z, block.weights))
         stacked = len(block.rows[0].shape) == 3
         return self.xp.stack(losses), (self.xp.stack(gradients, axis=1),) if stacked else tuple(gradients), ()

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from matryoshka import _checks
-from matryoshka._array import accumulator_dtype, index_dtype, length, library
+from matryoshka._array import accumulator_dtype, length
 from matryoshka._hooks import hook_for
 from matryoshka._hooks.formula import Arrays, Formula, Options, Problem
 from matryoshka._typing import Array, Namespace
@@ -27,62 +26,6 @@ def formula_for(
 def flatten_rows(array: Array, xp: Namespace) -> Array:
     """Return `array` (..., k) as (n, k)."""
     return array if len(array.shape) == 2 else xp.reshape(array, (-1, array.shape[-1]))
-
-
-def row_labels(
-    labels: Array,
-    sample_weight: Array | None,
-    ignore_index: int | None,
-    *,
-    like: Array,
-    axes: tuple[int, ...],
-    n_classes: int,
-    xp: Namespace,
-) -> tuple[Array, Array | None, Array | None]:
-    """Return the labels (n,), the weight of each row (n,) or None for all ones, and 0 or NaN for each row (n,) or None.
-
-    Labels and weights arrive with the given axes; numbers leave in the dtype of sums over `like`. The labels of rows
-    that are ignored, and labels that are none, leave as 0. A row whose label or weight is none has a NaN: where there
-    are weights that is its weight, else the number that comes last.
-    """
-    remedy = ", or name the id of rows to skip as ignore_index"
-    _checks.labels(labels, "labels", axes, xp, n_classes=n_classes, ignore_index=ignore_index, remedy=remedy)
-    labels = xp.astype(xp.reshape(labels, (-1,)), index_dtype(xp), copy=False)
-    dtype = accumulator_dtype(like, xp)
-    weights = None if sample_weight is None else _weights(sample_weight, axes, dtype, xp)
-    if ignore_index is not None:
-        ignored = labels == ignore_index
-        weights = xp.ones_like(labels, dtype=dtype) if weights is None else weights
-        labels, weights = xp.where(ignored, xp.zeros_like(labels), labels), _put(weights, ignored, 0.0, xp)
-    if library(xp) == "numpy":  # where labels were checked
-        return labels, weights, None
-    outside = (labels < 0) | (labels >= n_classes)
-    labels = xp.where(outside, xp.zeros_like(labels), labels)
-    if weights is None:
-        return labels, None, _put(xp.zeros_like(labels, dtype=dtype), outside, math.nan, xp)
-    return labels, _put(weights, outside & (weights != 0), math.nan, xp), None
-
-
-def _weights(sample_weight: Array, axes: tuple[int, ...], dtype: object, xp: Namespace) -> Array:
-    """Return weights as (n,), after checking them on NumPy, and elsewhere with NaN for those that are not finite."""
-    _checks.floating(sample_weight, "sample_weight", xp)
-    _checks.shape(sample_weight, "sample_weight", axes, "that of `labels`")
-    weights = xp.astype(xp.reshape(sample_weight, (-1,)), dtype, copy=False)
-    if library(xp) != "numpy":
-        return _put(weights, ~(xp.abs(weights) < math.inf), math.nan, xp)
-    bad = ~((weights >= 0) & (weights < math.inf))
-    if bad.any():
-        msg = (
-            f"`sample_weight` must be finite and not negative, got {int(bad.sum())} of {len(bad)} that are not; "
-            "give rows that count nothing the weight 0."
-        )
-        raise ValueError(msg)
-    return weights
-
-
-def _put(array: Array, where: Array, value: float, xp: Namespace) -> Array:
-    """Return `array` with `value` at some places."""
-    return xp.where(where, xp.zeros_like(array) + value, array)
 
 
 def evaluate(problem: Problem, options: Options) -> Any:

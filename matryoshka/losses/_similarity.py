@@ -13,90 +13,142 @@ was. Gradients are multiplied by the same factor in the end.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from typing import NamedTuple
 
 import numpy as np
 
-from matryoshka._array import accumulator_dtype, library
+from matryoshka._array import accumulator_dtype, length, library
 from matryoshka._hooks.formula import Arrays, Block, Totals
 from matryoshka._typing import Array
 from matryoshka.losses._products import ProductFormula, join_columns
+from matryoshka.losses._softmax import Target
 
 _FAR = {True: (2.0**96, 2.0**88), False: (2.0**512, 2.0**640)}
 """For float32 and float64: beyond which square a row is long, its inverse short, and the factor for such rows."""
 
 
-class Similarity(ProductFormula):
-    """InfoNCE. Rows: queries (r, dim). Parameters: keys (c, dim), temperature (). Labels: the right key of a query.
+class Scaled(NamedTuple):
+    """Rows as they enter products.
 
-    Totals, for each prefix: the gradient in its block of the keys' columns through the dot products, and the column
-    sums of A s. Multiply-adds per row: dim * c forward and 2 * dim * c backward.
+    Attributes
+    ----------
+    rows : array (n, dim)
+        The rows times their scale.
+    scale : array (n,) or None
+        What they were multiplied by; None stands for ones.
+    inverse : list of array (n,)
+        1 / |rows[:, :m]| for each prefix, 0 where it is zero.
+    """
+
+    rows: Array
+    scale: Array | None
+    inverse: list[Array]
+
+
+class Similarity(ProductFormula):
+    """InfoNCE.
+
+    Rows: queries (r, dim) and, if they have any, the hard negatives of each (r, h, dim), which are h more columns.
+    Parameters: keys (c, dim), temperature (). Labels: the right key of a query, or the share of each key. Totals: for
+    each prefix the gradient in its block of the keys' columns through the dot products, and the column sums of A s; and
+    the sum of all A s. Multiply-adds per row: dim * (c + h) forward and twice that backward.
     """
 
     def prepare(self, parameters: Arrays) -> Arrays:
         keys, temperature = parameters
-        inverse_temperature = 1.0 / self.xp.astype(temperature, accumulator_dtype(keys, self.xp), copy=False)
-        keys, scale, inverse_norms = self._factors(keys)
-        return keys, inverse_norms, scale, inverse_temperature
+        return self.scaled(keys), 1.0 / self.xp.astype(temperature, accumulator_dtype(keys, self.xp), copy=False)
 
     def logits(self, rows: Arrays, prepared: Arrays) -> Iterator[Array]:
-        q, _, inverse_q = self._factors(rows[0])
-        return self._similarities(q, inverse_q, prepared)
+        q = self.scaled(rows[0])
+        return (self._joined(pair) for pair in self._similarities(q, self._own(q, rows), prepared))
 
     def gradients(
         self, block: Block, prepared: Arrays, totals: Totals | None, wanted: tuple[bool, ...]
     ) -> tuple[Array, Arrays, Totals]:
-        (x,), labels, weights = block
-        k, inverse_k, _, inverse_t = prepared
-        q, scale, inverse_q = self._factors(x)
-        d_k, k_sums = totals or (None, [None] * len(self.nesting))
-        k_sums, q_sums, losses = list(k_sums), [], []
+        xp, block = self.xp, self.counted(block)
+        (k, inverse_t), weights, n_rows = prepared, block.weights, len(block.rows)
+        q = self.scaled(block.rows[0])
+        own = self._own(q, block.rows)
+        d_k, k_sums, total = totals or (None, [None] * len(self.nesting), None)
+        k_sums, q_sums, losses, found = list(k_sums), [], [], []
+
+        def logits() -> Iterator[tuple[int, Array]]:
+            for g, pair in enumerate(self._similarities(q, own, prepared)):
+                found.append(pair)
+                yield g, self._joined(pair)
 
         def dot_gradients() -> Iterator[Array]:
-            for g, s in enumerate(self._similarities(q, inverse_q, prepared)):
-                p, loss = self.softmax(s, labels)
+            for g, (loss, a) in enumerate(self.differentiated(logits(), block)):
                 losses.append(loss)
-                a = self.logit_gradients(g, p, labels)
+                s, s_own = found.pop()
+                inverse_q = q.inverse[g] * inverse_t
+                q_sum = 0.0 if own is None else own.take(g, a[:, s.shape[1] :], s_own, inverse_q)
+                a = a if own is None else a[:, : s.shape[1]]
                 s *= a
-                q_sums.append(self.xp.sum(s, axis=1))
+                q_sums.append(xp.sum(s, axis=1) + q_sum)
                 k_sums[g] = self.add_row_sum(k_sums[g], s, weights)
-                a *= inverse_k[g]
-                a *= (inverse_q[g] * inverse_t)[:, None]
+                a *= k.inverse[g][None, :]
+                a *= inverse_q[:, None]
                 yield a
 
-        q_columns, k_columns = self.columns(x), self.columns(x, d_k)
-        factors = self.scale_rows(q, weights), k
-        for _ in self.backward(dot_gradients(), factors, (q_columns, k_columns), wanted):
+        q_columns, k_columns = self.columns(q.rows), self.columns(q.rows, d_k)
+        factors, of_products = (self.scale_rows(q.rows, weights), k.rows), (wanted[0], wanted[n_rows])
+        for _ in self.backward(dot_gradients(), factors, (q_columns, k_columns), of_products):
             pass
-        d_q = q_columns.join()
+        d_q, d_own = q_columns.join(), () if own is None else own.gradients()
         if d_q is not None:
-            d_q = self.scale_rows(d_q - self._norm_gradient(q, q_sums, inverse_q), scale)
-        return self.xp.stack(losses), (self.scale_rows(d_q, weights),), (k_columns.data, k_sums)
+            d_q = d_q + d_own[0] if d_own else d_q
+            d_q = self.scale_rows(d_q - self.norm_gradient(q, q_sums), q.scale)
+        total = self.add_row_sum(total, sum(q_sums)[:, None], weights)
+        d_rows = tuple(self.scale_rows(d, weights) for d in (d_q, *d_own[1:]))
+        return xp.stack(losses), d_rows, (k_columns.data, k_sums, total)
+
+    def target(self, block: Block, like: Array) -> Target:
+        """Return what the queries shall find: none of their hard negatives, all of which they see."""
+        labels, mask = block.labels, block.mask
+        if len(block.rows) == 2:
+            if len(labels.shape) == 2:
+                own = like[:, length(labels, 1, self.xp) :]
+                labels = self.xp.concat([self.xp.astype(labels, like.dtype), self.xp.zeros_like(own)], axis=1)
+            if mask is not None:
+                own = like[:, length(mask, 1, self.xp) :]
+                mask = self.xp.concat([mask, self.xp.ones_like(own, dtype=mask.dtype)], axis=1)
+        return super().target(block._replace(labels=labels, mask=mask), like)
 
     def row_bytes(self, parameters: Arrays) -> int:
         # The product and the similarities of a prefix stand beside the gradients that are kept.
         return super().row_bytes(parameters) + 2 * 4 * int(parameters[0].shape[0])
 
     def finish(self, prepared: Arrays, totals: Totals) -> Arrays:
-        (keys, inverse_k, scale, inverse_t), (d_k, k_sums) = prepared, totals
+        (keys, inverse_t), (d_k, k_sums, total) = prepared, totals
         d_keys = join_columns(d_k, self.xp)
         if d_keys is not None:
-            d_keys -= self._norm_gradient(keys, k_sums, inverse_k)
-        return self.scale_rows(d_keys, scale), -inverse_t * self.xp.sum(self.xp.stack(k_sums))
+            d_keys -= self.norm_gradient(keys, k_sums)
+        return self.scale_rows(d_keys, keys.scale), -inverse_t * total[0]
 
-    def _similarities(self, q: Array, inverse_q: Sequence[Array], prepared: Arrays) -> Iterator[Array]:
-        k, inverse_k, _, inverse_t = prepared
-        for g, dot in enumerate(self.running_products(q, k)):
-            s = dot * inverse_k[g]
-            s *= (inverse_q[g] * inverse_t)[:, None]
-            yield s
+    def _own(self, q: Scaled, rows: Arrays) -> HardNegatives | None:
+        return HardNegatives(self, q, rows[1]) if len(rows) == 2 else None
 
-    def _factors(self, x: Array) -> tuple[Array, Array | None, list[Array]]:
-        """Return rows as they enter products, what they were multiplied by (n,), and the inverse norms of the result.
+    def _joined(self, pair: tuple[Array, Array | None]) -> Array:
+        return pair[0] if pair[1] is None else self.xp.concat(list(pair), axis=1)
 
-        None stands for factors of one.
-        """
+    def _similarities(
+        self, q: Scaled, own: HardNegatives | None, prepared: Arrays
+    ) -> Iterator[tuple[Array, Array | None]]:
+        """Yield the similarities of each prefix: with the keys (r, c), and with hard negatives (r, h)."""
+        k, inverse_t = prepared
+        others = itertools.repeat(None) if own is None else own.dot_products()
+        for g, (dot, dot_own) in enumerate(zip(self.running_products(q.rows, k.rows), others, strict=False)):
+            inverse_q = (q.inverse[g] * inverse_t)[:, None]
+            s = dot * k.inverse[g][None, :]
+            s *= inverse_q
+            yield s, None if own is None else dot_own * own.inverse[g] * inverse_q
+
+    def scaled(self, x: Array) -> Scaled:
+        """Return rows (n, dim) as they enter products."""
         xp, factor = self.xp, self.factor(x)
         dtype = accumulator_dtype(factor, xp)
         if factor.dtype != dtype:
@@ -104,17 +156,17 @@ class Similarity(ProductFormula):
             largest = xp.max(xp.abs(wide), axis=1)
             scale = 1.0 / xp.where(largest > 0, largest, xp.ones_like(largest))
             factor = xp.astype(self.scale_rows(wide, scale), factor.dtype)
-            return factor, scale, self._inverse_norms(self._squares(factor))
+            return Scaled(factor, scale, self._inverse_norms(self._squares(factor)))
         with nullcontext() if library(xp) == "torch" else np.errstate(over="ignore"):  # which it cannot trace
             squares = self._squares(factor)
         far, step = _FAR["32" in str(dtype)]
         long, short = squares[-1] > far, squares[-1] < 1 / far
         if library(xp) == "numpy" and not (long.any() or short.any()):
-            return factor, None, self._inverse_norms(squares)
+            return Scaled(factor, None, self._inverse_norms(squares))
         ones = xp.ones_like(squares[-1])
         scale = xp.where(long, ones / step, xp.where(short, ones * step, ones))
         factor = self.scale_rows(factor, scale)
-        return factor, scale, self._inverse_norms(self._squares(factor))
+        return Scaled(factor, scale, self._inverse_norms(self._squares(factor)))
 
     def _squares(self, x: Array) -> list[Array]:
         """Return |x[:, :m]|^2 (n,) for each prefix."""
@@ -134,10 +186,54 @@ class Similarity(ProductFormula):
             inverse.append(xp.where(positive, 1.0 / xp.sqrt(xp.where(positive, squared, 1.0)), 0.0))
         return inverse
 
-    def _norm_gradient(self, x: Array, sums: Sequence[Array], inverse: Sequence[Array]) -> Array:
+    def norm_gradient(self, x: Scaled, sums: Sequence[Array]) -> Array:
         """Return the sum over prefixes of x[:, :m] * sums_m / |x[:, :m]|^2, (n, dim)."""
         suffix, parts = 0.0, []
         for g, block in reversed(list(enumerate(self.nesting.blocks))):
-            suffix = suffix + sums[g] * inverse[g] * inverse[g]
-            parts.append(self.xp.astype(x[:, block], suffix.dtype, copy=False) * suffix[:, None])
+            suffix = suffix + sums[g] * x.inverse[g] * x.inverse[g]
+            parts.append(self.xp.astype(x.rows[:, block], suffix.dtype, copy=False) * suffix[:, None])
         return self.xp.concat(parts[::-1], axis=1)
+
+
+class HardNegatives:
+    """The hard negatives (r, h, dim) of the queries (r, dim) of a block: similarities (r, h), and their gradients."""
+
+    def __init__(self, formula: Similarity, q: Scaled, negatives: Array) -> None:
+        self._formula, self._xp, self._q = formula, formula.xp, q
+        self._shape = tuple(length(negatives, axis, self._xp) for axis in range(2))
+        self._flat = formula.scaled(self._xp.reshape(negatives, (-1, formula.nesting.dim)))
+        self._rows = self._xp.reshape(self._flat.rows, (*self._shape, formula.nesting.dim))
+        self.inverse = [self._xp.reshape(inverse, self._shape) for inverse in self._flat.inverse]
+        self._dtype = accumulator_dtype(negatives, self._xp)
+        self._dot_gradients: list[Array] = []
+        self._sums: list[Array] = []
+
+    def dot_products(self) -> Iterator[Array]:
+        """Yield the dot products (r, h) of each prefix."""
+        total = 0.0
+        for block in self._formula.nesting.blocks:
+            total = total + self._wide((self._rows[:, :, block] @ self._q.rows[:, block, None])[:, :, 0])
+            yield total
+
+    def take(self, g: int, a: Array, s: Array, inverse_q: Array) -> Array:
+        """Keep the gradient `a` (r, h) in the similarities `s` of prefix g; return the row sums of a * s, (r,)."""
+        sums = a * s
+        self._dot_gradients.append(a * self.inverse[g] * inverse_q[:, None])
+        self._sums.append(self._xp.reshape(sums, (-1,)))
+        return self._xp.sum(sums, axis=1)
+
+    def gradients(self) -> tuple[Array, Array]:
+        """Return the gradients in the queries, less what goes through their norms, and in the negatives."""
+        xp, suffix, d_q, d_rows = self._xp, 0.0, [], []
+        for block, gradient in zip(self._formula.nesting.blocks[::-1], self._dot_gradients[::-1], strict=True):
+            suffix = suffix + gradient
+            factor = xp.astype(suffix, self._rows.dtype, copy=False)
+            d_q.append(self._wide((factor[:, None, :] @ self._rows[:, :, block])[:, 0, :]))
+            d_rows.append(suffix[:, :, None] * self._wide(self._q.rows[:, block])[:, None, :])
+        flat = xp.reshape(xp.concat(d_rows[::-1], axis=2), (-1, self._formula.nesting.dim))
+        flat = self._formula.scale_rows(flat - self._formula.norm_gradient(self._flat, self._sums), self._flat.scale)
+        return xp.concat(d_q[::-1], axis=1), xp.reshape(flat, (*self._shape, self._formula.nesting.dim))
+
+    def _wide(self, array: Array) -> Array:
+        """Return `array` in the dtype of sums."""
+        return self._xp.astype(array, self._dtype, copy=False)

@@ -1,39 +1,89 @@
 """What all formulas share: the softmax cross-entropy of a block's logits, its gradient, and weighted rows.
 
-With the logits z_m of prefix m, the gradient in them is g_m = c_m (softmax(z_m) - target). One softmax gives both the
-gradient and the loss, so that each logit is exponentiated once. The weights a_i of the rows stay out of these large
-(r, c) arrays: they scale the gradient in the rows, and the rows where they enter that in the parameters.
+With the logits z_m of prefix m, the gradient in them is g_m = c_m (sum(t) softmax(z_m) - t), t being the target of a
+row: 1 at its label, or a distribution. One softmax gives both the gradient and the loss, so that each logit is
+exponentiated once. The weights a_i of the rows stay out of these large (r, c) arrays: they scale the gradient in the
+rows, and the rows where they enter that in the parameters.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 from matryoshka._algebra import softmax, subtract_at
-from matryoshka._array import length
+from matryoshka._array import arange, length
 from matryoshka._hooks.formula import Arrays, Block, Formula
 from matryoshka._typing import Array
+
+_EXCLUDED = -1e30
+"""The logit of what a mask excludes: exp gives 0, and 0 times it is 0, which it would not be for -inf."""
+
+
+class Target(NamedTuple):
+    """What the rows of a block shall find.
+
+    Attributes
+    ----------
+    labels : integer array (r,) or None
+        The right column of each row, and label smoothing is still to be applied;
+    shares : array (r, c) or None
+        or the share of each column, smoothed.
+    total : array (r,) or None
+        The sum of the shares of a row.
+    mask : bool array (r, c) or None
+        False for columns that a row does not see.
+    """
+
+    labels: Array | None
+    shares: Any = None
+    total: Any = None
+    mask: Array | None = None
 
 
 class SoftmaxFormula(Formula):
     """The cross-entropy of the softmax of each prefix's logits (r, c)."""
 
     def losses(self, block: Block, prepared: Arrays) -> Array:
-        return self.xp.stack([self.softmax(z, block.labels)[1] for z in self.logits(block.rows, prepared)])
+        target, losses = None, []
+        for z in self.logits(block.rows, prepared):
+            target = target or self.target(block, z)
+            losses.append(self.softmax(z, target)[1])
+        return self.xp.stack(losses)
 
     def logits(self, rows: Arrays, prepared: Arrays) -> Iterator[Array]:
         """Yield the logits (r, c) of each prefix, from the narrowest up; the next may be written over them."""
         raise NotImplementedError
 
-    def softmax(self, logits: Array, labels: Array, *, overwrite: bool = False) -> tuple[Array, Array]:
-        """Return p = softmax(logits) (r, c) and the losses -(1 - s) log p[label] - s mean(log p) (r,).
+    def target(self, block: Block, like: Array) -> Target:
+        """Return what the rows of a block shall find among columns as those of `like` (r, c), in its dtype."""
+        xp, s, labels, mask = self.xp, self.smoothing, block.labels, block.mask
+        dense = len(labels.shape) == 2
+        if not dense and (mask is None or s == 0.0):
+            return Target(labels, mask=mask)
+        shares = xp.astype(labels, like.dtype, copy=False) if dense else self._one_hot(labels, like)
+        if s != 0.0:
+            seen = xp.ones_like(like) if mask is None else xp.astype(mask, like.dtype)
+            shares = (1.0 - s) * shares + s * seen / xp.sum(seen, axis=1)[:, None]
+        return Target(None, shares, xp.sum(shares, axis=1), mask)
+
+    def softmax(self, logits: Array, target: Target, *, overwrite: bool = False) -> tuple[Array, Array]:
+        """Return p = softmax(logits) (r, c) and the losses -sum(t log p) (r,), in which smoothing is applied to t.
 
         With `overwrite`, p may take the place of the logits.
         """
         xp, s = self.xp, self.smoothing
         if logits.shape[-1] == 0:
             return xp.zeros_like(logits), xp.sum(logits, axis=-1)
-        right = self.at_labels(logits, labels)
+        if target.mask is not None:
+            logits = xp.where(target.mask, logits, xp.zeros_like(logits) + _EXCLUDED)
+        if target.shares is not None:
+            # The largest logit, which cancels, stays out of the sum.
+            largest = xp.max(logits, axis=-1)
+            right = xp.sum(target.shares * (logits - largest[:, None]), axis=-1)
+            p, _, log_sum = softmax(logits, xp, overwrite=overwrite)
+            return p, target.total * log_sum - right
+        right = self.at_labels(logits, target.labels)
         if s != 0.0:
             # The largest logit, which would cancel, stays out of the mean.
             largest = xp.max(logits, axis=-1)
@@ -41,25 +91,56 @@ class SoftmaxFormula(Formula):
         p, largest, log_sum = softmax(logits, xp, overwrite=overwrite)
         return p, (largest - right) + log_sum
 
-    def logit_gradients(self, g: int, p: Array, labels: Array) -> Array:
-        """Return c_m (p - target), the gradient in the logits (r, c) of the prefix g; overwrites `p` where it can."""
+    def differentiated(
+        self, logits: Iterable[tuple[int, Array]], block: Block, *, overwrite: int | None = None
+    ) -> Iterator[tuple[Array, Array]]:
+        """Yield the losses (r,) of each prefix and the gradient in its logits (r, c), which come as (g, logits).
+
+        Those of the prefix `overwrite` may be written over.
+        """
+        target = None
+        for g, z in logits:
+            target = target or self.target(block, z)
+            p, loss = self.softmax(z, target, overwrite=g == overwrite)
+            yield loss, self.logit_gradients(g, p, target)
+
+    def logit_gradients(self, g: int, p: Array, target: Target) -> Array:
+        """Return c_m (sum(t) p - t), the gradient in the logits (r, c) of the prefix g; overwrites `p` where it can."""
         gradients, importance = p, self.nesting.importance[g]
-        if self.smoothing != 0.0:
-            gradients -= self.smoothing / length(gradients, 1, self.xp, dtype=gradients.dtype)
-        gradients = subtract_at(gradients, labels, 1.0 - self.smoothing, self.xp)
+        if target.shares is not None:
+            gradients *= target.total[:, None]
+            gradients -= target.shares
+        else:
+            if self.smoothing != 0.0:
+                gradients -= self.smoothing / length(gradients, 1, self.xp, dtype=gradients.dtype)
+            gradients = subtract_at(gradients, target.labels, 1.0 - self.smoothing, self.xp)
         if importance != 1.0:
             gradients *= importance
         return gradients
+
+    def counted(self, block: Block) -> Block:
+        """Return a block whose rows of weight 0 hold zeros: what they held, NaN even, must not reach a sum of rows."""
+        if block.weights is None:
+            return block
+        xp, rows, labels, out = self.xp, block.rows, block.labels, block.weights == 0
+
+        def cleared(array: Array) -> Array:
+            where = xp.reshape(out, (-1, *(1 for _ in array.shape[1:])))
+            return xp.where(where, xp.zeros_like(array), array)
+
+        dense = len(labels.shape) == 2
+        return block._replace(rows=tuple(map(cleared, rows)), labels=cleared(labels) if dense else labels)
 
     def at_labels(self, matrix: Array, labels: Array) -> Array:
         """Return the number at the label of each row, (r,)."""
         return self.xp.take_along_axis(matrix, labels[:, None], axis=-1)[:, 0]
 
     def scale_rows(self, array: Array | None, factors: Array | None) -> Array | None:
-        """Return `array` (r, k), if there is one, with each row times its factor (r,); None stands for ones."""
+        """Return `array` (r, ...), if there is one, with each row times its factor (r,); None stands for ones."""
         if array is None or factors is None:
             return array
-        return array * self.xp.astype(factors, array.dtype, copy=False)[:, None]
+        factors = self.xp.astype(factors, array.dtype, copy=False)
+        return array * self.xp.reshape(factors, (-1, *(1 for _ in array.shape[1:])))
 
     def add_row_sum(self, total: Array | None, array: Array, weights: Array | None) -> Array:
         """Return `total` plus the weighted sum of the rows of `array`; None stands for zero and for ones."""
@@ -68,3 +149,7 @@ class SoftmaxFormula(Formula):
         else:  # TensorFlow multiplies matrices only
             row_sum = (self.xp.astype(weights, array.dtype, copy=False)[None, :] @ array)[0, :]
         return row_sum if total is None else total + row_sum
+
+    def _one_hot(self, labels: Array, like: Array) -> Array:
+        columns = arange(length(like, 1, self.xp), like=like, xp=self.xp, dtype=labels.dtype)
+        return self.xp.astype(columns[None, :] == labels[:, None], like.dtype)

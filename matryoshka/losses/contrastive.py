@@ -4,16 +4,28 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from matryoshka import _checks
 from matryoshka._algebra import midway
-from matryoshka._array import accumulator_dtype, arange, full_scalar, length, library, namespace
-from matryoshka._hooks.formula import Options, Problem
+from matryoshka._array import (
+    accumulator_dtype,
+    arange,
+    beside_jax,
+    full_scalar,
+    length,
+    library,
+    namespace,
+)
+from matryoshka._hooks import hook_for
+from matryoshka._hooks.formula import Arrays, Options, Problem
 from matryoshka._typing import Array, Namespace
 from matryoshka.losses._reduce import evaluate, evaluate_with_grad, formula_for
 from matryoshka.losses._similarity import Similarity
+from matryoshka.losses._targets import broken_rows, check_mask, sums_to_one
 from matryoshka.nesting import Nesting, NestingLike, as_nesting
 
-__all__ = ["InfoNCEGradients", "info_nce", "info_nce_with_grad"]
+__all__ = ["HardNegativeGradients", "InfoNCEGradients", "info_nce", "info_nce_with_grad"]
 
 
 class InfoNCEGradients(NamedTuple):
@@ -34,6 +46,23 @@ class InfoNCEGradients(NamedTuple):
     temperature: Array
 
 
+class HardNegativeGradients(NamedTuple):
+    """Gradients of `info_nce` with hard negatives.
+
+    Attributes
+    ----------
+    queries, keys, temperature
+        As of `InfoNCEGradients`.
+    negatives : array (n, h, dim)
+        Gradient in the hard negatives.
+    """
+
+    queries: Array
+    keys: Array
+    temperature: Array
+    negatives: Array
+
+
 def info_nce(
     queries: Array,
     keys: Array,
@@ -42,6 +71,9 @@ def info_nce(
     nesting: NestingLike,
     temperature: float | Array = 0.05,
     symmetric: bool = False,
+    negatives: Array | None = None,
+    mask: Array | None = None,
+    targets: Array | None = None,
     label_smoothing: float = 0.0,
     reduction: str = "mean",
     return_parts: bool = False,
@@ -61,9 +93,18 @@ def info_nce(
     temperature : float or array (), default 0.05
         Positive number by which similarities are divided. An array may be learned.
     symmetric : bool, default False
-        Average with the reverse direction, in which each of the first n keys looks for its query (CLIP, ALIGN).
+        Average with the reverse direction, in which each of the first n keys looks for its query (CLIP, ALIGN). It
+        takes the transposed mask and targets of these keys, as they are, and no hard negatives.
+    negatives : array (n, h, dim), floating, optional
+        Hard negatives of each query, which no other query sees.
+    mask : bool array (n, n_keys), optional
+        False where a key is no negative of a query: a duplicate of its positive, or one that a better model finds too
+        close. The positive itself must stay.
+    targets : array (n, n_keys), floating, optional
+        The share of each key in what a query shall find, in place of 1 for its positive: distributions, such as those
+        of a teacher. They have no gradient.
     label_smoothing : float, default 0.0
-        Share of the target spread evenly over all keys, within [0, 1].
+        Share of the target spread evenly over all keys that a query sees, within [0, 1].
     reduction : {"mean", "sum", "none"}
         Over the queries.
     return_parts : bool, default False
@@ -86,7 +127,9 @@ def info_nce(
         Arguments of several array libraries or dtypes, or not floating.
     ValueError
         Shapes that do not fit the nesting or each other, fewer keys than queries, a temperature that is not positive,
-        several devices, options outside their range.
+        several devices, options outside their range; a mask without a positive or without any negative, targets that
+        do not sum to one or name a key that the mask excludes. These last are read on the host only: on a device and
+        under tracing the loss of such a row is NaN.
 
     Notes
     -----
@@ -109,7 +152,8 @@ def info_nce(
     options = Options.of(
         label_smoothing=label_smoothing, reduction=reduction, return_parts=return_parts, row_block=row_block
     )
-    forward, backward = _directions(queries, keys, temperature, as_nesting(nesting), options, symmetric, xp)
+    pairs = _Pairs(queries, keys, negatives, temperature, mask, targets)
+    forward, backward = _directions(pairs, as_nesting(nesting), options, symmetric, xp)
     loss = evaluate(forward, options)
     return loss if backward is None else midway(loss, evaluate(backward, options))
 
@@ -122,18 +166,23 @@ def info_nce_with_grad(
     nesting: NestingLike,
     temperature: float | Array = 0.05,
     symmetric: bool = False,
+    negatives: Array | None = None,
+    mask: Array | None = None,
+    targets: Array | None = None,
     label_smoothing: float = 0.0,
     reduction: str = "mean",
     return_parts: bool = False,
     row_block: int | None = None,
     xp: Namespace | None = None,
-) -> tuple[Any, InfoNCEGradients]:
+) -> tuple[Any, InfoNCEGradients | HardNegativeGradients]:
     """Return `info_nce` with its gradients, for libraries without automatic differentiation.
 
     Parameters
     ----------
-    queries, keys, nesting, temperature, symmetric, label_smoothing, return_parts, row_block, xp
+    queries, keys, nesting, temperature, symmetric, negatives, mask, targets
         As for `info_nce`.
+    label_smoothing, return_parts, row_block, xp
+        Likewise.
     reduction : {"mean", "sum"}
         As there; "none" has no one gradient.
 
@@ -141,7 +190,7 @@ def info_nce_with_grad(
     -------
     loss : array (), or (array (), array (G,)) if `return_parts`
         As of `info_nce`.
-    gradients : InfoNCEGradients
+    gradients : InfoNCEGradients, or HardNegativeGradients with `negatives`
         Shapes and dtypes of the arguments.
 
     Raises
@@ -160,56 +209,105 @@ def info_nce_with_grad(
     options = Options.of(
         label_smoothing=label_smoothing, reduction=reduction, return_parts=return_parts, row_block=row_block
     )
-    forward, backward = _directions(queries, keys, temperature, as_nesting(nesting), options, symmetric, xp)
-    loss, (d_queries,), (d_keys, d_temperature) = evaluate_with_grad(forward, options)
-    if backward is None:
-        return loss, InfoNCEGradients(d_queries, d_keys, d_temperature)
-    other, (d_reverse,), (d_found, d_other) = evaluate_with_grad(backward, options)
-    n = queries.shape[0]
-    d_keys = forward.formula.xp.concat([midway(d_keys[:n, :], d_reverse), d_keys[n:, :] / 2])
-    return midway(loss, other), InfoNCEGradients(midway(d_queries, d_found), d_keys, midway(d_temperature, d_other))
+    pairs = _Pairs(queries, keys, negatives, temperature, mask, targets)
+    forward, backward = _directions(pairs, as_nesting(nesting), options, symmetric, xp)
+    loss, (d_queries, *d_negatives), (d_keys, d_temperature) = evaluate_with_grad(forward, options)
+    if backward is not None:
+        other, (d_reverse,), (d_found, d_other) = evaluate_with_grad(backward, options)
+        n = queries.shape[0]
+        d_keys = forward.formula.xp.concat([midway(d_keys[:n, :], d_reverse), d_keys[n:, :] / 2])
+        loss, d_queries = midway(loss, other), midway(d_queries, d_found)
+        d_temperature, d_negatives = midway(d_temperature, d_other), [d / 2 for d in d_negatives]
+    if d_negatives:
+        return loss, HardNegativeGradients(d_queries, d_keys, d_temperature, *d_negatives)
+    return loss, InfoNCEGradients(d_queries, d_keys, d_temperature)
+
+
+class _Pairs(NamedTuple):
+    """The arrays of a contrastive loss, as `info_nce` takes them."""
+
+    queries: Array
+    keys: Array
+    negatives: Array | None
+    temperature: float | Array
+    mask: Array | None
+    targets: Array | None
 
 
 def _directions(
-    queries: Array,
-    keys: Array,
-    temperature: float | Array,
-    nesting: Nesting,
-    options: Options,
-    symmetric: bool,
-    xp: Namespace | None,
+    pairs: _Pairs, nesting: Nesting, options: Options, symmetric: bool, xp: Namespace | None
 ) -> tuple[Problem, Problem | None]:
     """Check the arguments; return the loss of the queries and, if symmetric, that of the first n keys."""
-    symmetric, scalar = (
-        _checks.flag(symmetric, "symmetric"),
-        not hasattr(temperature, "dtype") or isinstance(temperature, float),
-    )
-    named = [("queries", queries), ("keys", keys)]
-    xp = namespace(*named, *([] if scalar else [("temperature", temperature)]), xp=xp)
-    for name, array in named:
+    symmetric = _checks.flag(symmetric, "symmetric")
+    pairs = _Pairs(*beside_jax(*pairs, xp=xp))
+    queries, keys, negatives, temperature, mask, targets = pairs
+    scalar = not hasattr(temperature, "dtype") or isinstance(temperature, float | np.generic)
+    named = [("queries", queries), ("keys", keys), *([] if negatives is None else [("negatives", negatives)])]
+    optional = [("mask", mask), ("targets", targets), ("temperature", None if scalar else temperature)]
+    xp = namespace(*named, optional=optional, xp=xp)
+    for (name, array), axes in zip(named, ("(n, dim)", "(n, dim)", "(n, h, dim)"), strict=False):
         _checks.floating(array, name, xp)
-        _checks.ndim(array, name, 2, "(n, dim)")
+        _checks.ndim(array, name, axes.count(",") + 1, axes)
         _checks.width(array, name, nesting.dim)
     smoothing = 0.0 if 0 in queries.shape else options.label_smoothing  # there may be no key to spread it over
     formula = formula_for(Similarity, named, nesting, smoothing, xp)
     _check_enough_keys(queries.shape[0], keys.shape[0])
     _check_temperature(temperature, xp)
+    if negatives is not None:
+        _checks.shape(negatives, "negatives", (queries.shape[0], *negatives.shape[1:]), "(n, h, dim)")
     if scalar:
-        temperature = full_scalar(temperature, like=queries, dtype=accumulator_dtype(queries, xp), xp=xp)
+        temperature = full_scalar(float(temperature), like=queries, dtype=accumulator_dtype(queries, xp), xp=xp)
     n = length(queries, 0, xp)
     labels = arange(n, like=queries, xp=xp)
+    broken = _broken(pairs, labels, xp)
 
-    def problem(rows: Array, others: Array) -> Problem:
+    def problem(rows: Arrays, others: Array, shares: Array | None, seen: Array | None) -> Problem:
+        right = labels if shares is None else shares
         return Problem(
-            formula, (rows,), labels, None, None, (others, temperature), options.row_block, (queries.shape[0],)
+            formula, rows, right, seen, None, broken, (others, temperature), options.row_block, (queries.shape[0],)
         )
 
-    return problem(queries, keys), problem(keys[:n, :], queries) if symmetric else None
+    def reverse(array: Array | None) -> Array | None:
+        return None if array is None else xp.matrix_transpose(array[:, :n])
+
+    rows = (queries,) if negatives is None else (queries, negatives)
+    forward = problem(rows, keys, targets, mask)
+    return forward, problem((keys[:n, :],), queries, reverse(targets), reverse(mask)) if symmetric else None
+
+
+def _broken(pairs: _Pairs, labels: Array, xp: Namespace) -> Array | None:
+    """Check mask and targets; return NaN for queries (n,) that cannot find what they shall, where it is no error."""
+    queries, keys, negatives, _, mask, targets = pairs
+    if mask is None and targets is None:
+        return None
+    expected, dtype = (queries.shape[0], keys.shape[0]), accumulator_dtype(queries, xp)
+    if mask is not None:
+        check_mask(mask, expected, xp)
+        _check_some_negative(mask, negatives, xp)
+    if targets is None:
+        positive = xp.take_along_axis(mask, labels[:, None], axis=1)[:, 0]
+        return broken_rows(~positive, "mask", "leave its positive", "set mask[i, i] to True", dtype, xp)
+    _checks.floating(targets, "targets", xp)
+    _checks.shape(targets, "targets", expected, "(n, n_keys)")
+    seen = targets if mask is None else xp.where(mask, targets, xp.zeros_like(targets))
+    rule = "sum to one over the keys that `mask` leaves"
+    return broken_rows(~sums_to_one(seen, dtype, xp), "targets", rule, "normalise them", dtype, xp)
+
+
+def _check_some_negative(mask: Array, negatives: Array | None, xp: Namespace) -> None:
+    """Check that a mask leaves a negative to some query, where it can be read."""
+    host = hook_for(xp).on_host(mask)
+    if negatives is None and host is not None and host.size > 1 and np.count_nonzero(host) <= len(host):
+        msg = (
+            f"`mask` must leave a negative to some query, got one of shape {host.shape} that leaves "
+            f"{np.count_nonzero(host)} pairs; it is True for what a query sees."
+        )
+        raise ValueError(msg)
 
 
 def _check_temperature(value: float | Array, xp: Namespace) -> None:
     """Check a temperature: a positive float, or a 0-d floating array, whose value is read on NumPy only."""
-    if hasattr(value, "dtype") and not isinstance(value, float):
+    if hasattr(value, "dtype") and not isinstance(value, float | np.generic):
         _checks.floating(value, "temperature", xp)
         _checks.ndim(value, "temperature", 0, "()")
         if library(xp) != "numpy":

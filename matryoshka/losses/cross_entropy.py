@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from matryoshka import _checks
-from matryoshka._array import length, namespace
+from matryoshka._array import beside_jax, length, namespace
 from matryoshka._hooks.formula import Arrays, Formula, Options, Problem
 from matryoshka._typing import Array, Head, Namespace
 from matryoshka.losses._heads import Logits, SeparateHeads, TiedHead
-from matryoshka.losses._reduce import evaluate, evaluate_with_grad, flatten_rows, formula_for, row_labels
+from matryoshka.losses._reduce import evaluate, evaluate_with_grad, flatten_rows, formula_for
+from matryoshka.losses._targets import row_labels
 from matryoshka.nesting import Nesting, NestingLike, as_nesting
 
 __all__ = [
@@ -80,15 +81,17 @@ def mrl_cross_entropy(
         Embeddings as wide as the nesting; leading axes (batch, tokens) are rows.
     heads : sequence of (weight, bias)
         For each prefix m a weight (n_classes, m) and a bias (n_classes,) or None.
-    labels : integer array (...)
-        Class of each row, within [0, n_classes) or `ignore_index`. Checked on NumPy only: elsewhere the check would
-        wait for the device, and a label out of range makes the loss of its row, and so any sum it enters, NaN.
+    labels : integer array (...), or floating array (..., n_classes)
+        Class of each row, within [0, n_classes) or `ignore_index`; or the share of each class, a distribution for each
+        row (mixup, distillation), which has no gradient. Checked where they lie on the host and can be read. On a
+        device and under tracing, where the check would wait, a label out of range, or shares that do not sum to one,
+        make the loss of the row, and so any sum it enters, NaN.
     nesting : Nesting or sequence of int
         Widths and importances c_m of the prefixes.
     label_smoothing : float, default 0.0
         Share of the target spread evenly over all classes, within [0, 1].
     ignore_index : int, optional
-        Rows with this label count nothing.
+        Rows with this label count nothing. Distributions have none: give their rows the weight 0.
     sample_weight : array (...), floating, optional
         Weight of each row: on NumPy finite and not negative; elsewhere one that is not finite makes the loss of its
         row NaN.
@@ -230,8 +233,8 @@ def mrl_e_cross_entropy(
         The head; prefix m is classified by its first m columns.
     bias : array (n_classes,) or None
         Shared by all prefixes, as in the released code.
-    labels : integer array (...)
-        Class of each row, as for `mrl_cross_entropy`.
+    labels : integer array (...), or floating array (..., n_classes)
+        Class of each row, or the share of each class, as for `mrl_cross_entropy`.
     nesting, label_smoothing, ignore_index, sample_weight, reduction, return_parts, row_block, xp
         As for `mrl_cross_entropy`.
 
@@ -354,8 +357,8 @@ def mrl_logits_cross_entropy(
     ----------
     logits : sequence of G arrays (..., n_classes), or one array (G, ..., n_classes)
         Logits of each prefix, floating.
-    labels : integer array (...)
-        Class of each row, as for `mrl_cross_entropy`.
+    labels : integer array (...), or floating array (..., n_classes)
+        Class of each row, or the share of each class, as for `mrl_cross_entropy`.
     nesting, label_smoothing, ignore_index, sample_weight, reduction, return_parts, row_block, xp
         As for `mrl_cross_entropy`; of the nesting only the importances enter.
 
@@ -404,6 +407,7 @@ def _separate(
     xp: Namespace | None,
 ) -> Problem:
     pairs = _checks.heads(heads, len(nesting))
+    embeddings, pairs, labels, sample_weight = beside_jax(embeddings, pairs, labels, sample_weight, xp=xp)
     weights = [(f"heads[{g}][0]", weight) for g, (weight, _) in enumerate(pairs)]
     biases = [(f"heads[{g}][1]", bias) for g, (_, bias) in enumerate(pairs)]
     required, optional = [("embeddings", embeddings), *weights], biases
@@ -428,6 +432,7 @@ def _tied(
     options: Options,
     xp: Namespace | None,
 ) -> Problem:
+    embeddings, head, labels, sample_weight = beside_jax(embeddings, head, labels, sample_weight, xp=xp)
     weight, bias = head
     required, optional = [("embeddings", embeddings), ("weight", weight)], ("bias", bias)
     named = [*required, optional]
@@ -459,6 +464,7 @@ def _of_heads(
 def _given(
     logits: Any, labels: Array, sample_weight: Array | None, nesting: Nesting, options: Options, xp: Namespace | None
 ) -> Problem:
+    logits, labels, sample_weight = beside_jax(logits, labels, sample_weight, xp=xp)
     stacked = not isinstance(logits, list | tuple)
     named = [("logits", logits)] if stacked else [(f"logits[{g}]", z) for g, z in enumerate(logits)]
     if not stacked:

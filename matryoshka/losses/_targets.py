@@ -1,0 +1,124 @@
+"""What rows shall find and how much they count, checked: labels, distributions, masks and weights.
+
+What is wrong with a row is an error where it can be read; elsewhere the loss of such a row is NaN.
+"""
+
+from __future__ import annotations
+
+import math
+
+from matryoshka import _checks
+from matryoshka._array import accumulator_dtype, index_dtype, is_floating, library
+from matryoshka._hooks import hook_for
+from matryoshka._typing import Array, Namespace
+
+
+def row_labels(
+    labels: Array,
+    sample_weight: Array | None,
+    ignore_index: int | None,
+    *,
+    like: Array,
+    axes: tuple[int, ...],
+    n_classes: int,
+    xp: Namespace,
+) -> tuple[Array, None, Array | None, Array | None]:
+    """Return labels, mask, weights and what is broken, as a `Problem` has them, with `n_classes` columns and no mask.
+
+    Labels and weights arrive with the given axes; numbers leave in the dtype of sums over `like`. The labels of rows
+    that are ignored, and labels that are none, leave as 0. A row whose label or weight is none has a NaN: where there
+    are weights that is its weight, else what is broken.
+    """
+    dtype = accumulator_dtype(like, xp)
+    weights = None if sample_weight is None else _weights(sample_weight, axes, dtype, xp)
+    if len(labels.shape) == len(axes) + 1 and is_floating(labels, xp):
+        _checks.shape(labels, "labels", (*axes, n_classes), "(..., n_classes)")
+        _check_nothing_to_ignore(ignore_index)
+        labels = xp.reshape(labels, (-1, n_classes))
+        outside = ~sums_to_one(labels, dtype, xp)
+        outside = outside if weights is None else outside & (weights != 0)
+        broken = broken_rows(outside, "labels", "sum to one over the classes", "normalise them", dtype, xp)
+        return labels, None, *_weights_and_broken(weights, broken, xp)
+    _checks.labels(labels, "labels", axes, xp)
+    host = hook_for(xp).on_host(labels)
+    if host is not None:
+        hint = ", or name the id of rows to skip as ignore_index"
+        _checks.label_values(host, "labels", n_classes, ignore_index, hint)
+    labels = xp.astype(xp.reshape(labels, (-1,)), index_dtype(xp), copy=False)
+    if ignore_index is not None:
+        ignored = labels == ignore_index
+        weights = xp.ones_like(labels, dtype=dtype) if weights is None else weights
+        labels, weights = xp.where(ignored, xp.zeros_like(labels), labels), _put(weights, ignored, 0.0, xp)
+    if host is not None:
+        return labels, None, weights, None
+    outside = (labels < 0) | (labels >= n_classes)
+    labels = xp.where(outside, xp.zeros_like(labels), labels)
+    broken = _put(xp.zeros_like(labels, dtype=dtype), outside, math.nan, xp)
+    return labels, None, *_weights_and_broken(weights, broken, xp)
+
+
+def check_mask(mask: Array, axes: tuple[int | None, ...], xp: Namespace) -> None:
+    """Check kind and shape of a mask."""
+    if not xp.isdtype(mask.dtype, "bool"):
+        msg = f"`mask` must be boolean, got dtype {mask.dtype}; make it True for what a query sees."
+        raise TypeError(msg)
+    _checks.shape(mask, "mask", axes, "(n, n_keys)")
+
+
+def sums_to_one(shares: Array, dtype: object, xp: Namespace) -> Array:
+    """Tell of each row of `shares` (n, c) whether it is a distribution, within the rounding of softmax in its dtype."""
+    wide = xp.astype(shares, dtype, copy=False)
+    tolerance = 1e-3 if shares.dtype == dtype else 2e-2
+    return (xp.abs(xp.sum(wide, axis=1) - 1.0) <= tolerance) & (xp.sum(xp.abs(wide), axis=1) <= 1.0 + tolerance)
+
+
+def broken_rows(bad: Array, name: str, rule: str, remedy: str, dtype: object, xp: Namespace) -> Array | None:
+    """Return NaN for bad rows (n,) and 0 for others; where they can be read, raise for bad ones, else return None."""
+    host = hook_for(xp).on_host(bad)
+    if host is None:
+        return _put(xp.zeros_like(bad, dtype=dtype), bad, math.nan, xp)
+    if host.any():
+        msg = f"every row of `{name}` must {rule}, got {int(host.sum())} of {len(host)} that do not; {remedy}."
+        raise ValueError(msg)
+    return None
+
+
+def _check_nothing_to_ignore(ignore_index: int | None) -> None:
+    """Check that no label is to be ignored where there are none, as PyTorch does: its default of -100 says nothing."""
+    if ignore_index is not None and ignore_index >= 0:
+        msg = (
+            f"`ignore_index` must be None or negative where `labels` are distributions, got {ignore_index}; "
+            "give rows that count nothing the sample_weight 0."
+        )
+        raise ValueError(msg)
+
+
+def _weights(sample_weight: Array, axes: tuple[int, ...], dtype: object, xp: Namespace) -> Array:
+    """Return weights as (n,), after checking them on NumPy, and elsewhere with NaN for those that are not finite."""
+    _checks.floating(sample_weight, "sample_weight", xp)
+    _checks.shape(sample_weight, "sample_weight", axes, "that of `labels`")
+    weights = xp.astype(xp.reshape(sample_weight, (-1,)), dtype, copy=False)
+    if library(xp) != "numpy":
+        return _put(weights, ~(xp.abs(weights) < math.inf), math.nan, xp)
+    bad = ~((weights >= 0) & (weights < math.inf))
+    if bad.any():
+        msg = (
+            f"`sample_weight` must be finite and not negative, got {int(bad.sum())} of {len(bad)} that are not; "
+            "give rows that count nothing the weight 0."
+        )
+        raise ValueError(msg)
+    return weights
+
+
+def _weights_and_broken(
+    weights: Array | None, broken: Array | None, xp: Namespace
+) -> tuple[Array | None, Array | None]:
+    """Return weights and what is broken: where there are weights, those of rows that count carry the NaN."""
+    if weights is None or broken is None:
+        return weights, broken
+    return xp.where(weights == 0, weights, weights + broken), None
+
+
+def _put(array: Array, where: Array, value: float, xp: Namespace) -> Array:
+    """Return `array` with `value` at some places."""
+    return xp.where(where, xp.zeros_like(array) + value, array)
