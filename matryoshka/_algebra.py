@@ -40,7 +40,7 @@ def subtract_at(matrix: Array, columns: Array, amount: float, xp: Namespace) -> 
     if can_write(xp):
         matrix[arange(matrix.shape[0], like=matrix, xp=xp), columns] -= amount
         return matrix
-    hit = arange(length(matrix, 1, xp), like=matrix, xp=xp, dtype=columns.dtype) == columns[:, None]
+    hit = arange(length(matrix, 1, xp), like=matrix, xp=xp, dtype=columns.dtype)[None, :] == columns[:, None]
     return xp.where(hit, matrix - amount, matrix)
 
 

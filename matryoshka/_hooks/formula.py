@@ -166,10 +166,11 @@ class Problem:
 
     def weigh_rows(self, losses: Array) -> Array:
         """Return `losses` (..., n) times the weight of each row; a row of weight 0 has loss 0, whatever it holds."""
-        if self.weights is None:  # a factor, so that the gradient is as broken as the loss
-            return losses if self.broken is None else losses * (1 + self.broken)
-        xp = self.formula.xp
-        weights = xp.astype(self.weights, losses.dtype, copy=False)
+        xp, weights, broken = self.formula.xp, self.weights, self.broken
+        prefixes = [None] * (len(losses.shape) - 1)
+        if weights is None:  # a factor, so that the gradient is as broken as the loss
+            return losses if broken is None else losses * (1 + broken)[*prefixes, :]
+        weights = xp.astype(weights, losses.dtype, copy=False)[*prefixes, :]
         return xp.where(weights == 0, xp.zeros_like(losses), losses * weights)
 
     def total(self, losses: Array) -> Array:

@@ -40,19 +40,41 @@ def on_host(array: jax.Array) -> np.ndarray | None:
 def weighted_total(problem: Problem, divisor: Any) -> tuple[jax.Array, jax.Array]:
     """Return the total / `divisor` as a differentiable 0-d array, and the losses (G, n) without a gradient."""
     dtype: Any = accumulator_dtype(problem.rows[0], jnp)
-    total, losses = _weighted_total(problem, jnp.asarray(divisor, dtype))
+    total, losses = _weighted_total(*_alike((problem, jnp.asarray(divisor, dtype))))
     return total, lax.stop_gradient(losses)
 
 
 def row_totals(problem: Problem) -> tuple[jax.Array, jax.Array]:
     """Return the total of each row (n,), differentiable, and the losses (G, n) without a gradient."""
-    totals, losses = _row_totals(replace(problem, weights=None, broken=None))
+    totals, losses = _row_totals(_alike(replace(problem, weights=None, broken=None)))
     return totals, lax.stop_gradient(losses)
 
 
 def gradients(problem: Problem, wanted: tuple[bool, ...]) -> tuple[jax.Array, Arrays, Arrays]:
     """Return the losses (G, n), and the gradients of the total in the rows and in the parameters."""
-    return _gradients(problem, wanted, 1)
+    return _gradients(_alike(problem), wanted, 1)
+
+
+def _alike(tree: Any) -> Any:
+    """Return arrays that all differ between the devices of `jax.shard_map` where one does.
+
+    JAX does not know the gradient of a closed form, so that what is the same on all devices would get one that is not.
+    This way it adds up those of the devices itself.
+    """
+    axes = frozenset().union(*map(_varying, jax.tree.leaves(tree)))
+    return jax.tree.map(lambda array: _vary(array, axes - _varying(array)), tree) if axes else tree
+
+
+def _varying(array: Any) -> frozenset[str]:
+    """Return the axes of devices along which an array differs: none outside `jax.shard_map`."""
+    kind: Any = jax.typeof(array) if hasattr(jax, "typeof") else None  # which JAX 0.5 has not, nor such axes
+    if hasattr(kind, "manual_axis_type"):
+        return frozenset(kind.manual_axis_type.varying)
+    return getattr(kind, "vma", frozenset())  # before JAX 0.10
+
+
+def _vary(array: jax.Array, axes: frozenset[str]) -> jax.Array:
+    return lax.pcast(array, tuple(axes), to="varying") if axes else array
 
 
 def _gradients(problem: Problem, wanted: tuple[bool, ...], divisor: Any) -> tuple[jax.Array, Arrays, Arrays]:
@@ -95,7 +117,8 @@ def _scan(step: Callable[[Any, Block], tuple[Any, Any]], problem: Problem, whole
 
     stacked = jax.tree.map(blocks, whole)
     shapes = jax.eval_shape(lambda block: step(None, block)[0], jax.tree.map(lambda a: a[0], stacked))
-    start = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    axes = _varying(whole.labels)
+    start = jax.tree.map(lambda s: _vary(jnp.zeros(s.shape, s.dtype), axes), shapes)
     carry, outputs = lax.scan(step, start, stacked)
     outputs = jax.tree.map(lambda a: a.reshape(n_blocks * size, *a.shape[2:]), outputs)
     if n_blocks * size < n:

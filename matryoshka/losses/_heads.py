@@ -102,7 +102,7 @@ class SeparateHeads(SoftmaxFormula):
         prefix = self.factor(x)[:, : self.nesting.dims[g]]
         z = add_product(None, prefix, xp.matrix_transpose(weight), dtype=dtype, xp=xp)
         if bias is not None:
-            z += xp.astype(bias, dtype, copy=False)
+            z += xp.astype(bias, dtype, copy=False)[None, :]
         return z
 
     def _add_to_prefix(self, total: Array | None, left: Array, right: Array, dtype: object) -> Array:

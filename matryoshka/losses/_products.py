@@ -45,7 +45,7 @@ class ProductFormula(SoftmaxFormula):
         for block in self.nesting.blocks:
             running = add_product(running, x[:, block], xp.matrix_transpose(y[:, block]), dtype=dtype, xp=xp)
             if bias is not None:
-                running += xp.astype(bias, dtype, copy=False)
+                running += xp.astype(bias, dtype, copy=False)[None, :]
                 bias = None
             yield running
 

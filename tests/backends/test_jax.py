@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import cases
 import numpy as np
 import pytest
-from cases import FLAT, LABELS, NESTING, assert_within_a_millionth, large, shares, value_and_slopes
+from cases import (
+    FLAT,
+    KINDS,
+    LABELS,
+    MASK,
+    NESTING,
+    WEIGHTS,
+    assert_within_a_millionth,
+    large,
+    shares,
+    value_and_slopes,
+)
 from conftest import load
 
 from matryoshka import info_nce, mrl_e_cross_entropy, mrl_e_cross_entropy_with_grad
 
 jax = load("jax")
 jnp = load("jax.numpy")
+check_grads = load("jax.test_util").check_grads
 
 
 def single(arrays: Any) -> list[Any]:
@@ -33,7 +50,15 @@ def assert_trees_close(actual: Any, expected: Any, rtol: float = 2e-5) -> None:
 
 @pytest.mark.parametrize(
     ("name", "reduction", "row_block"),
-    [("mrl", "mean", 4), ("mrl-e", "none", 4), ("logits", "none", None), ("logits", "sum", 4), ("info-nce", "mean", 4)],
+    [
+        ("mrl", "mean", 4),
+        ("mrl-e", "none", 4),
+        ("mrl-e-shares", "mean", 4),
+        ("logits", "none", None),
+        ("logits", "sum", 4),
+        ("info-nce", "mean", 4),
+        ("info-nce-hard", "none", 4),
+    ],
 )
 def test_values_and_gradients_under_jit_are_those_of_loops(name: str, reduction: str, row_block: int | None) -> None:
     """Gradients of sample weights and temperature too; neither 6 rows nor 5 queries fill blocks of 4."""
@@ -93,3 +118,84 @@ def test_one_block_of_logits_is_alive_at_a_time(name: str) -> None:
     compiled = jax.jit(jax.value_and_grad(loss, argnums=(0, 1))).lower(*shapes).compile()
     bytes_of_one_prefix = 4 * n * n_keys
     assert compiled.memory_analysis().temp_size_in_bytes < bytes_of_one_prefix
+
+
+def test_numpy_arrays_may_stand_beside_jax_arrays() -> None:
+    """As in JAX itself: data in NumPy while a weight is differentiated, a NumPy number as the temperature."""
+    embeddings, weight, bias = (array.astype(np.float32) for array in KINDS["mrl-e"].arrays())
+
+    def loss(weight: Any) -> Any:
+        return mrl_e_cross_entropy(embeddings, weight, bias, LABELS, nesting=NESTING, sample_weight=WEIGHTS)
+
+    value, gradient = jax.value_and_grad(loss)(jnp.asarray(weight))
+    expected, gradients = mrl_e_cross_entropy_with_grad(
+        embeddings, weight, bias, LABELS, nesting=NESTING, sample_weight=WEIGHTS
+    )
+    assert_trees_close((value, gradient), (expected, gradients.weight))
+    queries, keys = (array.astype(np.float32) for array in KINDS["info-nce"].arrays())
+    found = jax.jit(lambda q: info_nce(q, keys, nesting=NESTING, temperature=np.float32(0.3), mask=MASK))(queries)
+    assert_trees_close(found, info_nce(queries, keys, nesting=NESTING, temperature=0.3, mask=MASK))
+    check_grads(loss, (jnp.asarray(weight),), order=1, modes=["rev"], atol=2e-2, rtol=2e-2)
+
+
+@pytest.mark.parametrize("name", FLAT)
+def test_no_rank_is_promoted_and_nothing_moved_behind_the_back(name: str) -> None:
+    arrays, mean, each = single(FLAT[name].arrays()), value_and_grad(name, "mean"), value_and_grad(name, "none")
+    with jax.numpy_rank_promotion("raise"):
+        compiled = [jax.jit(function).lower(arrays).compile() for function in (mean, each)]
+    with jax.transfer_guard("disallow"):
+        for function in compiled:
+            jax.block_until_ready(function(arrays))
+
+
+SHARDED = """
+import jax
+import jax.numpy as jnp
+import numpy as np
+from cases import FLAT, shares
+from jax.sharding import Mesh, PartitionSpec
+
+mesh, same = Mesh(np.array(jax.devices()), ("rows",)), PartitionSpec()
+
+
+def check(name, reduction, row_block):
+    arrays = [jnp.asarray(array, jnp.float32) for array in FLAT[name].arrays()]
+
+    def loss(arrays):
+        found = FLAT[name](*arrays, reduction=reduction, row_block=row_block, convert=jnp.asarray)
+        return (jnp.asarray(shares(name, reduction), jnp.float32) * found).sum()
+
+    def outside(arrays):
+        # The first array differs between the devices, all others are the same on both.
+        return jax.lax.psum(loss([arrays[0] * (1.0 + jax.lax.axis_index("rows")), *arrays[1:]]), "rows")
+
+    def inside(arrays):
+        rows = jax.lax.pcast(arrays[0], "rows", to="varying")
+        return jax.lax.psum(jax.grad(loss)([rows, *arrays[1:]])[0], "rows")
+
+    def alone(arrays):
+        return loss(arrays) + loss([2.0 * arrays[0], *arrays[1:]])
+
+    def on_two(function):
+        return jax.shard_map(function, mesh=mesh, in_specs=(same,), out_specs=same)
+
+    found, expected = (jax.jit(jax.value_and_grad(f))(arrays) for f in (on_two(outside), alone))
+    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+    slope = jax.grad(loss)(arrays)[0]
+    np.testing.assert_allclose(jax.jit(on_two(inside))(arrays), 2 * slope, rtol=1e-4, atol=1e-5)
+
+
+for case in (("mrl", "mean", None), ("mrl-e", "none", 4), ("logits", "sum", 4), ("info-nce-hard", "mean", 4)):
+    check(*case)
+"""
+
+
+def test_shard_map_adds_the_gradients_of_all_devices() -> None:
+    """With its check of what varies between devices, on by default. Two devices need a process of their own."""
+    if not hasattr(jax, "shard_map"):
+        pytest.skip("JAX before 0.8 has none")
+    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    env["PYTHONPATH"] = os.pathsep.join([str(Path(cases.__file__).parent), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run([sys.executable, "-c", SHARDED], capture_output=True, text=True, env=env, check=False)
+    assert done.returncode == 0, done.stderr
