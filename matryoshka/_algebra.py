@@ -80,6 +80,19 @@ def add_transposed_product(total: Array | None, left: Array, right: Array, *, dt
     return add_product(total, xp.matrix_transpose(left), right, dtype=dtype, xp=xp)
 
 
+def settled(array: Array, xp: Namespace) -> Array:
+    """Return `array`; XLA, which forms a sum anew wherever it is used, keeps this one.
+
+    Its barriers are gone before it fuses, but it does not look past a choice, though one side is never taken.
+    """
+    if library(xp) != "jax":
+        return array
+    from jax import lax  # loaded already, with the arrays
+
+    first = xp.reshape(array, (-1,))[0]
+    return lax.cond((first > 0) & (first < 0), lambda sum_: -sum_, lambda sum_: sum_, array)
+
+
 _PRODUCT_SIZE = 2**20
 """Numbers in a product that is formed on its own before it is added."""
 

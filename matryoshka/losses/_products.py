@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from matryoshka._algebra import add_product, add_transposed_product, write_product
+from matryoshka._algebra import add_product, add_transposed_product, settled, write_product
 from matryoshka._array import accumulator_dtype, can_write, empty
 from matryoshka._hooks.formula import Arrays
 from matryoshka._typing import Array, Namespace
@@ -18,6 +18,9 @@ from matryoshka.losses._softmax import SoftmaxFormula
 
 _MANY_COLUMNS = 4096
 """With fewer, the arrays of all prefixes leave room for as many rows as a block can use."""
+
+_MANY_PREFIXES, _SETTLED_EVERY = 12, 4
+"""With more prefixes, sums of products are settled every few of them: to form long ones again and again takes longer."""
 
 
 class ProductFormula(SoftmaxFormula):
@@ -42,11 +45,13 @@ class ProductFormula(SoftmaxFormula):
     def running_products(self, x: Array, y: Array, bias: Array | None = None) -> Iterator[Array]:
         """Yield x[:, :m] @ y[:, :m].T + bias for each prefix; one array, overwritten on the way where possible."""
         running, xp, dtype = None, self.xp, accumulator_dtype(x, self.xp)
-        for block in self.nesting.blocks:
+        for g, block in enumerate(self.nesting.blocks, start=1):
             running = add_product(running, x[:, block], xp.matrix_transpose(y[:, block]), dtype=dtype, xp=xp)
             if bias is not None:
                 running += xp.astype(bias, dtype, copy=False)[None, :]
                 bias = None
+            if g % _SETTLED_EVERY == 0 and len(self.nesting) > _MANY_PREFIXES:
+                running = settled(running, xp)
             yield running
 
     def backward(
