@@ -69,6 +69,11 @@ class MRLHead(_Nested):
     The state-dict keys are those of the official repository: nesting_classifier_0.weight, nesting_classifier_0.bias, ….
     With `tied` there is only nesting_classifier_0, as wide as the embedding.
 
+    A classifier may be replaced under its name, by an adapter around it (LoRA) or its quantised form, and may have
+    hooks: it is then called, and the loss taken from the logits of all prefixes, which are kept for the backward pass.
+    A tied one is called once for each prefix, with zeros behind it: as many full-width heads as there are prefixes.
+    A parametrised linear layer (`torch.nn.utils.parametrize`) remains as cheap as a plain one.
+
     Examples
     --------
     >>> import torch
@@ -102,10 +107,71 @@ class MRLHead(_Nested):
             linear = torch.nn.Linear(width, self.num_classes, bias=bias, device=device, dtype=dtype)
             self.add_module(f"nesting_classifier_{i}", linear)
 
+    @classmethod
+    def from_linear(
+        cls, linear: torch.nn.Linear, nesting: NestingLike, *, tied: bool = True, **options: Any
+    ) -> MRLHead:
+        """Return a head that starts as a trained classifier: at full width its logits are those of `linear`.
+
+        Parameters
+        ----------
+        linear : torch.nn.Linear
+            The classifier, which stays as it is: its weight and bias are copied, on their device and in their dtype.
+        nesting : Nesting or sequence of int
+            Prefix widths and importances; the last width is `linear.in_features`.
+        tied : bool, default True
+            True: all prefixes share the copy (MRL-E). False: each has a classifier of its own (MRL), which starts as
+            the first columns of the weight with the whole bias, that is, with the logits of the tied head.
+        **options
+            `label_smoothing`, `ignore_index` and `reduction`, as for `MRLHead`.
+
+        Returns
+        -------
+        MRLHead
+            With a bias where `linear` has one. All its parameters want gradients.
+
+        Raises
+        ------
+        TypeError
+            No linear layer.
+        ValueError
+            A last width that is not that of `linear`.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from matryoshka.torch import MRLHead
+        >>> linear = torch.nn.Linear(8, 3)
+        >>> head = MRLHead.from_linear(linear, (2, 4, 8))
+        >>> torch.allclose(head(torch.eye(8))[-1], linear(torch.eye(8)))
+        True
+        """
+        if not isinstance(linear, torch.nn.Linear):
+            msg = (
+                f"`linear` must be a torch.nn.Linear, got {_checks.describe(linear)}; "
+                "take it out of what it is wrapped in, or merge its adapters."
+            )
+            raise TypeError(msg)
+        nesting = as_nesting(nesting)
+        if nesting.dim != linear.in_features:
+            msg = (
+                f"`nesting` must end with the width of `linear`, {linear.in_features}, got {nesting.dim}; "
+                f"make {linear.in_features} its last width."
+            )
+            raise ValueError(msg)
+        options |= {"bias": linear.bias is not None, "device": linear.weight.device, "dtype": linear.weight.dtype}
+        head = cls(nesting, linear.out_features, tied=tied, **options)
+        with torch.no_grad():
+            for layer in head.classifiers:
+                layer.weight.copy_(linear.weight[:, : layer.in_features])
+                if linear.bias is not None:
+                    layer.bias.copy_(linear.bias)
+        return head
+
     @property
-    def classifiers(self) -> list[torch.nn.Linear]:
-        """The linear layers, from the narrowest prefix to the widest; a single one if they are tied."""
-        return [layer for layer in self.children() if isinstance(layer, torch.nn.Linear)]
+    def classifiers(self) -> list[Any]:
+        """The linear layers, from the narrowest prefix to the widest, or what replaced them; one if they are tied."""
+        return [getattr(self, f"nesting_classifier_{i}") for i in range(1 if self.tied else len(self.nesting))]
 
     def reset_parameters(self) -> None:
         """Draw all parameters anew."""
@@ -124,6 +190,8 @@ class MRLHead(_Nested):
         if labels is None:
             return self._logits(embeddings)
         options = {"sample_weight": sample_weight, "return_parts": return_parts, **self.options}
+        if not all(map(_is_plain, self.classifiers)):
+            return mrl_logits_cross_entropy(self._logits(embeddings), labels, nesting=self.nesting, xp=_XP, **options)
         heads = [(linear.weight, linear.bias) for linear in self.classifiers]
         if self.tied:
             return mrl_e_cross_entropy(embeddings, *heads[0], labels, nesting=self.nesting, xp=_XP, **options)
@@ -135,6 +203,9 @@ class MRLHead(_Nested):
         if not self.tied:
             return tuple(linear(embeddings[..., :m]) for linear, m in zip(self.classifiers, self.nesting, strict=True))
         (head,) = self.classifiers
+        if not _is_plain(head):
+            pad, dim = torch.nn.functional.pad, self.nesting.dim
+            return tuple(head(pad(embeddings[..., :m], (0, dim - m))) for m in self.nesting)
         weight, bias, linear = head.weight, head.bias, torch.nn.functional.linear
         products = (
             linear(embeddings[..., block], weight[:, block], None if block.start else bias)
@@ -292,6 +363,12 @@ class NestedLoss(_Nested):
         """Return the loss of embeddings (..., dim), as many as the loss takes."""
         options = {"normalize": self.normalize, "return_parts": return_parts}
         return nested_loss(self.loss, *embeddings, nesting=self.nesting, xp=_XP, **options)
+
+
+def _is_plain(layer: torch.nn.Module) -> bool:
+    """Tell whether calling a layer does no more than a linear layer does, so that its weight says all."""
+    hooks = layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks
+    return type(layer).forward is torch.nn.Linear.forward and "forward" not in vars(layer) and not any(hooks)
 
 
 def _n_processes() -> int:

@@ -116,6 +116,7 @@ GOOD: dict[str, tuple[str, Any]] = {
     "last": ("int", 2),
     "learnable_temperature": ("flag", True),
     "like": ("array", ROWS),
+    "linear": ("object", None),  # made when it is asked for, where there is PyTorch
     "logits": ("arrays", frozen(rng.normal(size=(2, 6, 3)))),
     "longest": ("int", 4),
     "loss": ("callable", any_loss),
@@ -430,6 +431,11 @@ def example(name: str) -> Any:
     return examples[name]
 
 
+@functools.cache
+def _linear() -> Any:
+    return load("torch").nn.Linear(4, 3)
+
+
 def signature(name: str, function: Callable[..., Any]) -> list[inspect.Parameter]:
     if isinstance(function, functools.partial):
         kind, method = function.args
@@ -440,6 +446,8 @@ def signature(name: str, function: Callable[..., Any]) -> list[inspect.Parameter
 
 def good(name: str, parameter: str) -> tuple[str, Any]:
     """Return the kind of a parameter and a good value."""
+    if parameter == "linear":
+        return "object", _linear()
     own = OWN.get((name, parameter)) or OWN.get((name.removesuffix("_with_grad"), parameter)) or GOOD.get(parameter)
     if own is None:
         pytest.fail(f"`{parameter}` of {name} is new: add to GOOD of {__file__} its kind and a good value")

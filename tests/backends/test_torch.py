@@ -413,6 +413,163 @@ def test_tensors_of_two_devices_are_refused() -> None:
         info_nce(torch.ones(4, 7, device="cuda"), torch.ones(4, 7), nesting=NESTING)
 
 
+# Heads that begin as plain ones, and classifiers that are none
+
+
+@BOTH_HEADS
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no-bias"])
+def test_a_head_starts_as_a_trained_classifier(tied: bool, bias: bool) -> None:
+    linear = torch.nn.Linear(7, N_CLASSES, bias=bias, dtype=torch.float64).requires_grad_(False)
+    before = copy.deepcopy(linear.state_dict())
+    head = modules.MRLHead.from_linear(linear, NESTING, tied=tied, label_smoothing=0.1)
+    assert (head.tied, head.num_classes, head.options["label_smoothing"]) == (tied, N_CLASSES, 0.1)
+    assert head.options["ignore_index"] == -100
+    x = draw(6, 7, dtype=torch.float64)
+    for m, logits in zip(NESTING, head(x), strict=True):
+        expected = x[:, :m] @ linear.weight[:, :m].T + (linear.bias if bias else 0.0)
+        torch.testing.assert_close(logits, expected, rtol=1e-13, atol=1e-14)
+    assert [layer.bias is not None for layer in head.classifiers] == [bias] * (1 if tied else len(NESTING))
+    head(x, LABELS).backward()
+    assert all(parameter.grad is not None for parameter in head.parameters())
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.fill_(0.0)
+    assert all(torch.equal(value, before[key]) for key, value in linear.state_dict().items())  # copies
+
+
+def test_a_head_of_a_classifier_is_tied_and_follows_its_dtype_and_device() -> None:
+    head = modules.MRLHead.from_linear(torch.nn.Linear(7, 4, dtype=torch.bfloat16, device="meta"), NESTING)
+    assert head.tied
+    assert [(p.dtype, p.is_meta) for p in head.parameters()] == [(torch.bfloat16, True)] * 2
+
+
+def test_what_is_no_classifier_of_that_width_is_refused() -> None:
+    with pytest.raises(ValueError, match="`nesting` must end with the width of `linear`, 8, got 7; make 8 its last"):
+        modules.MRLHead.from_linear(torch.nn.Linear(8, 4), NESTING)
+    with pytest.raises(TypeError, match=r"`linear` must be a torch.nn.Linear, got Adapted; .* merge its adapters"):
+        modules.MRLHead.from_linear(Adapted(torch.nn.Linear(7, 4)), NESTING)
+    with pytest.raises(TypeError, match="num_classes"):
+        modules.MRLHead.from_linear(torch.nn.Linear(7, 4), NESTING, num_classes=5)
+
+
+class Adapted(torch.nn.Module):
+    """A frozen layer with a trained correction of low rank, wrapped around it as PEFT does."""
+
+    def __init__(self, base_layer: Any, *, seed: int = 0) -> None:
+        super().__init__()
+        self.base_layer = base_layer.requires_grad_(False)
+        (c, m), dtype = base_layer.weight.shape, base_layer.weight.dtype
+        self.down = torch.nn.Parameter(draw(2, m, seed=seed, dtype=dtype).detach())
+        self.up = torch.nn.Parameter(draw(c, 2, seed=seed, dtype=dtype).detach())
+
+    def forward(self, x: Any) -> Any:
+        return self.base_layer(x) + x @ self.down.T @ self.up.T
+
+    def merged(self) -> Any:
+        """The weight that a plain layer would need."""
+        return self.base_layer.weight + self.up @ self.down
+
+
+def losses_and_gradients(head: Any, x: Any, parameters: list[Any]) -> tuple[Any, Any, list[Any]]:
+    weights = torch.linspace(0.5, 2.0, 6, dtype=x.dtype)
+    loss, parts = head(x, LABELS, sample_weight=weights, return_parts=True)
+    return loss.detach(), parts, list(torch.autograd.grad(loss, [x, *parameters]))
+
+
+@BOTH_HEADS
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no-bias"])
+def test_adapters_around_classifiers_are_called(tied: bool, bias: bool) -> None:
+    head = modules.MRLHead(NESTING, N_CLASSES, tied=tied, bias=bias, label_smoothing=0.1, dtype=torch.float64)
+    plain = copy.deepcopy(head)
+    adapted = [Adapted(layer, seed=i) for i, layer in enumerate(head.classifiers)]
+    for i, layer in enumerate(adapted):
+        setattr(head, f"nesting_classifier_{i}", layer)
+    assert head.classifiers == adapted
+    trained = [parameter for parameter in head.parameters() if parameter.requires_grad]
+    with torch.no_grad():
+        for layer, wrapped in zip(plain.classifiers, adapted, strict=True):
+            layer.weight.copy_(wrapped.merged())
+    x = draw(6, 7, dtype=torch.float64)
+    loss, parts, (d_x, *d_trained) = losses_and_gradients(head, x, trained)
+    expected, expected_parts, (d_x_plain, *d_plain) = losses_and_gradients(
+        plain, x, [layer.weight for layer in plain.classifiers]
+    )
+    torch.testing.assert_close((loss, parts, d_x), (expected, expected_parts, d_x_plain), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(head(x), plain(x), rtol=1e-10, atol=1e-12)
+    for layer, d_weight in zip(adapted, d_plain, strict=True):
+        d_down, d_up = d_trained.pop(0), d_trained.pop(0)
+        torch.testing.assert_close((d_down, d_up), (layer.up.T @ d_weight, d_weight @ layer.down.T))
+
+
+@BOTH_HEADS
+@pytest.mark.parametrize("kind", ["pre", "forward", "backward", "replaced"])
+def test_hooks_of_classifiers_fire(tied: bool, kind: str) -> None:
+    head = modules.MRLHead(NESTING, N_CLASSES, tied=tied, dtype=torch.float64)
+    x, fired = draw(6, 7, dtype=torch.float64), []
+    expected = head(x, LABELS)
+    register = {"pre": "register_forward_pre_hook", "forward": "register_forward_hook"}
+    for layer in head.classifiers:
+        if kind == "replaced":  # as some libraries do, on the object
+            layer.forward = lambda rows, layer=layer: fired.append(0) or type(layer).forward(layer, rows)
+        else:
+            getattr(layer, register.get(kind, "register_full_backward_hook"))(lambda *_: fired.append(0))
+    loss = head(x, LABELS)
+    loss.backward()
+    assert len(fired) == len(NESTING)
+    torch.testing.assert_close(loss, expected)
+
+
+class Doubled(torch.nn.Module):
+    def forward(self, weight: Any) -> Any:
+        return 2 * weight.tanh()
+
+
+@BOTH_HEADS
+@pytest.mark.parametrize("kind", ["own", "spectral", "weight"])
+def test_parametrised_classifiers_stay_fused(tied: bool, kind: str) -> None:
+    head = modules.MRLHead(NESTING, N_CLASSES, tied=tied, dtype=torch.float64)
+    for layer in head.classifiers:
+        if kind == "own":
+            torch.nn.utils.parametrize.register_parametrization(layer, "weight", Doubled())
+        else:
+            getattr(torch.nn.utils.parametrizations, f"{kind}_norm")(layer)
+    head.eval()  # in which the spectral norm stays as it is
+    x, parameters = draw(6, 7, dtype=torch.float64), list(head.parameters())
+    assert len(parameters) == (3 if kind == "weight" else 2) * len(head.classifiers)
+    called: list[Any] = []
+    watch = torch.nn.modules.module.register_module_forward_hook(lambda layer, *_: called.append(layer))
+    loss = head(x, LABELS)
+    watch.remove()
+    assert head in called
+    assert not set(called) & set(head.classifiers)
+    expected = modules.MRLCrossEntropy(NESTING)(head(x), LABELS)
+    torch.testing.assert_close(loss, expected, rtol=1e-10, atol=1e-12)
+    for one, other in zip(
+        torch.autograd.grad(loss, [x, *parameters]), torch.autograd.grad(expected, [x, *parameters]), strict=True
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+    weights = [layer.weight.detach() for layer in head.classifiers]
+    if tied:
+        weights = [weights[0][:, :m] for m in NESTING]
+    biases = [layer.bias.detach() for layer in head.classifiers] * (len(NESTING) if tied else 1)
+    for m, weight, bias, logits in zip(NESTING, weights, biases, head(x), strict=False):
+        torch.testing.assert_close(logits.detach(), x.detach()[:, :m] @ weight.T + bias)
+
+
+@BOTH_HEADS
+def test_a_quantised_head_gives_logits_and_losses(tied: bool) -> None:
+    torch.manual_seed(0)
+    head = modules.MRLHead(NESTING, N_CLASSES, tied=tied)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch means to move quantisation elsewhere
+        quantised = torch.ao.quantization.quantize_dynamic(head, {torch.nn.Linear}, dtype=torch.qint8)
+        assert not any(isinstance(layer, torch.nn.Linear) for layer in quantised.classifiers)
+        x = draw(6, 7).detach()
+        with torch.no_grad():
+            torch.testing.assert_close(quantised(x), head(x), rtol=0, atol=0.05)
+            torch.testing.assert_close(quantised(x, LABELS), head(x, LABELS), rtol=0.05, atol=0)
+
+
 # The rest of PyTorch
 
 
