@@ -27,8 +27,9 @@ import torch  # noqa: E402 (only now is its absence explained)
 import torch.distributed.nn.functional  # noqa: E402
 
 import matryoshka._hooks.torch  # noqa: E402, F401 (torch.compile cannot trace its import on first use)
+from matryoshka._gradient_cache import CachedStep  # noqa: E402
 
-__all__ = ["InfoNCE", "MRLCrossEntropy", "MRLHead", "NestedLoss"]
+__all__ = ["CachedStep", "InfoNCE", "MRLCrossEntropy", "MRLHead", "NestedLoss"]
 
 # Handed through to the losses: looking up the library of an array is what torch.compile cannot trace.
 _XP = namespace(("example", torch.empty(0)))

@@ -76,6 +76,10 @@ def any_loss(student: Any, teacher: Any) -> Any:
     return (student * student).sum() - 2 * student.sum() * teacher.sum() + (teacher * teacher).sum()
 
 
+def any_encoder(rows: Any) -> Any:
+    return rows
+
+
 def first_stage(prefixes: Any, count: int) -> np.ndarray:
     return np.tile(np.arange(count), (len(prefixes), 1))
 
@@ -96,6 +100,7 @@ GOOD: dict[str, tuple[str, Any]] = {
     "dims": ("ints", DIMS),
     "dip": ("float", 0.2),
     "embeddings": ("array", ROWS),
+    "encoder": ("callable", any_encoder),
     "executed": ("flag", True),
     "first_stage": ("callable", first_stage),
     "from_logits": ("flag", True),
@@ -126,6 +131,7 @@ GOOD: dict[str, tuple[str, Any]] = {
     "max_queries": ("int", 20),
     "max_rows": ("int", 30),
     "metric": ("str", "ip"),
+    "mini_batch": ("int", 2),
     "mmap": ("flag", True),
     "n": ("int", 100),
     "n_classes": ("int", 3),
@@ -486,6 +492,8 @@ def same(one: Any, other: Any) -> bool:
         return repr(one) == repr(other) and len(one) == len(other)
     if dataclasses.is_dataclass(one) or isinstance(one, str | type(None)):
         return bool(one == other)
+    if type(one).__name__ == "CachedStep":
+        return repr(one) == repr(other)
     if hasattr(one, "state_dict"):
         return repr(one) == repr(other) and one.state_dict().keys() == other.state_dict().keys()
     if type(one).__name__ in ("FaissCorpus",) or "faiss" in type(one).__module__ or isinstance(one, slice):

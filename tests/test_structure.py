@@ -27,7 +27,17 @@ TIERS = (
     ("embeddings", "rotation", "losses", "costs", "metrics"),
     ("cascade", "retrieval"),
     ("audit",),
-    ("_tensorflow", "torch", "keras", "sentence_transformers", "faiss", "dask", "qdrant", "postgres"),
+    (
+        "_gradient_cache",
+        "_tensorflow",
+        "torch",
+        "keras",
+        "sentence_transformers",
+        "faiss",
+        "dask",
+        "qdrant",
+        "postgres",
+    ),
     ("",),  # the package itself, which hands out the public names
     ("_commands", "cli", "__main__"),
 )
