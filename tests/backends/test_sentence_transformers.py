@@ -1,4 +1,4 @@
-"""The loss for SentenceTransformerTrainer, against the two losses of sentence-transformers that it stands in for."""
+"""The losses for SentenceTransformerTrainer, against those of sentence-transformers that they stand in for."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ st = load("sentence_transformers")
 losses = load("sentence_transformers.sentence_transformer.losses")
 modules = load("sentence_transformers.sentence_transformer.modules")
 tokenizers = load("tokenizers")
-Loss = load("matryoshka.sentence_transformers").MatryoshkaMultipleNegativesRankingLoss
+transformers = load("transformers")
+ours = load("matryoshka.sentence_transformers")
+Loss, Cached = ours.MatryoshkaMultipleNegativesRankingLoss, ours.CachedMatryoshkaMultipleNegativesRankingLoss
 
 # Warnings that torch and its users give about one another.
 pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true")
@@ -46,28 +48,35 @@ def features_of(model: Any, n_columns: int) -> list[dict[str, Any]]:
     return [model.preprocess(texts) for texts in list(COLUMNS.values())[:n_columns]]
 
 
-def replaced(model: Any, *, symmetric: bool = False) -> Any:
+BOTH_DIRECTIONS = {"directions": ("query_to_doc", "doc_to_query"), "partition_mode": "per_direction"}
+
+
+def replaced(model: Any, *, symmetric: bool = False, nesting: Nesting = NESTING, **cached: Any) -> Any:
     """The two losses that are replaced, as one writes them down."""
-    options: dict[str, Any] = {}
-    if symmetric:
-        options = {"directions": ("query_to_doc", "doc_to_query"), "partition_mode": "per_direction"}
-    inner = losses.MultipleNegativesRankingLoss(model, scale=SCALE, **options)
-    return losses.MatryoshkaLoss(model, inner, NESTING.dims[::-1], NESTING.importance[::-1])
+    kind = losses.CachedMultipleNegativesRankingLoss if cached else losses.MultipleNegativesRankingLoss
+    inner = kind(model, scale=SCALE, **(BOTH_DIRECTIONS if symmetric else {}), **cached)
+    return losses.MatryoshkaLoss(model, inner, nesting.dims[::-1], nesting.importance[::-1])
+
+
+def assert_trains_alike(loss: Any, expected: Any, n_columns: int) -> None:
+    """Compare the values of two losses and their gradients in the parameters of their models."""
+    found = []
+    for one in (loss, expected):
+        torch.manual_seed(3)
+        value = one(features_of(one.model, n_columns), None)
+        value = sum(value.values()) if isinstance(value, dict) else value
+        value.backward()
+        slopes = [parameter.grad for parameter in one.model.parameters() if parameter.grad is not None]
+        found.append((value.detach(), slopes))
+    assert max(slope.abs().max() for slope in found[1][1]) > 0.1
+    torch.testing.assert_close(*found, rtol=1e-4, atol=3e-5)
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("n_columns", [2, 3, 4])
 def test_loss_and_gradient_are_those_of_the_replaced_losses(model: Any, n_columns: int, symmetric: bool) -> None:
-    other = copy.deepcopy(model)
-    expected = replaced(other, symmetric=symmetric)(features_of(other, n_columns), None)
-    expected.backward()
-    parts = Loss(model, NESTING, scale=SCALE, symmetric=symmetric)(features_of(model, n_columns), None)
-    loss = sum(parts.values())
-    loss.backward()
-    torch.testing.assert_close(loss, expected)
-    for ours, theirs in zip(model.parameters(), other.parameters(), strict=True):
-        assert theirs.grad.abs().max() > 0.1
-        torch.testing.assert_close(ours.grad, theirs.grad)
+    loss = Loss(model, NESTING, scale=SCALE, symmetric=symmetric)
+    assert_trains_alike(loss, replaced(copy.deepcopy(model), symmetric=symmetric), n_columns)
 
 
 def test_entries_are_the_weighted_losses_of_the_prefixes(model: Any) -> None:
@@ -92,8 +101,138 @@ def test_a_model_that_truncates_when_it_encodes_is_trained_at_its_whole_width(mo
     parts = Loss(model, NESTING, scale=SCALE)(features_of(model, 2), None)
     assert list(parts) == ["dim_2", "dim_3", "dim_7"]
     assert model.truncate_dim == 3
-    with pytest.raises(ValueError, match="width of the model's embeddings, 7, got 3; make 7 its last width"):
+    with pytest.warns(UserWarning, match="the model's embeddings with 7"):
         Loss(model, (2, 3))
+
+
+def test_a_ladder_that_ends_early_warns_and_trains_its_columns_alone(model: Any) -> None:
+    ladder = Nesting((2, 5), importance=(2.0, 0.5))
+    with pytest.warns(
+        UserWarning, match="`nesting` ends with 5, .* with 7: the columns behind 5 are not .*; add 7"
+    ) as w:
+        loss = Loss(model, ladder, scale=SCALE)
+    assert w[0].filename == __file__
+    assert_trains_alike(loss, replaced(copy.deepcopy(model), nesting=ladder), 3)
+    assert not any(parameter.grad[:, 5:].any() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("return_parts", [True, False])
+def test_directions_may_be_named_as_in_the_replaced_loss(model: Any, return_parts: bool) -> None:
+    loss = Loss(model, NESTING, scale=SCALE, return_parts=return_parts, **BOTH_DIRECTIONS)
+    assert loss.symmetric
+    assert (loss.directions, loss.partition_mode) == tuple(BOTH_DIRECTIONS.values())
+    assert_trains_alike(loss, replaced(copy.deepcopy(model), symmetric=True), 3)
+    assert not Loss(model, NESTING, directions=["query_to_doc"], partition_mode="per_direction").symmetric
+
+
+@pytest.fixture
+def transformer(tmp_path: Path) -> Any:
+    """A transformer of three layers, without dropout."""
+    torch.manual_seed(0)
+    path = tmp_path / "bert"
+    sizes = {"hidden_size": DIM * 2, "intermediate_size": 8, "num_attention_heads": 2, "num_hidden_layers": 3}
+    rates = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+    config = transformers.BertConfig(vocab_size=len(vocabulary), initializer_range=0.5, **sizes, **rates)
+    transformers.BertModel(config, add_pooling_layer=False).save_pretrained(path)
+    words = tokenizers.models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="[UNK]")
+    tokenizer = tokenizers.Tokenizer(words)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]").save_pretrained(path)
+    first = modules.Transformer(str(path))
+    return st.SentenceTransformer(modules=[first, modules.Pooling(DIM * 2)], device="cpu")
+
+
+def test_adaptive_layers_work_around_the_sum(transformer: Any) -> None:
+    """As they do around the losses that are replaced: Matryoshka in two directions, of layers and of widths."""
+    ladder = Nesting((3, 2 * DIM), importance=(2.0, 0.5))
+    loss = Loss(transformer, ladder, scale=SCALE, return_parts=False)
+    other = copy.deepcopy(transformer)
+    around = losses.AdaptiveLayerLoss(transformer, loss, n_layers_per_step=-1)
+    expected = losses.AdaptiveLayerLoss(other, replaced(other, nesting=ladder), n_layers_per_step=-1, kl_temperature=0)
+    around.kl_temperature = 0  # MatryoshkaLoss does not let it see whole embeddings
+    assert_trains_alike(around, expected, 3)
+
+
+def test_the_replaced_loss_works_around_the_sum(model: Any) -> None:
+    with pytest.warns(UserWarning, match="not trained"):
+        loss = Loss(model, (2, 3), scale=SCALE, return_parts=False)
+    around = losses.MatryoshkaLoss(model, loss, [DIM])
+    other = copy.deepcopy(model)
+    assert_trains_alike(around, replaced(other, nesting=Nesting((2, 3))), 3)
+
+
+# Gradient caching
+
+
+@pytest.fixture
+def bag() -> Any:
+    """A model whose inputs can be cut into pieces, with dropout."""
+    torch.manual_seed(0)
+    layers = [modules.BoW(WORDS), modules.Dropout(0.2), modules.Dense(len(WORDS), DIM)]
+    return st.SentenceTransformer(modules=layers, device="cpu")
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("n_columns", [2, 4])
+@pytest.mark.parametrize("mini_batch_size", [1, 4, 32])
+def test_cached_is_what_it_replaces(bag: Any, n_columns: int, symmetric: bool, mini_batch_size: int) -> None:
+    """Dropout included; and without it what the losses without caching are."""
+    loss = Cached(bag, NESTING, mini_batch_size=mini_batch_size, scale=SCALE, symmetric=symmetric)
+    other = copy.deepcopy(bag)
+    expected = replaced(other, symmetric=symmetric, mini_batch_size=mini_batch_size)
+    assert_trains_alike(loss, expected, n_columns)
+    bag.eval().zero_grad()
+    other.eval().zero_grad()
+    assert_trains_alike(loss, replaced(other, symmetric=symmetric), n_columns)
+    assert_trains_alike(loss, Loss(other, NESTING, scale=SCALE, symmetric=symmetric), n_columns)
+
+
+def test_cached_cuts_what_transformers_read(transformer: Any) -> None:
+    loss = Cached(transformer, (3, 2 * DIM), mini_batch_size=2, scale=SCALE, show_progress_bar=False)
+    ladder = Nesting((3, 2 * DIM))
+    assert_trains_alike(loss, replaced(copy.deepcopy(transformer), nesting=ladder), 3)
+
+
+def test_cached_takes_ladders_and_directions_as_the_loss_without_caching(bag: Any) -> None:
+    ladder = Nesting((2, 5))
+    with pytest.warns(UserWarning, match="`nesting` ends with 5, .* with 7") as caught:
+        loss = Cached(bag.eval(), ladder, mini_batch_size=4, scale=SCALE, **BOTH_DIRECTIONS)
+    assert caught[0].filename == __file__
+    assert_trains_alike(loss, replaced(copy.deepcopy(bag), nesting=ladder, symmetric=True), 3)
+
+
+def test_cached_gives_a_loss_without_gradients_in_evaluation(bag: Any) -> None:
+    with torch.no_grad():
+        value = Cached(bag.eval(), NESTING, mini_batch_size=4, scale=SCALE)(features_of(bag, 3), None)
+        expected = Loss(bag, NESTING, scale=SCALE, return_parts=False)(features_of(bag, 3), None)
+    assert not value.requires_grad
+    torch.testing.assert_close(value, expected)
+
+
+def test_cached_says_what_it_is(bag: Any) -> None:
+    loss = Cached(bag, NESTING, mini_batch_size=4, scale=SCALE)
+    assert loss.get_config_dict() == Loss(bag, NESTING, scale=SCALE).get_config_dict() | {"mini_batch_size": 4}
+    assert "Matryoshka Representation Learning" in loss.citation
+    assert "Memory Limited Setup" in loss.citation
+
+
+def test_trainer_learns_with_caching(bag: Any, tmp_path: Path) -> None:
+    loss = Cached(bag, NESTING, mini_batch_size=4, scale=SCALE)
+    bag[1].dropout_layer.p = 0.0
+    trainer = trainer_of(bag, tmp_path, loss=loss, num_train_epochs=20)
+    trainer.train()
+    logs = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert logs[-1] < 0.5 * logs[0]
+
+
+def test_cached_refuses_what_cannot_be_cut(model: Any, bag: Any) -> None:
+    with pytest.raises(ValueError, match="StaticEmbedding"):
+        Cached(model, NESTING)
+    with pytest.raises(ValueError, match="`mini_batch_size` must be an integer >= 1, got 0"):
+        Cached(bag, NESTING, mini_batch_size=0)
+    with pytest.raises(ValueError, match="at least 2 inputs, got 1"):
+        Cached(bag, NESTING)(features_of(bag, 1), None)
 
 
 def test_nothing_of_the_model_is_replaced(model: Any) -> None:
@@ -115,7 +254,7 @@ def test_no_gradient_is_formed_in_evaluation(model: Any) -> None:
     assert not any(part.requires_grad for part in parts.values())
 
 
-def trainer_of(model: Any, folder: Path, **options: Any) -> Any:
+def trainer_of(model: Any, folder: Path, loss: Any = None, **options: Any) -> Any:
     dataset = load("datasets").Dataset.from_dict(COLUMNS)
     arguments = st.SentenceTransformerTrainingArguments(
         output_dir=str(folder),
@@ -130,7 +269,7 @@ def trainer_of(model: Any, folder: Path, **options: Any) -> Any:
         use_cpu=True,
         **options,
     )
-    loss = Loss(model, NESTING, scale=SCALE)
+    loss = loss or Loss(model, NESTING, scale=SCALE)
     return st.SentenceTransformerTrainer(model, arguments, train_dataset=dataset, eval_dataset=dataset, loss=loss)
 
 
@@ -186,6 +325,11 @@ def work(rank: int, folder: str) -> None:
     own = [array.chunk(2)[rank].clone().requires_grad_() for array in drawn()]
     loss = sum(distributed_loss(gather=True).compute_loss_from_embeddings(own).values())
     loss.backward()
+    pieces = [[piece.clone().requires_grad_() for piece in array.detach().split(2)] for array in own]
+    cached = distributed_loss(gather=True, kind=Cached).calculate_loss(pieces, with_backward=True)
+    torch.testing.assert_close(cached, loss.detach())
+    for array, cut in zip(own, pieces, strict=True):
+        torch.testing.assert_close(torch.cat([piece.grad for piece in cut]), array.grad)
     torch.save([loss.detach(), *(array.grad for array in own)], Path(folder, f"{rank}.pt"))
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
@@ -196,9 +340,9 @@ def drawn() -> list[Any]:
     return [torch.randn(6, DIM, generator=generator, dtype=torch.float64) for _ in range(3)]
 
 
-def distributed_loss(*, gather: bool) -> Any:
+def distributed_loss(*, gather: bool, kind: Any = Loss) -> Any:
     bag = st.SentenceTransformer(modules=[modules.BoW([f"word{i}" for i in range(DIM)])], device="cpu")
-    return Loss(bag, NESTING, scale=SCALE, gather_across_devices=gather)
+    return kind(bag, NESTING, scale=SCALE, gather_across_devices=gather)
 
 
 def test_two_processes_that_gather_equal_one(tmp_path: Path) -> None:
@@ -216,7 +360,12 @@ def test_two_processes_that_gather_equal_one(tmp_path: Path) -> None:
     ("nesting", "options", "error", "message"),
     [
         ((2, 9), {}, ValueError, "`nesting` must end with the width of the model's embeddings, 7, got 9"),
-        ((2, 3), {}, ValueError, "`nesting` must end with the width of the model's embeddings, 7, got 3"),
+        ((2, 7), {"directions": "query_to_doc"}, TypeError, "`directions` must be a sequence of names, got str"),
+        ((2, 7), {"directions": ()}, ValueError, r"`directions` must be \(.query_to_doc.,\), or .*, got \(\) with"),
+        ((2, 7), {"directions": ("doc_to_docs",)}, ValueError, r"`directions\[0\]` must be one of 'query_to_doc', "),
+        ((2, 7), BOTH_DIRECTIONS | {"partition_mode": "joint"}, ValueError, "`directions` .* keep MatryoshkaLoss"),
+        ((2, 7), {"directions": ("query_to_doc", "doc_to_doc")}, ValueError, "`directions` .* keep MatryoshkaLoss"),
+        ((2, 7), {"partition_mode": "both"}, ValueError, "`partition_mode` must be one of 'joint', 'per_direction'"),
         ((7, 2), {}, ValueError, "strictly increasing"),
         ((2, 7), {"scale": 0.0}, ValueError, "`scale` must be finite and in"),
         ((2, 7), {"scale": "20"}, TypeError, "`scale` must be a number"),
