@@ -80,10 +80,10 @@ def test_a_single_embedding_is_one_row(kind: str) -> None:
 
 @given(st.integers(0, 3000), st.integers(0, 2**21), st.none() | st.integers(1, 700))
 def test_blocks_are_as_large_as_their_memory_allows(n: int, row_bytes: int, row_block: int | None) -> None:
-    """64 to 512 rows of together 128 MiB, or as many as asked for; in as few blocks as that takes, of equal sizes."""
+    """16 to 512 rows of together 128 MiB, or as many as asked for; in as few blocks as that takes, of equal sizes."""
     largest = row_block
     if row_block is None and row_bytes:
-        largest = next(rows for rows in range(512, 63, -1) if rows * row_bytes <= 128 * 2**20 or rows == 64)
+        largest = next(rows for rows in range(512, 15, -1) if rows * row_bytes <= 128 * 2**20 or rows == 16)
     assert loop.largest_block(row_bytes, row_block) == largest
     size = loop.block_size(n, row_bytes, row_block)
     n_blocks = math.ceil(n / (largest or max(n, 1)))

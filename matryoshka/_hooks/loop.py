@@ -12,7 +12,7 @@ from matryoshka._hooks.formula import Arrays, Problem
 from matryoshka._typing import Array, Namespace
 
 BLOCK_BYTES = 128 * 2**20
-BLOCK_ROWS = (64, 512)
+BLOCK_ROWS = (16, 512)
 
 
 def on_host(array: Array) -> np.ndarray | None:

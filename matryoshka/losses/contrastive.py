@@ -110,7 +110,7 @@ def info_nce(
     return_parts : bool, default False
         Also return the loss of each prefix, not weighted by importance.
     row_block : int, optional
-        Queries worked on at a time; by default as many as keep a block's similarities in some 130 MB, 64 to 512.
+        Queries worked on at a time; by default as many as keep a block's similarities in some 130 MB, 16 to 512.
     xp : namespace, optional
         Array namespace to use instead of the one of the arguments.
 

@@ -100,7 +100,7 @@ def mrl_cross_entropy(
     return_parts : bool, default False
         Also return the loss of each prefix, not weighted by importance.
     row_block : int, optional
-        Rows worked on at a time; by default as many as keep a block's logits in some 130 MB, 64 to 512.
+        Rows worked on at a time; by default as many as keep a block's logits in some 130 MB, 16 to 512.
     xp : namespace, optional
         Array namespace to use instead of the one of the arguments.
 
