@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from benchmarks.table import versions
+
 THREADS = int(os.environ.get("OMP_NUM_THREADS", "2"))
 for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[_variable] = str(THREADS)
@@ -13,12 +15,4 @@ for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 
 def pytest_benchmark_update_machine_info(config: Any, machine_info: dict[str, Any]) -> None:
     """Note the number of threads and the versions of what is compared."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    setting: dict[str, Any] = {"threads": THREADS}
-    for package in ("numpy", "torch", "jax", "keras", "sentence-transformers", "faiss-cpu", "hnswlib", "usearch"):
-        try:
-            setting[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    machine_info["setting"] = setting
+    machine_info["setting"] = {"threads": THREADS} | versions()

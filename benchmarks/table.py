@@ -1,4 +1,4 @@
-"""From a run of a benchmark suite to a table: `python -m benchmarks.table losses` after `nox -s bench -- losses`.
+"""From a run of a suite to a table: `python -m benchmarks.table retrieval` after `nox -s bench -- retrieval`.
 
 Reads report/bench-SUITE.json as pytest-benchmark wrote it, and writes report/SUITE.md: a table per group, a row per
 benchmark, medians, and the ratio to the row of the group that is marked as the reference. With `--store`, the run goes
@@ -12,7 +12,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import platform
 from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +26,35 @@ FORMATS = {
     "peak_bytes": ("peak memory", lambda value: f"{value / 2**20:,.0f} MiB"),
 }
 HIDDEN = ("row", "reference")
+COMPARED = ("numpy", "torch", "jax", "keras", "sentence-transformers", "faiss-cpu", "hnswlib", "usearch")
+
+
+def versions(packages: Iterable[str] = COMPARED) -> dict[str, str]:
+    """Return the versions of what is compared, as far as it is installed."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def setting(packages: Iterable[str] = COMPARED) -> dict[str, Any]:
+    """Return day, machine and versions, for a suite that does not run under pytest-benchmark (Linux)."""
+    cpu = Path("/proc/cpuinfo").read_text(encoding="utf-8").partition("model name")[2].partition("\n")[0].strip("\t :")
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": f"{cpu}, {os.cpu_count()} cores",
+        "python": platform.python_version(),
+        "setting": versions(packages),
+    }
+
+
+def measured(result: dict[str, Any]) -> str:
+    """Return the sentence that says when and where a run was made."""
+    details = "".join(f", {name} {value}" for name, value in result["setting"].items())
+    return f"Measured on {result['date']}: {result['machine']}, Python {result['python']}{details}. Medians."
 
 
 def summary(run: dict[str, Any]) -> dict[str, Any]:
@@ -48,8 +81,7 @@ def summary(run: dict[str, Any]) -> dict[str, Any]:
 
 def markdown(result: dict[str, Any]) -> str:
     """Return the tables of a run as Markdown."""
-    setting = "".join(f", {name} {value}" for name, value in result["setting"].items())
-    lines = [f"Measured on {result['date']}: {result['machine']}, Python {result['python']}{setting}. Medians.", ""]
+    lines = [measured(result), ""]
     for group in dict.fromkeys(row["group"] for row in result["rows"]):
         lines += [f"### {group}", "", *_table([row for row in result["rows"] if row["group"] == group]), ""]
     return "\n".join(lines)

@@ -1,0 +1,100 @@
+"""Measure in processes of their own, gather, and write the page; what `python -m benchmarks.losses` can do."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks.losses.cases import CASES, SENTENCES, Case
+
+MEMORY = ("torch", "jax", "numpy", SENTENCES)
+FIXED = {"MALLOC_MMAP_THRESHOLD_": "65536"}
+"""Hands freed arrays back to the system, so that the peak is that of live arrays."""
+
+
+def main() -> None:
+    """Run what the command line asks for."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.losses", description=__doc__)
+    parser.add_argument("--store", action="store_true", help="keep the run in benchmarks/results and docs/results")
+    parser.add_argument("--only", metavar="TEXT", help='print the tables of "CASE: FRAMEWORK" that contain this')
+    tasks = parser.add_subparsers(dest="task")
+    for task in ("times", "memory"):
+        one = tasks.add_parser(task, help="what a process of its own measures of one case, printed as JSON")
+        one.add_argument("case", type=int)
+        one.add_argument("framework")
+        one.add_argument("threads", type=int)
+    gpu = tasks.add_parser("gpu", help="the same cases on a device")
+    gpu.add_argument("--device", default="cuda")
+    gpu.add_argument("--divide", type=int, default=1, metavar="BY", help="divide batches and classes, for a trial")
+    gpu.add_argument("--output", type=Path, default=Path("report"), metavar="FOLDER")
+    arguments = parser.parse_args()
+    if arguments.task is None:
+        _suite(arguments.only, store=arguments.store)
+    elif arguments.task == "gpu":
+        from benchmarks.losses.gpu import run
+
+        run(arguments.device, arguments.divide, arguments.output)
+    else:
+        # Imports come after the thread count: XLA and TensorFlow take as many threads as there are cores for them.
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-arguments.threads :])
+        from benchmarks.losses import measure
+
+        case = CASES[arguments.case]
+        found = (
+            measure.memory(case, arguments.framework)
+            if arguments.task == "memory"
+            else measure.times(case, arguments.framework, arguments.threads)
+        )
+        print(json.dumps(found))
+
+
+def _suite(only: str | None, *, store: bool) -> None:
+    from benchmarks import table
+    from benchmarks.losses import page
+
+    rows = []
+    for case in CASES:
+        for framework in case.frameworks:
+            if only is None or only in f"{case}: {framework}":
+                rows.append(_row(case, framework))
+                print(page.line(rows[-1]), flush=True)
+    result = table.setting() | {"rows": rows}
+    text = page.markdown(result)
+    if only is not None:
+        print(text)
+        return
+    Path("report").mkdir(exist_ok=True)
+    Path("report/bench-losses.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    Path("report/losses.md").write_text(text, encoding="utf-8")
+    if store:
+        table.store("losses", result, text)
+
+
+def _row(case: Case, framework: str) -> dict[str, Any]:
+    wanted = {name: getattr(case, name) for name in ("bar", "goal", "memory_bar", "memory_goal")}
+    row: dict[str, Any] = {"case": str(case), "framework": framework, **wanted, "per_multiply_add": bool(case.small)}
+    row["multiply_adds"] = {way: case.multiply_adds(way) for way in case.ways}
+    row["cpu"], row["wall"] = (_process("times", case, framework, threads) for threads in (1, 2))
+    if framework in MEMORY:
+        row["memory"] = _process("memory", case, framework, 2, **FIXED)
+    return row
+
+
+def _process(task: str, case: Case, framework: str, threads: int, **env: str) -> dict[str, Any]:
+    for name in ("OMP", "OPENBLAS", "MKL", "TF_NUM_INTRAOP", "TF_NUM_INTEROP"):
+        env[f"{name}_NUM_THREADS" if name.isalpha() else f"{name}_THREADS"] = str(threads)
+    if threads == 1:
+        env["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false"
+    env |= {"NPROC": str(threads), "TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_BACKEND": framework.partition("-")[2]}
+    command = [sys.executable, "-m", "benchmarks.losses", task, str(CASES.index(case)), framework, str(threads)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=os.environ | env, check=True)
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+if __name__ == "__main__":
+    main()
