@@ -1,8 +1,8 @@
 """The suite `losses`: what a loss of every prefix costs beside one full-width loss and beside a loop over prefixes.
 
-`python -m benchmarks.losses` measures every case in every framework and writes report/bench-losses.json and
-report/losses.md; `--store` keeps both in the repository. `python -m benchmarks.losses --only "InfoNCE: jax"` prints the
-tables of what its name contains. `python -m benchmarks.losses gpu` measures the same cases on a CUDA device.
+`python -m benchmarks.losses` measures every case in every framework, each in processes of its own, and writes
+report/bench-losses.json and report/losses.md; `… --only "InfoNCE 32…768, 1,024: jax"` prints the tables of what its
+name contains. `… gpu` measures the same cases on a CUDA device; `… store` keeps the runs in the repository.
 
 Each case is measured in three ways: forward and backward of
 

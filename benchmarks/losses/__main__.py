@@ -13,6 +13,10 @@ from typing import Any
 from benchmarks.losses.cases import CASES, SENTENCES, Case
 
 MEMORY = ("torch", "jax", "numpy", SENTENCES)
+THREAD_VARIABLES = (
+    *(f"{name}_NUM_THREADS" for name in ("OMP", "OPENBLAS", "MKL")),
+    *("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "NPROC"),
+)
 FIXED = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 """Hands freed arrays back to the system, so that the peak is that of live arrays."""
 
@@ -20,7 +24,6 @@ FIXED = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 def main() -> None:
     """Run what the command line asks for."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.losses", description=__doc__)
-    parser.add_argument("--store", action="store_true", help="keep the run in benchmarks/results and docs/results")
     parser.add_argument("--only", metavar="TEXT", help='print the tables of "CASE: FRAMEWORK" that contain this')
     tasks = parser.add_subparsers(dest="task")
     for task in ("times", "memory"):
@@ -28,13 +31,16 @@ def main() -> None:
         one.add_argument("case", type=int)
         one.add_argument("framework")
         one.add_argument("threads", type=int)
+    tasks.add_parser("store", help="keep the runs of report/ in benchmarks/results and docs/results")
     gpu = tasks.add_parser("gpu", help="the same cases on a device")
     gpu.add_argument("--device", default="cuda")
     gpu.add_argument("--divide", type=int, default=1, metavar="BY", help="divide batches and classes, for a trial")
     gpu.add_argument("--output", type=Path, default=Path("report"), metavar="FOLDER")
     arguments = parser.parse_args()
     if arguments.task is None:
-        _suite(arguments.only, store=arguments.store)
+        _suite(arguments.only)
+    elif arguments.task == "store":
+        _store()
     elif arguments.task == "gpu":
         from benchmarks.losses.gpu import run
 
@@ -53,7 +59,7 @@ def main() -> None:
         print(json.dumps(found))
 
 
-def _suite(only: str | None, *, store: bool) -> None:
+def _suite(only: str | None) -> None:
     from benchmarks import table
     from benchmarks.losses import page
 
@@ -71,8 +77,17 @@ def _suite(only: str | None, *, store: bool) -> None:
     Path("report").mkdir(exist_ok=True)
     Path("report/bench-losses.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     Path("report/losses.md").write_text(text, encoding="utf-8")
-    if store:
-        table.store("losses", result, text)
+
+
+def _store() -> None:
+    from benchmarks import table
+    from benchmarks.losses import gpu, page
+
+    for suite, module in (("losses", page), ("losses-gpu", gpu)):
+        figures = Path(f"report/bench-{suite}.json")
+        if figures.exists():
+            result = json.loads(figures.read_text(encoding="utf-8"))
+            table.store(suite, result, module.markdown(result))
 
 
 def _row(case: Case, framework: str) -> dict[str, Any]:
@@ -86,13 +101,15 @@ def _row(case: Case, framework: str) -> dict[str, Any]:
 
 
 def _process(task: str, case: Case, framework: str, threads: int, **env: str) -> dict[str, Any]:
-    for name in ("OMP", "OPENBLAS", "MKL", "TF_NUM_INTRAOP", "TF_NUM_INTEROP"):
-        env[f"{name}_NUM_THREADS" if name.isalpha() else f"{name}_THREADS"] = str(threads)
+    env |= dict.fromkeys(THREAD_VARIABLES, str(threads)) | {"TF_CPP_MIN_LOG_LEVEL": "3"}
     if threads == 1:
         env["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false"
-    env |= {"NPROC": str(threads), "TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_BACKEND": framework.partition("-")[2]}
+    if framework.startswith("keras"):
+        env["KERAS_BACKEND"] = framework.removeprefix("keras-")
     command = [sys.executable, "-m", "benchmarks.losses", task, str(CASES.index(case)), framework, str(threads)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=os.environ | env, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | env, check=False)
+    if done.returncode != 0:
+        sys.exit(f"{' '.join(command)}\n{done.stderr}")
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 

@@ -9,6 +9,7 @@ is told in its row. Figures and page are written after every row.
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -36,7 +37,7 @@ TF32. Under autocast it takes the softmax of its own losses in float32, in bf16 
 
 
 def run(device: str, divide: int, output: Path) -> None:
-    """Measure everything and write losses-gpu.json and losses-gpu.md to the folder `output`."""
+    """Measure everything and write bench-losses-gpu.json and losses-gpu.md to the folder `output`."""
     output.mkdir(parents=True, exist_ok=True)
     card = torch.cuda.get_device_name() if device == "cuda" else device
     result = setting(("numpy", "torch", "jax")) | {"card": card, "rates": _rates(device, divide), "rows": []}
@@ -50,7 +51,7 @@ def run(device: str, divide: int, output: Path) -> None:
             row["multiply_adds"] = case.multiply_adds("ours")
         result["rows"].append(row)
         print(_cells(row, result["rates"]), flush=True)
-        output.joinpath("losses-gpu.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        output.joinpath("bench-losses-gpu.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         output.joinpath("losses-gpu.md").write_text(markdown(result), encoding="utf-8")
 
 
@@ -67,13 +68,14 @@ def _plan(divide: int) -> Iterator[tuple[Case, str, str]]:
 def _row(case: Case, framework: str, precision: str, device: str) -> dict[str, Any]:
     if framework == "jax":
         return _jax(case, precision, device)
+    torch.cuda.empty_cache()
     ways, memory, failed = {}, {}, {}
     for way in case.ways:
         try:
             step = torch_steps.build(case, way, device, DTYPES[precision], _wrap(case, framework, precision, device))
             memory[way] = _memory(step, device)
             ways[way] = step
-        except (RuntimeError, ImportError, AttributeError) as error:
+        except Exception as error:  # of memory, of a compiler that is not there, and what else devices come with
             failed[way] = f"{type(error).__name__}: {error}"
     if "ours" not in ways:
         return {"failed": failed["ours"]}
@@ -127,6 +129,7 @@ def _summaries(samples: dict[str, list[float]]) -> dict[str, Any]:
 
 
 def _jax(case: Case, precision: str, device: str) -> dict[str, Any]:
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # PyTorch holds some of the device
     import jax
 
     from benchmarks.losses import jax_steps
