@@ -60,7 +60,7 @@ def cross_entropy(logits: Any, labels: Any) -> Any:
 
 
 def rates() -> dict[str, Callable[[], Any]]:
-    """Return what `cases.RATES` counts: one product, and the exponentials of one array."""
+    """Return steps of known size: one product, and the exponentials of one array."""
     a, small = jnp.ones((1024, 1024)), jnp.zeros((256, 1024))
     product, exponentials = jax.jit(jnp.matmul).lower(a, a).compile(), jax.jit(jnp.exp).lower(small).compile()
     return {

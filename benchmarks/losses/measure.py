@@ -38,22 +38,28 @@ def steps(case: Case, framework: str) -> dict[str, Step]:
 def times(case: Case, framework: str, threads: int) -> dict[str, Any]:
     """Return what each way of a case takes, and the rates that theory needs."""
     timer = burst(time.process_time if threads == 1 else time.perf_counter)
-    ways, module = steps(case, framework), load(framework)
-    rates: dict[str, Step] = module.rates() if hasattr(module, "rates") else {}
-    for way, step in (ways | rates).items():
+    rates = _rates(load(framework), timer)
+    ways = steps(case, framework)
+    for way, step in ways.items():
         if not (case.small and way == "ours"):  # takes minutes, and its products are those of the smaller shape
             step()
-    samples = rounds(ways | rates, timer, fewest=1 if case.small else FEWEST)
+    samples = rounds(ways, timer, fewest=1 if case.small else FEWEST)
     scales = {way: case.multiply_adds("full") / case.multiply_adds(way) if case.small else 1.0 for way in ways}
     found = {way: summary(samples[way], samples["full"], scales[way]) for way in ways}
     if "loop" in ways:
         found["ours"]["faster_than_loop"] = summary(samples["loop"], samples["ours"])["ratio"]
-    if rates:
-        multiply_adds = PRODUCT / median(samples["product"])
-        exponentials = EXPONENTIALS / median(samples["exp"])
+    if rates and case.loss != "cached InfoNCE":  # whose encoder theory leaves out
         for way, entry in found.items():
-            entry["limit_s"] = case.multiply_adds(way) / multiply_adds + case.exponentials(way) / exponentials
+            counts = {"product": case.multiply_adds(way), "exp": case.exponentials(way)}
+            entry["limit_s"] = sum(n / rates[name] for name, n in counts.items())
     return {"clock": "CPU" if threads == 1 else "wall", "threads": threads, "ways": found}
+
+
+def _rates(module: Any, timer: Timer) -> dict[str, float]:
+    """Return the best multiply-adds and exponentials a second, where the steps of a framework have them."""
+    counts = {"product": PRODUCT, "exp": EXPONENTIALS}
+    steps = module.rates() if hasattr(module, "rates") else {}
+    return {name: counts[name] / min(timer(step)[0] for _ in range(5)) for name, step in steps.items()}
 
 
 def burst(clock: Callable[[], float]) -> Timer:

@@ -81,7 +81,7 @@ def softmax_gradient(z: Any, labels: Any) -> tuple[Any, Any]:
 
 
 def rates() -> dict[str, Callable[[], Any]]:
-    """Return what `cases.RATES` counts: one product, and the exponentials of one array."""
+    """Return steps of known size: one product, and the exponentials of one array."""
     a = np.ones((1024, 1024), np.float32)
     product, small = np.empty_like(a), np.zeros((256, 1024), np.float32)
     exponentials = np.empty_like(small)

@@ -114,7 +114,7 @@ def _cached(case: Case, way: str, device: str, wrap: Callable[[Function], Functi
 
 
 def rates() -> dict[str, Callable[[], Any]]:
-    """Return what `cases.RATES` counts: one product, and the exponentials of one array."""
+    """Return steps of known size: one product, and the exponentials of one array."""
     a = torch.ones(1024, 1024)
     product, small = torch.empty(1024, 1024), torch.zeros(256, 1024)
     exponentials = torch.empty_like(small)
