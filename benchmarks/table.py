@@ -40,7 +40,7 @@ def versions(packages: Iterable[str] = COMPARED) -> dict[str, str]:
     return found
 
 
-def setting(packages: Iterable[str] = COMPARED) -> dict[str, Any]:
+def setting(packages: Iterable[str]) -> dict[str, Any]:
     """Return day, machine and versions, for a suite that does not run under pytest-benchmark (Linux)."""
     cpu = Path("/proc/cpuinfo").read_text(encoding="utf-8").partition("model name")[2].partition("\n")[0].strip("\t :")
     return {

@@ -12,6 +12,7 @@ from typing import Any
 
 from benchmarks.losses.cases import CASES, SENTENCES, Case
 
+COMPARED = ("numpy", "torch", "jax", "keras", "tensorflow", "sentence-transformers")
 MEMORY = ("torch", "jax", "numpy", SENTENCES)
 THREAD_VARIABLES = (
     *(f"{name}_NUM_THREADS" for name in ("OMP", "OPENBLAS", "MKL")),
@@ -69,7 +70,7 @@ def _suite(only: str | None) -> None:
             if only is None or only in f"{case}: {framework}":
                 rows.append(_row(case, framework))
                 print(page.line(rows[-1]), flush=True)
-    result = table.setting() | {"rows": rows}
+    result = table.setting(COMPARED) | {"rows": rows}
     text = page.markdown(result)
     if only is not None:
         print(text)
