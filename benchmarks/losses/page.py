@@ -31,7 +31,7 @@ Ours / one full-width loss / the loop, at the peak of a step. For JAX it is what
 WHOLE = """### Whole steps
 
 `train_on_batch` of Keras beside a plain `Dense` head, the optimizer included, and `MultipleNegativesRankingLoss` alone
-and inside `MatryoshkaLoss`, pooling included. CPU time of one thread / wall clock of two."""
+and inside `MatryoshkaLoss`, pooling included. CPU time of one thread / wall clock of two, bars as above."""
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -47,7 +47,7 @@ def markdown(result: dict[str, Any]) -> str:
         LOOP,
         _table(looped, {"in theory": _fewer}, _speed),
         MILLISECONDS,
-        _table(arrays, {"multiply-adds": lambda row: f"{row['multiply_adds']['ours'] / 1e9:.3g}"}, _milliseconds),
+        _table(arrays, {"multiply-adds": lambda row: _three(row["multiply_adds"]["ours"] / 1e9)}, _milliseconds),
         MEMORY,
         _table(arrays, {"bar": _wanted("memory_bar"), "goal": _wanted("memory_goal")}, _memory),
     ]
