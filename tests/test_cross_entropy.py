@@ -416,6 +416,18 @@ def test_a_label_out_of_range_is_no_plausible_number(eager_library: Library, lab
         assert math.isnan(mean), kind
 
 
+def test_a_label_out_of_range_is_passed_over_where_its_row_counts_nothing(eager_library: Library) -> None:
+    labels, weights = LABELS.copy(), np.where(np.arange(N_ROWS) == 3, 0.0, 1.0)
+    options = {"sample_weight": eager_library.array(weights)}
+    good = list(mean_and_rows(eager_library, labels, **options))
+    labels[3] = N_CLASSES + 5
+    for (kind, rows, mean), (_, expected, expected_mean) in zip(
+        mean_and_rows(eager_library, labels, **options), good, strict=True
+    ):
+        np.testing.assert_array_equal(rows, expected, err_msg=kind)
+        assert mean == expected_mean
+
+
 @pytest.mark.parametrize("weight", [-1.0, math.nan, math.inf, -math.inf])
 def test_a_weight_that_is_none_is_no_plausible_number(eager_library: Library, weight: float) -> None:
     weights = np.array([1.0, 0.0, 2.0, weight, 1.0, 0.5])

@@ -23,7 +23,7 @@ import numpy as np
 from matryoshka._array import accumulator_dtype, length, library
 from matryoshka._hooks.formula import Arrays, Block, Totals
 from matryoshka._typing import Array
-from matryoshka.losses._products import ProductFormula, join_columns
+from matryoshka.losses._products import ProductFormula, join_transposed
 from matryoshka.losses._softmax import Target
 
 _FAR = {True: (2.0**96, 2.0**88), False: (2.0**512, 2.0**640)}
@@ -84,9 +84,9 @@ class Similarity(ProductFormula):
             for g, (loss, a) in enumerate(self.differentiated(logits(), block)):
                 losses.append(loss)
                 s, s_own = found.pop()
-                inverse_q = q.inverse[g] * inverse_t
-                q_sum = 0.0 if own is None else own.take(g, a[:, s.shape[1] :], s_own, inverse_q)
-                a = a if own is None else a[:, : s.shape[1]]
+                n_keys, inverse_q = length(s, 1, xp), q.inverse[g] * inverse_t
+                q_sum = 0.0 if own is None else own.take(g, a[:, n_keys:], s_own, inverse_q)
+                a = a if own is None else a[:, :n_keys]
                 s *= a
                 q_sums.append(xp.sum(s, axis=1) + q_sum)
                 k_sums[g] = self.add_row_sum(k_sums[g], s, weights)
@@ -124,7 +124,7 @@ class Similarity(ProductFormula):
 
     def finish(self, prepared: Arrays, totals: Totals) -> Arrays:
         (keys, inverse_t), (d_k, k_sums, total) = prepared, totals
-        d_keys = join_columns(d_k, self.xp)
+        d_keys = join_transposed(d_k, self.xp)
         if d_keys is not None:
             d_keys -= self.norm_gradient(keys, k_sums)
         return self.scale_rows(d_keys, keys.scale), -inverse_t * total[0]

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from matryoshka import _checks
 from matryoshka._array import accumulator_dtype, index_dtype, is_floating, library
 from matryoshka._hooks import hook_for
@@ -26,8 +28,8 @@ def row_labels(
     """Return labels, mask, weights and what is broken, as a `Problem` has them, with `n_classes` columns and no mask.
 
     Labels and weights arrive with the given axes; numbers leave in the dtype of sums over `like`. The labels of rows
-    that are ignored, and labels that are none, leave as 0. A row whose label or weight is none has a NaN: where there
-    are weights that is its weight, else what is broken.
+    that are ignored, and labels that are none, leave as 0. A row that counts and whose label or weight is none has a
+    NaN: where there are weights that is its weight, else what is broken.
     """
     dtype = accumulator_dtype(like, xp)
     weights = None if sample_weight is None else _weights(sample_weight, axes, dtype, xp)
@@ -40,19 +42,22 @@ def row_labels(
         broken = broken_rows(outside, "labels", "sum to one over the classes", "normalise them", dtype, xp)
         return labels, None, *_weights_and_broken(weights, broken, xp)
     _checks.labels(labels, "labels", axes, xp)
-    host = hook_for(xp).on_host(labels)
+    labels = xp.reshape(labels, (-1,))
+    host = _counted_on_host(labels, weights, xp)
     if host is not None:
         hint = ", or name the id of rows to skip as ignore_index"
         _checks.label_values(host, "labels", n_classes, ignore_index, hint)
-    labels = xp.astype(xp.reshape(labels, (-1,)), index_dtype(xp), copy=False)
+    labels = xp.astype(labels, index_dtype(xp), copy=False)
     if ignore_index is not None:
         ignored = labels == ignore_index
         weights = xp.ones_like(labels, dtype=dtype) if weights is None else weights
         labels, weights = xp.where(ignored, xp.zeros_like(labels), labels), _put(weights, ignored, 0.0, xp)
-    if host is not None:
-        return labels, None, weights, None
+    if host is not None and weights is None:
+        return labels, None, None, None
     outside = (labels < 0) | (labels >= n_classes)
     labels = xp.where(outside, xp.zeros_like(labels), labels)
+    if host is not None:
+        return labels, None, weights, None
     broken = _put(xp.zeros_like(labels, dtype=dtype), outside, math.nan, xp)
     return labels, None, *_weights_and_broken(weights, broken, xp)
 
@@ -81,6 +86,15 @@ def broken_rows(bad: Array, name: str, rule: str, remedy: str, dtype: object, xp
         msg = f"every row of `{name}` must {rule}, got {int(host.sum())} of {len(host)} that do not; {remedy}."
         raise ValueError(msg)
     return None
+
+
+def _counted_on_host(labels: Array, weights: Array | None, xp: Namespace) -> np.ndarray | None:
+    """Return the labels (n,) of the rows whose weight is not 0, or None where that cannot be read."""
+    host = hook_for(xp).on_host(labels)
+    if host is None or weights is None:
+        return host
+    counts = hook_for(xp).on_host(weights != 0)
+    return None if counts is None else host[counts]
 
 
 def _check_nothing_to_ignore(ignore_index: int | None) -> None:
