@@ -99,6 +99,12 @@ class InfoNCE(Nested, keras.layers.Layer):
         self.add_loss(total)
         return for_each_row(parts, queries) if return_parts else total
 
+    def compute_output_shape(
+        self, queries_shape: tuple[int | None, ...], keys_shape: tuple[int | None, ...]
+    ) -> tuple[int | None, ...]:
+        """Return the shape of the loss."""
+        return ()
+
     def compute_output_spec(self, queries: Any, keys: Any, return_parts: bool = False) -> Any:
         """Return shape and dtype of what `call` returns, after checking the arguments while a model is built."""
         self._check(queries, keys)

@@ -1,4 +1,4 @@
-"""A layer with classifiers of every prefix."""
+"""A layer with classifiers of every prefix, new ones or those of a trained `Dense`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from matryoshka._hooks.formula import checked_options
 from matryoshka.keras._base import Nested, class_ids, for_each_row, xp
 from matryoshka.losses import mrl_cross_entropy, mrl_e_cross_entropy
 from matryoshka.nesting import NestingLike, as_nesting
+
+_OF_WEIGHTS = {"initializer": keras.initializers, "regularizer": keras.regularizers, "constraint": keras.constraints}
 
 
 @keras.saving.register_keras_serializable(package="matryoshka")
@@ -33,6 +35,8 @@ class MRLHead(Nested, keras.layers.Layer):
         As for `mrl_cross_entropy`.
     reduction : {"mean", "sum"}
         Of the loss that is added: the mean is sum(w * loss) / sum(w).
+    kernel_initializer, bias_initializer, kernel_regularizer, bias_regularizer, kernel_constraint, bias_constraint
+        As of `keras.layers.Dense`, for the kernel and the bias of each classifier.
     **kwargs
         Of every Keras layer: name, dtype, trainable.
 
@@ -63,6 +67,12 @@ class MRLHead(Nested, keras.layers.Layer):
         label_smoothing: float = 0.0,
         ignore_index: int | None = None,
         reduction: str = "mean",
+        kernel_initializer: Any = "glorot_uniform",
+        bias_initializer: Any = "zeros",
+        kernel_regularizer: Any = None,
+        bias_regularizer: Any = None,
+        kernel_constraint: Any = None,
+        bias_constraint: Any = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(autocast=False, **kwargs)  # sample weights keep their precision; call casts the rest
@@ -71,7 +81,76 @@ class MRLHead(Nested, keras.layers.Layer):
         self.tied, self.supports_masking = tied, True
         self._options = checked_options(label_smoothing=label_smoothing, ignore_index=ignore_index, reduction=reduction)
         _checks.choice(reduction, "reduction", ("mean", "sum"))
+        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        self.bias_initializer = keras.initializers.get(bias_initializer)
+        self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
+        self.bias_regularizer = keras.regularizers.get(bias_regularizer)
+        self.kernel_constraint = keras.constraints.get(kernel_constraint)
+        self.bias_constraint = keras.constraints.get(bias_constraint)
         self._set(nesting, num_classes=self.num_classes, tied=tied, bias=bias, **self._options)
+
+    @classmethod
+    def from_linear(cls, linear: Any, nesting: NestingLike, *, tied: bool = True, **options: Any) -> MRLHead:
+        """Return a head that starts with the weights of a trained classifier.
+
+        Parameters
+        ----------
+        linear : keras.layers.Dense
+            A built classifier with as many inputs as the nesting is wide, whose activation is linear or the softmax,
+            which the loss of the head applies itself. It stays as it is.
+        nesting : Nesting or sequence of int
+            Prefix widths and importances; the last width is that of the embeddings.
+        tied : bool, default True
+            True: the classifier is shared by all prefixes. False: each prefix gets its first rows, and its bias.
+        **options
+            As of `MRLHead`, but for `num_classes` and `bias`. Regularizers, constraints and dtype policy are those of
+            the classifier unless given here.
+
+        Returns
+        -------
+        MRLHead
+            A built layer. Its logits at full width are those of the classifier.
+
+        Raises
+        ------
+        TypeError
+            The classifier is no `Dense`.
+        ValueError
+            It is not built, is quantised, has another activation, or another width than the nesting.
+
+        Notes
+        -----
+        What LoRA learned is merged into the copied kernel.
+
+        Examples
+        --------
+        >>> from matryoshka.keras import MRLHead
+        >>> classifier = keras.layers.Dense(3, activation="softmax")
+        >>> probabilities = classifier(keras.ops.eye(4))
+        >>> logits = MRLHead.from_linear(classifier, (2, 4))(keras.ops.eye(4))
+        >>> bool(keras.ops.all(keras.ops.abs(keras.ops.softmax(logits[:, -1]) - probabilities) < 1e-6))
+        True
+        """
+        nesting = as_nesting(nesting)
+        _check_classifier(linear, nesting.dim)
+        inherited = ("kernel_regularizer", "bias_regularizer", "kernel_constraint", "bias_constraint")
+        options = {"dtype": linear.dtype_policy, **{name: getattr(linear, name) for name in inherited}, **options}
+        head = cls(nesting, linear.units, tied=tied, bias=linear.use_bias, **options)
+        head.build((None, nesting.dim))
+        for kernel in head._kernels:  # copies, because JAX donates what a variable holds to each step of training
+            kernel.assign(ops.copy(linear.kernel[: kernel.shape[0]]))
+        for bias in head._biases:
+            bias.assign(ops.copy(linear.bias))
+        return head
+
+    def get_config(self) -> dict[str, Any]:
+        """Return what `from_config` makes an equal layer of."""
+        of_weights = {
+            f"{weight}_{kind}": module.serialize(getattr(self, f"{weight}_{kind}"))
+            for kind, module in _OF_WEIGHTS.items()
+            for weight in ("kernel", "bias")
+        }
+        return {**super().get_config(), **of_weights}
 
     def build(self, embeddings_shape: tuple[int | None, ...]) -> None:
         """Make the weights, for embeddings as wide as the nesting."""
@@ -79,10 +158,16 @@ class MRLHead(Nested, keras.layers.Layer):
         self._kernels, self._biases = [], []
         for width in (self.nesting.dim,) if self.tied else self.nesting:
             suffix = "" if self.tied else f"_{width}"
-            self._kernels.append(self.add_weight(shape=(width, self.num_classes), name=f"kernel{suffix}"))
+            self._kernels.append(self._new("kernel", suffix, (width, self.num_classes)))
             if self._config["bias"]:
-                bias = self.add_weight(shape=(self.num_classes,), initializer="zeros", name=f"bias{suffix}")
-                self._biases.append(bias)
+                self._biases.append(self._new("bias", suffix, (self.num_classes,)))
+
+    def _new(self, weight: str, suffix: str, shape: tuple[int, ...]) -> Any:
+        """Return a new variable, which draws numbers of its own: an initializer gives the same ones each time."""
+        options = {kind: getattr(self, f"{weight}_{kind}") for kind in _OF_WEIGHTS}
+        if isinstance(options["initializer"], keras.initializers.Initializer):
+            options["initializer"] = options["initializer"].clone()
+        return self.add_weight(shape=shape, name=f"{weight}{suffix}", **options)
 
     def call(
         self,
@@ -126,6 +211,10 @@ class MRLHead(Nested, keras.layers.Layer):
         self.add_loss(total)
         return for_each_row(parts, embeddings) if return_parts else self._logits(embeddings)
 
+    def compute_output_shape(self, embeddings_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        """Return the shape of the logits (..., G, num_classes) of embeddings (..., dim)."""
+        return (*embeddings_shape[:-1], len(self.nesting), self.num_classes)
+
     def compute_output_spec(
         self,
         embeddings: Any,
@@ -141,7 +230,7 @@ class MRLHead(Nested, keras.layers.Layer):
             class_ids(labels, "labels", rows)
             if return_parts:
                 return keras.KerasTensor((rows[0], len(self.nesting)))
-        return keras.KerasTensor((*rows, len(self.nesting), self.num_classes), dtype=self.compute_dtype)
+        return keras.KerasTensor(self.compute_output_shape(embeddings.shape), dtype=self.compute_dtype)
 
     def _check(self, embeddings: Any) -> None:
         _checks.min_ndim(embeddings, "embeddings", 2, "(..., dim)")
@@ -172,3 +261,30 @@ class MRLHead(Nested, keras.layers.Layer):
         if self.tied:
             return mrl_e_cross_entropy(embeddings, *heads[0], labels, nesting=self.nesting, **options)
         return mrl_cross_entropy(embeddings, heads, labels, nesting=self.nesting, **options)
+
+
+def _check_classifier(linear: Any, width: int) -> None:
+    """Check that `linear` is a layer whose kernel can become that of a head of this width."""
+    if not isinstance(linear, keras.layers.Dense):
+        msg = f"`linear` must be a keras.layers.Dense, got {_checks.describe(linear)}; pass the layer with the weights."
+        raise TypeError(msg)
+    if not linear.built:
+        msg = "`linear` must be built, got a layer without weights; call it, or load its model, first."
+        raise ValueError(msg)
+    if linear.quantization_mode is not None:
+        mode = linear.quantization_mode
+        msg = f"`linear` must not be quantised, got one in {mode}; pass the layer as it was before `quantize`."
+        raise ValueError(msg)
+    if linear.activation not in (None, keras.activations.linear, keras.activations.softmax):
+        name = getattr(linear.activation, "__name__", type(linear.activation).__name__)
+        msg = (
+            f"`linear` must have no activation or the softmax, got {name}; "
+            "copy its weights into a Dense without one, if a softmax over its classes is what you want."
+        )
+        raise ValueError(msg)
+    if linear.kernel.shape[0] != width:
+        msg = (
+            f"`nesting` must end with the width of `linear`, {linear.kernel.shape[0]}, got {width}; "
+            f"make {linear.kernel.shape[0]} its last width."
+        )
+        raise ValueError(msg)

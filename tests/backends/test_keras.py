@@ -237,6 +237,156 @@ def test_no_row_that_counts_gives_no_loss() -> None:
     assert to_host(head.losses[0]) == 0.0
 
 
+# What a head shares with Dense.
+
+
+@BOTH_HEADS
+def test_weights_are_made_as_those_of_dense(tied: bool) -> None:
+    options = {"kernel_regularizer": keras.regularizers.L2(0.5), "bias_regularizer": "l1"}
+    head = layers.MRLHead(NESTING, N_CLASSES, tied=tied, kernel_initializer="ones", bias_initializer="ones", **options)
+    head(single(draw(N, 7)), np.maximum(LABELS, 0))
+    n_weights = 7 * 4 if tied else (2 + 3 + 7) * 4
+    n_biases = 4 if tied else 3 * 4
+    *_, penalties = np.sum([to_host(loss) for loss in head.losses[1:]], axis=0, keepdims=True)
+    np.testing.assert_allclose(penalties, 0.5 * n_weights + 0.01 * n_biases, rtol=RTOL)
+
+    keras.utils.set_random_seed(3)
+    free = layers.MRLHead(NESTING, N_CLASSES, tied=tied, kernel_constraint="non_neg", bias_constraint="non_neg")
+    free.build((None, 7))
+    kernels = [to_host(weight.value) for weight in free.weights if len(weight.shape) == 2]
+    for one, other in itertools.pairwise(kernels):  # drawn one by one, from equal bounds or not
+        assert abs(np.corrcoef(one[:2].ravel(), other[:2].ravel())[0, 1]) < 0.99
+    model = keras.Sequential([keras.Input((7,)), free])
+    model.compile("sgd", layers.MRLCrossEntropy(NESTING))
+    model.train_on_batch(single(draw(N, 7)), np.maximum(LABELS, 0))
+    assert all(np.min(weights) >= 0.0 for weights in free.get_weights())
+
+
+@BOTH_HEADS
+def test_shapes_are_known_without_data(tied: bool) -> None:
+    head = layers.MRLHead(NESTING, N_CLASSES, tied=tied)
+    assert head.compute_output_shape((None, 7)) == (None, 3, N_CLASSES)
+    assert head.compute_output_shape((2, 5, 7)) == (2, 5, 3, N_CLASSES)
+    spread = keras.layers.TimeDistributed(head)
+    assert tuple(spread(keras.Input((5, 7))).shape) == (None, 5, 3, N_CLASSES)
+    alone = keras.Sequential([keras.layers.Dense(7), layers.MRLHead(NESTING, N_CLASSES, tied=tied)])
+    assert alone.compute_output_shape((None, 6)) == (None, 3, N_CLASSES)
+    assert layers.InfoNCE(NESTING).compute_output_shape((None, 7), (None, 7)) == ()
+
+
+def classifier(**options: Any) -> Any:
+    """A Dense with drawn weights."""
+    dense = keras.layers.Dense(N_CLASSES, **options)
+    dense.build((None, 7))
+    dense.set_weights([draw(*weight.shape) for weight in dense.weights])
+    return dense
+
+
+@BOTH_HEADS
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("activation", [None, "softmax"])
+def test_a_trained_classifier_becomes_a_head(tied: bool, bias: bool, activation: str | None) -> None:
+    dense = classifier(use_bias=bias, activation=activation)
+    kernel, *rest = dense.get_weights()
+    head = layers.MRLHead.from_linear(dense, NESTING, tied=tied, ignore_index=IGNORED)
+    assert (head.built, head.tied, head.trainable) == (True, tied, True)
+    x = single(draw(N, 7))
+    logits = to_host(head(x))
+    pairs = [(kernel[:m].T, *(rest or [None])) for m in NESTING]
+    np.testing.assert_allclose(logits, np.stack(oracles.losses_logits(x, pairs), axis=1), rtol=RTOL, atol=1e-6)
+    full = to_host(ops.softmax(logits[:, -1])) if activation else logits[:, -1]
+    np.testing.assert_allclose(full, to_host(dense(x)), rtol=1e-6, atol=1e-6)
+    for weight in head.weights:  # its own, not those of the classifier
+        weight.assign(np.zeros(weight.shape))
+    np.testing.assert_array_equal(dense.get_weights()[0], kernel)
+
+
+def test_a_head_keeps_what_its_classifier_was_given() -> None:
+    given = {"kernel_regularizer": keras.regularizers.L2(0.1), "bias_regularizer": keras.regularizers.L1(0.2)}
+    given |= {"kernel_constraint": keras.constraints.MaxNorm(3.0), "bias_constraint": keras.constraints.NonNeg()}
+    dense = classifier(dtype="mixed_bfloat16", kernel_initializer=keras.initializers.Constant(np.ones((7, 4))), **given)
+    head = layers.MRLHead.from_linear(dense, NESTING, tied=False)
+    assert {name: getattr(head, name) for name in given} == given
+    assert (head.compute_dtype, head.variable_dtype) == ("bfloat16", "float32")
+    (kernel,) = (weights for weights in head.get_weights() if weights.shape == (7, 4))
+    np.testing.assert_array_equal(kernel, dense.get_weights()[0])  # not rounded
+    logits = head(single(draw(N, 7)))
+    assert keras.backend.standardize_dtype(logits.dtype) == "bfloat16"
+    np.testing.assert_array_equal(
+        to_host(ops.cast(logits[:, -1], "float32")), to_host(ops.cast(dense(draw(N, 7)), "float32"))
+    )
+    other = layers.MRLHead.from_linear(dense, NESTING, dtype="float32", kernel_regularizer=None, name="top")
+    assert (other.compute_dtype, other.kernel_regularizer, other.name) == ("float32", None, "top")
+
+
+@BOTH_HEADS
+def test_a_head_made_of_a_classifier_trains_on_and_is_saved(tied: bool, tmp_path: Path) -> None:
+    keras.utils.set_random_seed(0)
+    x, labels = data(48)
+    plain = keras.Sequential([keras.Input((7,)), keras.layers.Dense(7), keras.layers.Dense(4, activation="softmax")])
+    plain.compile(keras.optimizers.Adam(0.05), "sparse_categorical_crossentropy")
+    plain.fit(x, labels, epochs=20, verbose=0)
+    before = plain.predict(x, verbose=0)
+    head = layers.MRLHead.from_linear(plain.layers[-1], NESTING, tied=tied)
+    nested = keras.Model(plain.inputs, head(plain.layers[-2].output))
+    after = nested.predict(x, verbose=0)
+    np.testing.assert_array_equal(after[:, -1].argmax(-1), before.argmax(-1))
+    nested.compile(keras.optimizers.Adam(0.01), layers.MRLCrossEntropy(NESTING))
+    history = nested.fit(x, labels, epochs=5, verbose=0).history
+    assert history["loss"][-1] < history["loss"][0]
+    assert plain.layers[-1].get_weights()[0].shape == (7, 4)  # JAX has given nothing of it away
+    nested.save(tmp_path / "nested.keras")
+    again = keras.saving.load_model(tmp_path / "nested.keras")
+    np.testing.assert_allclose(again.predict(x, verbose=0), nested.predict(x, verbose=0), rtol=1e-6, atol=1e-6)
+
+
+def test_what_lora_learned_is_merged() -> None:
+    dense = classifier()
+    dense.enable_lora(2)
+    for weight in dense.trainable_weights:
+        weight.assign(draw(*weight.shape, seed=4))
+    x = single(draw(N, 7))
+    head = layers.MRLHead.from_linear(dense, NESTING)
+    np.testing.assert_allclose(to_host(head(x))[:, -1], to_host(dense(x)), rtol=RTOL, atol=RTOL)
+    assert len(head.trainable_weights) == 2
+
+
+def quantised() -> Any:
+    dense = classifier()
+    dense.quantize("int8")
+    return dense
+
+
+@pytest.mark.parametrize(
+    ("made", "error", "text"),
+    [
+        (lambda: keras.layers.Dense(4), ValueError, "`linear` must be built, got a layer without weights; call it"),
+        (lambda: keras.layers.Conv1D(4, 1), TypeError, "`linear` must be a keras.layers.Dense, got Conv1D"),
+        (lambda: None, TypeError, "`linear` must be a keras.layers.Dense, got NoneType"),
+        (quantised, ValueError, "`linear` must not be quantised, got one in int8; pass the layer as it"),
+        (lambda: classifier(activation="sigmoid"), ValueError, "no activation or the softmax, got sigmoid; copy"),
+        (
+            lambda: classifier(activation=keras.layers.ReLU()),
+            ValueError,
+            "no activation or the softmax, got (ReLU|re_lu)",
+        ),
+    ],
+)
+def test_what_is_no_classifier_of_a_head_is_refused(made: Callable[[], Any], error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match=text):
+        layers.MRLHead.from_linear(made(), NESTING)
+
+
+def test_a_classifier_of_another_width_is_refused() -> None:
+    for dims in ((2, 6), (2, 8)):
+        with pytest.raises(
+            ValueError, match=rf"`nesting` must end with the width of `linear`, 7, got {dims[-1]}; make 7"
+        ):
+            layers.MRLHead.from_linear(classifier(), dims)
+    with pytest.raises(TypeError, match="num_classes"):
+        layers.MRLHead.from_linear(classifier(), NESTING, num_classes=3)
+
+
 # Losses for compile.
 
 REDUCTIONS = pytest.mark.parametrize(
@@ -536,6 +686,17 @@ def distance(y_true: Any, y_pred: Any) -> Any:
     "built",
     [
         lambda: layers.MRLHead(NESTING, 4, tied=True, bias=False, label_smoothing=0.1, ignore_index=-1, name="top"),
+        lambda: layers.MRLHead(
+            NESTING,
+            4,
+            kernel_initializer=keras.initializers.HeNormal(seed=1),
+            bias_initializer="ones",
+            kernel_regularizer=keras.regularizers.L1L2(0.1, 0.2),
+            bias_regularizer="l2",
+            kernel_constraint=keras.constraints.MaxNorm(2.0, axis=0),
+            bias_constraint="non_neg",
+            dtype="mixed_float16",
+        ),
         lambda: layers.InfoNCE(NESTING, temperature=0.1, symmetric=True, learnable_temperature=True, dtype="bfloat16"),
         lambda: layers.MRLCrossEntropy(NESTING, label_smoothing=0.1, ignore_index=3, reduction="sum", name="mine"),
         lambda: layers.NestedLoss("cosine_similarity", NESTING, normalize=True),
@@ -543,7 +704,7 @@ def distance(y_true: Any, y_pred: Any) -> Any:
         lambda: layers.PrefixAccuracy(NESTING, ignore_index=3, name="top1"),
         lambda: layers.PrefixLoss(NESTING, label_smoothing=0.1),
     ],
-    ids=["head", "info_nce", "cross_entropy", "nested-name", "nested-loss", "accuracy", "losses"],
+    ids=["head", "head-of-weights", "info_nce", "cross_entropy", "nested-name", "nested-loss", "accuracy", "losses"],
 )
 def test_configuration_round_trip(built: Callable[[], Any]) -> None:
     first = built()
@@ -551,6 +712,9 @@ def test_configuration_round_trip(built: Callable[[], Any]) -> None:
     assert type(second) is type(first)
     assert second.get_config() == first.get_config()
     assert second.nesting == NESTING
+    for name in ("initializer", "regularizer", "constraint"):
+        pair = [getattr(layer, f"{of}_{name}", None) for of in ("kernel", "bias") for layer in (first, second)]
+        assert [type(a) for a in pair[::2]] == [type(a) for a in pair[1::2]]
 
 
 def test_a_function_of_ones_own_is_named_when_loading() -> None:
