@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import keras
@@ -46,6 +47,10 @@ class PrefixAccuracy(_PrefixMean):
     name, dtype
         As for every Keras metric.
 
+    Notes
+    -----
+    A label out of range makes it NaN: a row of weight 0, or one that is masked, may have any.
+
     Examples
     --------
     >>> from matryoshka.keras import PrefixAccuracy
@@ -64,6 +69,8 @@ class PrefixAccuracy(_PrefixMean):
         """Add class ids (batch, ...) and logits (batch, ..., G, num_classes)."""
         logits, labels = logits_and_labels(y_pred, y_true, self.nesting)
         weights = counting(labels, row_weights(labels, y_pred, sample_weight), self._options["ignore_index"])
+        outside = (labels < 0) | (labels >= logits.shape[-1])
+        weights = ops.where(outside & (weights != 0.0), ops.full_like(weights, math.nan), weights)
         found = ops.argmax(logits, axis=-1)
         right = ops.cast(found == ops.cast(labels, found.dtype)[..., None], weights.dtype)
         rows = ops.reshape(right * weights[..., None], (-1, len(self.nesting)))

@@ -613,6 +613,90 @@ def test_metrics_take_weights_and_leave_out_ignored_rows() -> None:
     assert set(map(float, accuracy.result().values())) == {0.0}
 
 
+# Labels that are none.
+
+NO_LABELS = pytest.mark.parametrize("label", [-1, N_CLASSES, 10**6, -(2**31)])
+
+
+def is_refused(call: Callable[[], Any]) -> bool:
+    """Tell whether a label out of range ends in an error, where it can be read, or in NaN: in no plausible number."""
+    try:
+        values = keras.tree.flatten(call())
+    except ValueError as error:
+        return f"`labels` must lie within [0, {N_CLASSES})" in str(error)
+    return bool(values) and all(np.isnan(to_host(ops.convert_to_tensor(value))).all() for value in values)
+
+
+@NO_LABELS
+@BOTH_HEADS
+@pytest.mark.parametrize("ignored", [None, IGNORED])
+def test_a_label_out_of_range_is_an_error_or_nan(label: int, tied: bool, ignored: int | None) -> None:
+    x, logits = single(draw(N, 7)), single(draw(N, 3, N_CLASSES))
+    labels = LABELS if ignored else np.maximum(LABELS, 0)
+    bad = np.where(np.arange(N) == 4, label, labels)
+    options: dict[str, Any] = {"ignore_index": ignored}
+    head, _ = built_head(tied, **options)
+    for reduction in ("sum_over_batch_size", "sum", "mean_with_sample_weight"):
+        loss = layers.MRLCrossEntropy(NESTING, reduction=reduction, **options)
+        assert is_refused(lambda loss=loss: loss(bad, logits))
+        assert np.isfinite(to_host(loss(labels, logits)))
+
+    def of_head() -> Any:
+        head(x, bad)
+        return head.losses
+
+    assert is_refused(of_head)
+    head(x, labels)
+    assert np.isfinite(to_host(head.losses[0]))
+    for metric in (layers.PrefixLoss(NESTING, **options), layers.PrefixAccuracy(NESTING, **options)):
+        assert is_refused(lambda metric=metric: metric(bad, logits))
+        metric.reset_state()
+        assert np.isfinite([float(value) for value in metric(labels, logits).values()]).all()
+    rows = layers.MRLCrossEntropy(NESTING, reduction="none", **options)
+    assert is_refused(lambda: rows(bad, logits)[4])
+
+
+@pytest.mark.parametrize(("label", "jit_compile"), list(zip([-1, N_CLASSES], [*JIT, False], strict=False)))
+def test_a_label_out_of_range_shows_in_compiled_steps(label: int, jit_compile: bool) -> None:
+    x, labels = data(12)
+    bad = np.where(np.arange(12) == 7, label, labels)
+    model = keras.Sequential([keras.Input((7,)), layers.MRLHead(NESTING, N_CLASSES, tied=True)])
+    options: dict[str, Any] = {"ignore_index": IGNORED}
+    metrics = [layers.PrefixAccuracy(NESTING, **options), layers.PrefixLoss(NESTING, **options)]
+    model.compile("sgd", layers.MRLCrossEntropy(NESTING, **options), metrics=metrics, jit_compile=jit_compile)
+    inputs, ids = keras.Input((7,)), keras.Input((), dtype="int32")
+    fused = keras.Model([inputs, ids], layers.MRLHead(NESTING, N_CLASSES, **options)(inputs, ids))
+    fused.compile("sgd", jit_compile=jit_compile)
+    for step in (model.test_on_batch, model.train_on_batch):
+        weights = model.get_weights()
+        assert is_refused(lambda step=step: step(x, bad))
+        model.set_weights(weights)
+        assert is_refused(lambda: fused.test_on_batch([x, bad]))
+    ignored = np.where(np.arange(12) == 7, IGNORED, labels)
+    model.reset_metrics()
+    assert np.isfinite(model.test_on_batch(x, ignored)).all()
+    assert np.isfinite(fused.test_on_batch([x, ignored]))
+
+
+if BACKEND != "torch":  # where Keras compiles nothing, so that the label can be read
+
+    def traced(function: Callable[..., Any], *arrays: np.ndarray) -> np.ndarray:
+        if BACKEND == "jax":
+            return to_host(sys.modules["jax"].jit(function)(*arrays))
+        return to_host(sys.modules["tensorflow"].function(function)(*map(ops.convert_to_tensor, arrays)))
+
+    def test_only_the_row_of_a_label_out_of_range_is_broken() -> None:
+        logits, labels = single(draw(N, 3, N_CLASSES)), np.maximum(LABELS, 0)
+        bad, weights = np.where(np.arange(N) == 4, -1, labels), single(np.arange(N) % 5 != 4)
+        loss = layers.MRLCrossEntropy(NESTING, reduction="none")
+        expected, _ = of_logits(logits, labels, reduction="none")
+        rows = traced(loss, bad, logits)
+        np.testing.assert_allclose(rows[labels == bad], expected[labels == bad], rtol=RTOL)
+        assert np.isnan(rows[4])
+        weighed = traced(loss, bad, logits, weights)
+        np.testing.assert_allclose(weighed, np.where(weights > 0, expected, 0.0), rtol=RTOL)
+
+
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
 def test_mixed_precision_sums_in_float32(policy: str) -> None:
     head = layers.MRLHead(NESTING, N_CLASSES, tied=True, dtype=policy)
