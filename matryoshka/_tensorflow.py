@@ -46,8 +46,8 @@ softmax, matrix_transpose, permute_dims = tf.nn.softmax, tf.linalg.matrix_transp
 
 
 def isdtype(dtype: Any, kind: str) -> bool:
-    """Tell whether a dtype is of the kind "integral" or "real floating"."""
-    return bool({"integral": dtype.is_integer, "real floating": dtype.is_floating}[kind])
+    """Tell whether a dtype is of the kind "bool", "integral" or "real floating"."""
+    return bool({"bool": dtype.is_bool, "integral": dtype.is_integer, "real floating": dtype.is_floating}[kind])
 
 
 def astype(x: Any, dtype: Any, *, copy: bool = True) -> Any:

@@ -5,9 +5,9 @@ The mathematics is that of `matryoshka.losses`. `MRLHead` returns the logits of 
 Called with labels, the head adds its loss itself, straight from embeddings and weights.
 
 All of it can be saved, and takes unknown batch sizes, masks, sample weights, mixed precision and `jit_compile`. Class
-ids stay integers, and may come as (batch, 1). A nesting or an option outside its range is an error (TypeError,
-ValueError) when the object is built. Functions of `matryoshka` take tensors of the active backend with
-``xp=matryoshka.keras.xp``.
+ids stay integers, and may come as (batch, 1); labels of a floating dtype are distributions (batch, num_classes). A
+nesting or an option outside its range is an error (TypeError, ValueError) when the object is built. Functions of
+`matryoshka` take tensors of the active backend with ``xp=matryoshka.keras.xp``.
 """
 
 from matryoshka.keras._base import xp

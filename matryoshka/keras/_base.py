@@ -1,4 +1,4 @@
-"""What Keras layers, losses and metrics share: the namespace of the backend, configuration, class ids, row weights."""
+"""What Keras layers, losses and metrics share: the namespace of the backend, configuration, targets, row weights."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ except ModuleNotFoundError as error:
 import keras
 from keras import ops
 
-__all__ = ["Nested", "class_ids", "counting", "for_each_row", "logits_and_labels"]
-__all__ += ["mean_over_replicas", "row_weights", "xp"]
+__all__ = ["Nested", "counting", "for_each_row", "is_about_shapes", "is_distribution", "logits_and_targets"]
+__all__ += ["mean_over_replicas", "row_weights", "targets", "xp"]
 
 if keras.backend.backend() == "tensorflow":
     from matryoshka import _tensorflow as xp
@@ -68,36 +68,63 @@ class _Given(keras.losses.Loss):
 _WEIGHTS = _Given(None, "float32")
 
 
-def class_ids(labels: Any, name: str, rows: tuple[int | None, ...]) -> Any:
-    """Return integer class ids in the shape of the rows, from which they may differ by a last axis of length 1."""
+def targets(labels: Any, name: str, rows: tuple[Any, ...], n_classes: int) -> Any:
+    """Return what the rows shall find: integer class ids in their shape, or floating distributions (*rows, n_classes).
+
+    The kind of the dtype decides. Class ids may have a last axis of length 1; floating numbers are never taken for ids.
+    """
     symbolic = isinstance(labels, keras.KerasTensor)
     labels = labels if symbolic else ops.convert_to_tensor(labels)
-    if len(labels.shape) == len(rows) + 1 and labels.shape[-1] == 1:
+    trailing = labels.shape[-1] if len(labels.shape) == len(rows) + 1 else None
+    if is_distribution(labels) and trailing is not None and (trailing != 1 or n_classes == 1):
+        _checks.shape(labels, name, (*rows, n_classes), "(..., num_classes)")
+        return ops.zeros_like(labels[..., 0], "int32") if is_about_shapes() else labels
+    if trailing == 1:
         labels = ops.squeeze(labels, -1)
     _checks.labels(labels, name, rows, _SYMBOLIC if symbolic else xp)
-    return labels if symbolic else xp.astype(labels, index_dtype(xp), copy=False)
+    if symbolic:
+        return labels
+    labels = xp.astype(labels, index_dtype(xp), copy=False)
+    return ops.zeros_like(labels) if is_about_shapes() else labels
 
 
-def logits_and_labels(y_pred: Any, y_true: Any, nesting: Nesting) -> tuple[Any, Any]:
-    """Return logits (batch, ..., G, num_classes) and class ids (batch, ...), checked."""
+def is_about_shapes() -> bool:
+    """Tell whether Keras only asks for shapes: PyTorch may give it tensors full of ones, which are no labels then."""
+    with keras.SymbolicScope() as scope:
+        return scope.original_scope is not None
+
+
+def is_distribution(labels: Any) -> bool:
+    """Tell whether labels are floating numbers."""
+    return bool(keras.backend.is_float_dtype(keras.backend.standardize_dtype(labels.dtype)))
+
+
+def logits_and_targets(y_pred: Any, y_true: Any, nesting: Nesting) -> tuple[Any, Any]:
+    """Return logits (batch, ..., G, num_classes), and what their rows shall find as `targets` does, checked."""
     logits, axes = ops.convert_to_tensor(y_pred), "(batch, ..., G, num_classes)"
     _checks.min_ndim(logits, "y_pred", 3, axes)
     rows = tuple(logits.shape[:-2])
     _checks.shape(logits, "y_pred", (*rows, len(nesting), logits.shape[-1]), axes)
-    return logits, class_ids(y_true, "y_true", rows)
+    return logits, targets(y_true, "y_true", rows, logits.shape[-1])
 
 
-def row_weights(labels: Any, y_pred: Any, sample_weight: Any) -> Any:
+def row_weights(logits: Any, y_pred: Any, sample_weight: Any) -> Any:
     """Return what the mask of `y_pred` and `sample_weight` make the weight of each row; None for all ones."""
-    ones = ops.ones_like(labels, dtype="float32")
+    ones = _ones(logits)
     weights = _WEIGHTS(ones, y_pred, sample_weight)
     return None if weights is ones else weights
 
 
-def counting(labels: Any, weights: Any, ignore_index: int | None) -> Any:
+def counting(logits: Any, labels: Any, weights: Any, ignore_index: int | None) -> Any:
     """Return the weights of rows, those of ignored rows 0; None stands for ones."""
-    weights = ops.ones_like(labels, dtype="float32") if weights is None else weights
-    return weights if ignore_index is None else ops.where(labels == ignore_index, ops.zeros_like(weights), weights)
+    weights = _ones(logits) if weights is None else weights
+    if ignore_index is None or is_distribution(labels):
+        return weights
+    return ops.where(labels == ignore_index, ops.zeros_like(weights), weights)
+
+
+def _ones(logits: Any) -> Any:
+    return ops.ones_like(logits[..., 0, 0], dtype="float32")
 
 
 def mean_over_replicas(loss: Any) -> Any:

@@ -10,7 +10,7 @@ from keras import ops
 
 from matryoshka import _checks
 from matryoshka._hooks.formula import checked_options
-from matryoshka.keras._base import Nested, class_ids, for_each_row, xp
+from matryoshka.keras._base import Nested, for_each_row, targets, xp
 from matryoshka.losses import mrl_cross_entropy, mrl_e_cross_entropy
 from matryoshka.nesting import NestingLike, as_nesting
 
@@ -183,8 +183,8 @@ class MRLHead(Nested, keras.layers.Layer):
         ----------
         embeddings : tensor (..., dim)
             Embeddings as wide as the nesting; leading axes (batch, tokens) are rows.
-        labels : integer tensor (...), optional
-            Class of each row.
+        labels : integer tensor (...), or floating tensor (..., num_classes), optional
+            Class of each row, which may have a last axis of length 1; or the share of each class, a distribution.
         sample_weight : tensor (...), optional
             Weight of each row in the loss.
         return_parts : bool, default False
@@ -203,7 +203,7 @@ class MRLHead(Nested, keras.layers.Layer):
         embeddings = ops.cast(embeddings, self.compute_dtype)
         if labels is None:
             return self._logits(embeddings)
-        labels = class_ids(labels, "labels", tuple(embeddings.shape[:-1]))
+        labels = targets(labels, "labels", tuple(embeddings.shape[:-1]), self.num_classes)
         if embeddings_mask is not None:
             mask = ops.cast(embeddings_mask, "float32")
             sample_weight = mask if sample_weight is None else mask * ops.cast(sample_weight, "float32")
@@ -227,7 +227,7 @@ class MRLHead(Nested, keras.layers.Layer):
         self._check(embeddings)
         rows = tuple(embeddings.shape[:-1])
         if labels is not None:
-            class_ids(labels, "labels", rows)
+            targets(labels, "labels", rows, self.num_classes)
             if return_parts:
                 return keras.KerasTensor((rows[0], len(self.nesting)))
         return keras.KerasTensor(self.compute_output_shape(embeddings.shape), dtype=self.compute_dtype)

@@ -9,7 +9,7 @@ from keras import ops
 
 from matryoshka import _checks
 from matryoshka._hooks.formula import checked_options
-from matryoshka.keras._base import Nested, counting, logits_and_labels, mean_over_replicas, row_weights, xp
+from matryoshka.keras._base import Nested, counting, logits_and_targets, mean_over_replicas, row_weights, xp
 from matryoshka.losses import mrl_logits_cross_entropy, nested_loss
 from matryoshka.nesting import NestingLike
 
@@ -32,9 +32,10 @@ class MRLCrossEntropy(Nested, keras.losses.Loss):
 
     Notes
     -----
-    Called as ``loss(y_true, y_pred, sample_weight=None)`` with integer class ids (batch, ...) and logits
-    (batch, ..., G, num_classes). Keras itself casts labels to floating point before a loss sees them, which merges ids
-    above 2^24; here they stay integers. Sums over half-precision logits are formed in float32.
+    Called as ``loss(y_true, y_pred, sample_weight=None)`` with logits (batch, ..., G, num_classes) and integer class
+    ids (batch, ...) or (batch, ..., 1), or floating distributions (batch, ..., num_classes): one-hot rows, mixup, those
+    of a teacher. Keras itself casts labels to floating point before a loss sees them, which merges ids above 2^24;
+    here they stay integers. Sums over half-precision logits are formed in float32.
 
     Examples
     --------
@@ -59,9 +60,9 @@ class MRLCrossEntropy(Nested, keras.losses.Loss):
         self._set(nesting, **self._options)
 
     def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
-        """Return the loss of class ids (batch, ...) and logits (batch, ..., G, num_classes)."""
-        logits, labels = logits_and_labels(y_pred, y_true, self.nesting)
-        weights = row_weights(labels, y_pred, sample_weight)
+        """Return the loss of class ids (batch, ...) or distributions and logits (batch, ..., G, num_classes)."""
+        logits, labels = logits_and_targets(y_pred, y_true, self.nesting)
+        weights = row_weights(logits, y_pred, sample_weight)
         if self.reduction in (None, "none"):
             return self._core(labels, logits, weights, "none")
         if self.reduction == "sum":
@@ -69,13 +70,13 @@ class MRLCrossEntropy(Nested, keras.losses.Loss):
         if sample_weight is None or self.reduction == "mean_with_sample_weight":
             total = self._core(labels, logits, weights, "mean")
         else:
-            counted = counting(labels, row_weights(labels, y_pred, None), self._options["ignore_index"])
+            counted = counting(logits, labels, row_weights(logits, y_pred, None), self._options["ignore_index"])
             total = ops.divide_no_nan(self._core(labels, logits, weights, "sum"), ops.sum(counted))
         return mean_over_replicas(total)
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
         """Return the loss of each row (batch, ...)."""
-        logits, labels = logits_and_labels(y_pred, y_true, self.nesting)
+        logits, labels = logits_and_targets(y_pred, y_true, self.nesting)
         return self._core(labels, logits, None, "none")
 
     def _core(self, labels: Any, logits: Any, weights: Any, reduction: str) -> Any:

@@ -9,7 +9,7 @@ import keras
 from keras import ops
 
 from matryoshka._hooks.formula import checked_options
-from matryoshka.keras._base import Nested, counting, logits_and_labels, row_weights, xp
+from matryoshka.keras._base import Nested, counting, is_distribution, logits_and_targets, row_weights, xp
 from matryoshka.losses import mrl_logits_cross_entropy
 from matryoshka.nesting import NestingLike
 
@@ -66,11 +66,13 @@ class PrefixAccuracy(_PrefixMean):
         super().__init__(nesting, name=name, dtype=dtype, ignore_index=ignore_index)
 
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
-        """Add class ids (batch, ...) and logits (batch, ..., G, num_classes)."""
-        logits, labels = logits_and_labels(y_pred, y_true, self.nesting)
-        weights = counting(labels, row_weights(labels, y_pred, sample_weight), self._options["ignore_index"])
+        """Add class ids (batch, ...), or distributions, of which the largest share is right, and logits."""
+        logits, labels = logits_and_targets(y_pred, y_true, self.nesting)
+        weights = row_weights(logits, y_pred, sample_weight)
+        weights = counting(logits, labels, weights, self._options["ignore_index"])
+        labels = ops.argmax(labels, axis=-1) if is_distribution(labels) else labels
         outside = (labels < 0) | (labels >= logits.shape[-1])
-        weights = ops.where(outside & (weights != 0.0), ops.full_like(weights, math.nan), weights)
+        weights = ops.where(outside & (weights != 0.0), weights * math.nan, weights)
         found = ops.argmax(logits, axis=-1)
         right = ops.cast(found == ops.cast(labels, found.dtype)[..., None], weights.dtype)
         rows = ops.reshape(right * weights[..., None], (-1, len(self.nesting)))
@@ -114,13 +116,13 @@ class PrefixLoss(_PrefixMean):
         super().__init__(nesting, name=name, dtype=dtype, label_smoothing=label_smoothing, ignore_index=ignore_index)
 
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
-        """Add class ids (batch, ...) and logits (batch, ..., G, num_classes), or None and losses (batch, G)."""
+        """Add class ids (batch, ...) or distributions and logits, or None and losses (batch, G)."""
         if y_true is None:
             self._add(ops.sum(y_pred, axis=0), ops.shape(y_pred)[0])
             return
-        logits, labels = logits_and_labels(y_pred, y_true, self.nesting)
-        logits = ops.moveaxis(ops.stop_gradient(logits), -2, 0)
-        weights = row_weights(labels, y_pred, sample_weight)
+        logits, labels = logits_and_targets(y_pred, y_true, self.nesting)
+        weights = row_weights(logits, y_pred, sample_weight)
         options = {"sample_weight": weights, "reduction": "sum", "return_parts": True, "xp": xp, **self._options}
-        _, parts = mrl_logits_cross_entropy(logits, labels, nesting=self.nesting, **options)
-        self._add(parts, ops.sum(counting(labels, weights, self._options["ignore_index"])))
+        by_prefix = ops.moveaxis(ops.stop_gradient(logits), -2, 0)
+        _, parts = mrl_logits_cross_entropy(by_prefix, labels, nesting=self.nesting, **options)
+        self._add(parts, ops.sum(counting(logits, labels, weights, self._options["ignore_index"])))

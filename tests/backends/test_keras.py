@@ -105,6 +105,7 @@ FEW = [
     *(("mrl-e", None, "none"), ("mrl-e", 4, "mean"), ("mrl-e", 1, "none")),
     *(("info-nce", None, "none"), ("info-nce", 4, "mean")),
     *(("info-nce-symmetric", None, "mean"), ("info-nce-symmetric", 4, "none")),
+    *(("mrl-e-shares", 4, "mean"), ("info-nce-hard", None, "none"), ("info-nce-hard", 4, "mean")),
 ]
 """Every choice of each loss once, for what is compiled, as all is in JAX; where that takes no time, all together."""
 RUNS = [
@@ -486,6 +487,63 @@ def test_info_nce_adds_and_returns_the_loss(symmetric: bool, learnable: bool) ->
     assert [weight.name for weight in layer.trainable_weights] == ["log_temperature"] * learnable
 
 
+MASK = np.array([[True, True, False, True, True], [True, True, True, True, False], [False, True, True, True, True]])
+TAUGHT = np.array([[0.5, 0.25, 0.0, 0.25, 0.0], [0.0, 0.75, 0.0, 0.25, 0.0], [0.0, 0.5, 0.25, 0.0, 0.25]])
+PAIRED = {
+    "negatives": {"negatives": draw(3, 2, 7, seed=2)},
+    "mask": {"mask": MASK},
+    "targets": {"targets": single(TAUGHT)},
+    "all": {"negatives": draw(3, 2, 7, seed=2), "mask": MASK, "targets": single(TAUGHT)},
+}
+
+
+@pytest.mark.parametrize("given", PAIRED)
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_info_nce_takes_hard_negatives_masks_and_targets(given: str, symmetric: bool) -> None:
+    queries, keys, options = draw(3, 7), draw(5, 7), PAIRED[given]
+    if symmetric and "targets" in options:  # the reverse direction takes them transposed, as they are
+        options = {**options, "targets": single(np.eye(3, 5))}
+    layer = layers.InfoNCE(NESTING, temperature=0.3, symmetric=symmetric)
+    expected, parts = KINDS["info-nce"].oracle((queries, keys), temperature=0.3, symmetric=symmetric, **options)
+    arrays = {name: single(array) for name, array in options.items()}
+    loss = layer(single(queries), single(keys), **arrays)
+    np.testing.assert_allclose([to_host(loss), to_host(layer.losses[0])], expected, rtol=RTOL)
+    repeated = layer(single(queries), single(keys), **arrays, return_parts=True)
+    np.testing.assert_allclose(to_host(repeated), np.tile(parts, (3, 1)), rtol=RTOL)
+    half = layers.InfoNCE(NESTING, temperature=0.3, symmetric=symmetric, dtype="mixed_bfloat16")
+    np.testing.assert_allclose(to_host(half(single(queries), single(keys), **arrays)), expected, rtol=3e-2)
+
+
+@pytest.mark.parametrize("jit_compile", JIT)
+def test_towers_with_hard_negatives_train(jit_compile: bool) -> None:
+    keras.utils.set_random_seed(0)
+    n = 12
+    inputs = [
+        keras.Input((5,)),
+        keras.Input((5,)),
+        keras.Input((2, 5)),
+        keras.Input((n,), dtype="bool"),
+        keras.Input((n,)),
+    ]
+    tower = keras.layers.Dense(7)
+    towers = [tower(array) for array in inputs[:3]]
+    loss = layers.InfoNCE(NESTING, temperature=0.3)
+    rest = {"negatives": towers[2], "mask": inputs[3], "targets": inputs[4]}
+    model = keras.Model(inputs, loss(*towers[:2], **rest, return_parts=True))
+    model.compile(keras.optimizers.Adam(0.05), metrics=[layers.PrefixLoss(NESTING)], jit_compile=jit_compile)
+    seen, taught = np.eye(n, k=1) == 0, single(0.9 * np.eye(n) + 0.1 * np.eye(n, k=-1))
+    taught[0, 0] = 1.0
+    drawn = [single(draw(n, 5)), single(draw(n, 5, seed=1)), single(draw(n, 2, 5))]
+    given = [*drawn, seen, taught]
+    history = model.fit(given, batch_size=n, epochs=20, verbose=0, shuffle=False).history
+    assert history["loss"][-1] < 0.8 * history["loss"][0]
+    embeddings = [to_host(tower(array)).astype("float64") for array in drawn]
+    options = {"negatives": embeddings[2], "mask": seen, "targets": taught, "temperature": 0.3}
+    expected, _ = KINDS["info-nce"].oracle(embeddings[:2], **options)
+    found = model.evaluate(given, batch_size=n, verbose=0, return_dict=True)
+    np.testing.assert_allclose(found["loss"], expected, rtol=1e-4)
+
+
 @pytest.mark.parametrize("jit_compile", JIT)
 def test_two_towers_train(jit_compile: bool) -> None:
     keras.utils.set_random_seed(0)
@@ -611,6 +669,122 @@ def test_metrics_take_weights_and_leave_out_ignored_rows() -> None:
     np.testing.assert_allclose([float(value) for value in losses.result().values()], parts, rtol=RTOL)
     accuracy.reset_state()
     assert set(map(float, accuracy.result().values())) == {0.0}
+
+
+# Labels that are distributions.
+
+
+def mixed(n: int = N, seed: int = 5) -> np.ndarray:
+    """Shares of the classes, some of them 0, and one row of one class."""
+    shares = np.random.default_rng(seed).random((n, N_CLASSES)) ** 4
+    shares[:, 2] *= np.arange(n) % 2
+    shares[-1] = np.eye(N_CLASSES)[1]
+    return single(shares / shares.sum(axis=1, keepdims=True))
+
+
+@REDUCTIONS
+@pytest.mark.parametrize("weighted", [False, True])
+def test_one_prefix_of_distributions_is_the_loss_of_keras(reduction: str | None, weighted: bool) -> None:
+    shares, x = mixed().reshape(3, 3, N_CLASSES), single(draw(3, 3, 7))
+    weights = single(np.abs(draw(3, 3)) + 0.1) if weighted else None
+    x[0, 2], x[2] = 0.0, 0.0
+    logits = layers.MRLHead((7,), N_CLASSES)(keras.layers.Masking()(x))
+    theirs = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1, reduction=reduction)
+    ours = layers.MRLCrossEntropy((7,), label_smoothing=0.1, reduction=reduction)
+    expected = to_host(theirs(shares, OnlyPrefix()(logits), weights))
+    np.testing.assert_allclose(to_host(ours(shares, logits, weights)), expected, rtol=RTOL, atol=1e-7)
+
+
+@BOTH_HEADS
+def test_the_head_takes_distributions(tied: bool) -> None:
+    head, pairs = built_head(tied, label_smoothing=0.1, ignore_index=-100)
+    x, shares, weights = draw(N, 7), mixed(), single(np.abs(draw(N)) + 0.1)
+    expected, parts = KINDS["mrl"].oracle((x, pairs), labels=shares, label_smoothing=0.1, sample_weight=weights)
+    for labels in (shares, shares.astype("float64"), shares.astype("float16")):
+        rtol = 2e-3 if labels.dtype == "float16" else RTOL
+        repeated = head(single(x), labels, weights, return_parts=True)
+        np.testing.assert_allclose(to_host(head.losses[0]), expected, rtol=rtol)
+        np.testing.assert_allclose(to_host(repeated), np.tile(parts, (N, 1)), rtol=rtol)
+    head(single(x).reshape(3, 3, 7), shares.reshape(3, 3, N_CLASSES), weights.reshape(3, 3))
+    np.testing.assert_allclose(to_host(head.losses[0]), expected, rtol=RTOL)
+    half = layers.MRLHead(NESTING, N_CLASSES, tied=tied, dtype="mixed_bfloat16", label_smoothing=0.1)
+    half.build((None, 7))
+    half.set_weights(head.get_weights())
+    half(single(x), shares, weights)
+    np.testing.assert_allclose(to_host(half.losses[0]), expected, rtol=2e-2)
+
+
+@HEADS_IN_TURN
+def test_both_ways_to_train_on_distributions_take_the_same_steps(tied: bool, jit_compile: bool) -> None:
+    (x, labels), other = data(24), mixed(24)
+    shares = single(0.7 * np.eye(N_CLASSES)[labels] + 0.3 * other)
+    inputs, share = keras.Input((7,)), keras.Input((N_CLASSES,))
+    head = layers.MRLHead(NESTING, N_CLASSES, tied=tied)
+    whole = keras.Model([inputs, share], head(inputs, share))
+    twin = layers.MRLHead(NESTING, N_CLASSES, tied=tied)
+    parts = keras.Model(inputs, twin(inputs))
+    twin.set_weights(head.get_weights())
+    metrics = [layers.PrefixLoss(NESTING), layers.PrefixAccuracy(NESTING)]
+    whole.compile(keras.optimizers.SGD(0.5), jit_compile=jit_compile)
+    parts.compile(keras.optimizers.SGD(0.5), layers.MRLCrossEntropy(NESTING), metrics=metrics, jit_compile=jit_compile)
+    logits = parts.predict(x, verbose=0)
+    found = parts.evaluate(x, shares, verbose=0, return_dict=True)
+    expected, of_prefixes = of_logits(logits, shares)
+    np.testing.assert_allclose(found["loss"], expected, rtol=RTOL)
+    np.testing.assert_allclose([found[f"prefix_loss_{m}"] for m in NESTING], of_prefixes, rtol=RTOL)
+    right = (logits.argmax(-1) == shares.argmax(-1)[:, None]).mean(axis=0)
+    np.testing.assert_allclose([found[f"accuracy_{m}"] for m in NESTING], right, rtol=1e-6)
+    for _ in range(3):
+        one, (other_loss, *_) = whole.train_on_batch([x, shares]), parts.train_on_batch(x, shares)
+        parts.reset_metrics()
+        whole.reset_metrics()
+        np.testing.assert_allclose(one, other_loss, rtol=RTOL)
+    for ours, theirs in zip(head.get_weights(), twin.get_weights(), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_one_hot_rows_are_class_ids() -> None:
+    labels, logits = np.maximum(LABELS, 0), single(draw(N, 3, N_CLASSES))
+    one_hot = keras.utils.to_categorical(labels, N_CLASSES)
+    for kind in (layers.MRLCrossEntropy, layers.PrefixAccuracy, layers.PrefixLoss):
+        judge = kind(NESTING, ignore_index=-100)  # of which a distribution has none
+        ids, rows = (keras.tree.flatten(judge(given, logits)) for given in (labels, one_hot))
+        np.testing.assert_allclose([to_host(v) for v in ids], [to_host(v) for v in rows], rtol=RTOL)
+
+
+def test_the_dtype_tells_ids_from_distributions() -> None:
+    single_class = single(draw(N, 3, 1))  # where (batch, 1) is the shape of both
+    for labels in (np.zeros((N, 1), "int32"), np.ones((N, 1), "float32")):
+        assert to_host(layers.MRLCrossEntropy(NESTING)(labels, single_class)) == 0.0
+    logits = single(draw(N, 3, N_CLASSES))
+    for judge in (layers.MRLCrossEntropy(NESTING), layers.PrefixAccuracy(NESTING), layers.PrefixLoss(NESTING)):
+        for ids in (np.zeros(N, "float32"), np.zeros((N, 1), "float32")):
+            with pytest.raises(TypeError, match="`y_true` must hold integer class ids, got dtype"):
+                judge(ids, logits)
+        with pytest.raises(ValueError, match=rf"`y_true` must have shape .* = \({N}, 4\), got \({N}, 5\)"):
+            judge(np.full((N, 5), 0.2, "float32"), logits)
+    head = layers.MRLHead(NESTING, N_CLASSES)
+    with pytest.raises(ValueError, match=r"`labels` must have shape .* = \(None, 4\), got \(None, 3\)"):
+        head(keras.Input((7,)), keras.Input((3,)))
+    head(keras.Input((7,)), keras.Input((N_CLASSES,)))
+
+
+class Unready(keras.metrics.Mean):
+    """A metric that takes no tensors without values, on which Keras asks all of a model for shapes with ones."""
+
+    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
+        if "meta" in str(getattr(y_true, "device", "")):
+            raise RuntimeError
+        super().update_state(ops.mean(y_pred), sample_weight)
+
+
+def test_what_keras_makes_up_for_shapes_is_no_label() -> None:
+    x, (_, labels) = single(draw(12, 7)), data(12)
+    ours = {"loss": layers.MRLCrossEntropy(NESTING), "jit_compile": False}
+    for n_classes, given in ((N_CLASSES, mixed(12)), (N_CLASSES, labels), (1, np.zeros(12, int))):
+        model = keras.Sequential([keras.Input((7,)), layers.MRLHead(NESTING, n_classes)])
+        model.compile("sgd", metrics=[Unready(), layers.PrefixLoss(NESTING), layers.PrefixAccuracy(NESTING)], **ours)
+        assert np.isfinite(model.fit(x, given, verbose=0).history["loss"]).all()
 
 
 # Labels that are none.
@@ -871,6 +1045,10 @@ def test_the_head_refuses_what_does_not_fit() -> None:
         head(x, np.eye(4, dtype=int)[np.maximum(LABELS, 0)])
 
 
+def towers(**given: Any) -> Any:
+    return layers.InfoNCE((2, 4))(keras.Input((4,)), keras.Input((4,)), **given)
+
+
 @pytest.mark.parametrize(
     ("build", "error", "text"),
     [
@@ -884,6 +1062,10 @@ def test_the_head_refuses_what_does_not_fit() -> None:
         (lambda: layers.InfoNCE((2, 4), reduction="none"), ValueError, "`reduction` must be one of"),
         (lambda: layers.InfoNCE((2, 4))(keras.Input((5,)), keras.Input((4,))), ValueError, "`queries` must be as wide"),
         (lambda: layers.InfoNCE((2, 4))(keras.Input((4,)), keras.Input((3, 4))), ValueError, "`keys` must have shape"),
+        (lambda: towers(negatives=keras.Input((3, 5))), ValueError, "`negatives` must be as wide as the nesting, 4"),
+        (lambda: towers(negatives=keras.Input((4,))), ValueError, r"`negatives` must have shape \(n, h, dim\)"),
+        (lambda: towers(mask=keras.Input((2, 2), dtype="bool")), ValueError, r"`mask` must have shape \(n, n_keys\)"),
+        (lambda: towers(targets=keras.Input(())), ValueError, r"`targets` must have shape \(n, n_keys\)"),
         (lambda: layers.NestedLoss("no_such_loss", (2, 4)), ValueError, "no_such_loss"),
         (lambda: layers.NestedLoss(None, (2, 4)), TypeError, "`loss` must be callable"),
         (lambda: layers.PrefixLoss((2, 4), label_smoothing=-1.0), ValueError, "`label_smoothing` must be finite"),
