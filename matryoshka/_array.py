@@ -140,6 +140,9 @@ def _check_plain(name: str, array: Array, xp: Namespace) -> None:
         found, remedy = "a masked array", "fill or drop what is masked"
     elif library(xp) == "torch" and array.layout != xp.strided:
         found, remedy = f"one of layout {array.layout}", "call its to_dense"
+    elif library(xp) == "torch" and hasattr(array, "full_tensor"):
+        found = "a DTensor, of which each process holds a part"
+        remedy = "call the module that was sharded, whose forward gathers its parameters, or take full_tensor() of it"
     if found is not None:
         msg = f"`{name}` must be a plain array, got {found}; {remedy}."
         raise TypeError(msg)
