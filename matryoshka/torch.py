@@ -24,7 +24,7 @@ from matryoshka.nesting import NestingLike, as_nesting
 require("torch", extra="torch", purpose="`matryoshka.torch`")
 
 import torch  # noqa: E402 (only now is its absence explained)
-import torch.distributed.nn.functional  # noqa: E402
+import torch.distributed  # noqa: E402
 
 import matryoshka._hooks.torch  # noqa: E402, F401 (torch.compile cannot trace its import on first use)
 from matryoshka._gradient_cache import CachedStep  # noqa: E402
@@ -273,10 +273,21 @@ class InfoNCE(_Nested):
         Make the logarithm of the temperature a parameter, `log_temperature`.
     gather : bool, default False
         Let every query see the keys of all processes of `torch.distributed` and, if symmetric, every key all queries.
-        All processes must hold equally many queries and equally many keys. Gradients flow back to where the keys came
-        from: under DistributedDataParallel, training equals one process on the joined batch.
+        Gradients flow back to where the keys came from: under DistributedDataParallel and `fully_shard`, training
+        equals one process on the joined batch.
     device, dtype
         Where and in which dtype a learned temperature is made.
+
+    Raises
+    ------
+    ValueError
+        With `gather`, queries or keys (on the CPU) whose shape differs between processes.
+
+    Notes
+    -----
+    All processes must hold equally many queries and equally many keys. That is checked, by exchanging their shapes, on
+    the CPU and outside `torch.compile`: on a device the check would wait for it. `log_temperature` has shape (1,),
+    since `fully_shard` takes no tensors (); a state dict that holds it as one loads.
 
     Examples
     --------
@@ -306,25 +317,35 @@ class InfoNCE(_Nested):
         super().__init__(nesting, temperature=temperature, **shown)
         self.initial_temperature, self.symmetric, self.gather = temperature, symmetric, gather
         self.options = checked_options(label_smoothing=label_smoothing, reduction=reduction)
-        logarithm = torch.empty((), device=device, dtype=dtype)
+        logarithm = torch.empty(1, device=device, dtype=dtype)
         self.log_temperature = torch.nn.Parameter(logarithm) if learnable_temperature else None
         self.reset_parameters()
 
     @property
     def temperature(self) -> float | torch.Tensor:
         """The temperature: a float, or a tensor () if it is learned."""
-        return self.initial_temperature if self.log_temperature is None else self.log_temperature.exp()
+        if self.log_temperature is None:
+            return self.initial_temperature
+        namespace(("log_temperature", self.log_temperature), xp=_XP)
+        return self.log_temperature.exp().reshape(())
 
     def reset_parameters(self) -> None:
         """Set a learned temperature back to its initial value."""
         if self.log_temperature is not None:
             torch.nn.init.constant_(self.log_temperature, math.log(self.initial_temperature))
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        name = f"{prefix}log_temperature"
+        if name in state_dict and not state_dict[name].shape:  # as version 0.1 saved it
+            state_dict[name] = state_dict[name].reshape(1)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
     def forward(self, queries: torch.Tensor, keys: torch.Tensor, *, return_parts: bool = False) -> Any:
         """Return the loss of queries (n, dim), whose positives are the first n of the keys (n_keys, dim)."""
         options = {"temperature": self.temperature, "return_parts": return_parts, **self.options}
         if not (self.gather and _n_processes() > 1):
             return info_nce(queries, keys, nesting=self.nesting, symmetric=self.symmetric, xp=_XP, **options)
+        _check_before_gathering(queries, keys)
         forward = info_nce(queries, _gather_own_first(keys), nesting=self.nesting, xp=_XP, **options)
         if not self.symmetric:
             return forward
@@ -377,7 +398,76 @@ def _n_processes() -> int:
     return torch.distributed.get_world_size() if ready else 1
 
 
+def _check_before_gathering(queries: torch.Tensor, keys: torch.Tensor) -> None:
+    """Check what the loss cannot see in gathered rows, and what would let gathering hang or end the process."""
+    namespace(("queries", queries), ("keys", keys), xp=_XP)
+    if keys.shape[0] < queries.shape[0]:
+        msg = (
+            f"`keys` must have a row for each of the {queries.shape[0]} queries of its process, got {keys.shape[0]}; "
+            "row i is the positive of query i, further rows are negatives."
+        )
+        raise ValueError(msg)
+    if queries.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    own = torch.tensor([*queries.shape, *keys.shape])
+    every = [torch.empty_like(own) for _ in range(_n_processes())]
+    torch.distributed.all_gather(every, own)
+    for name, axes in (("queries", slice(queries.ndim)), ("keys", slice(queries.ndim, None))):
+        found = {tuple(shapes[axes].tolist()) for shapes in every}
+        if len(found) > 1:
+            msg = (
+                f"`{name}` must have one shape in all processes, got {' and '.join(map(str, sorted(found)))}; "
+                "give every process equally many rows, for instance with drop_last=True in its DataLoader."
+            )
+            raise ValueError(msg)
+
+
+def _collective(name: str) -> Callable[[torch.Tensor, torch.Tensor], Any]:
+    """Return what PyTorch calls all_gather_single and reduce_scatter_single since version 2.13."""
+    before = {"all_gather": "all_gather_into_tensor", "reduce_scatter": "reduce_scatter_tensor"}
+    found: Callable[..., Any] = getattr(torch.distributed, f"{name}_single", None) or getattr(
+        torch.distributed, before[name]
+    )
+    return found
+
+
 def _gather_own_first(rows: torch.Tensor) -> torch.Tensor:
     """Gather the rows of all processes, differentiably, this process's before the others'."""
-    gathered = list(torch.distributed.nn.functional.all_gather(rows))  # type: ignore[no-untyped-call]
-    return torch.cat([gathered.pop(torch.distributed.get_rank()), *gathered])
+    gathered: torch.Tensor = _Gathered.apply(rows)  # type: ignore[no-untyped-call]
+    return gathered.roll(-torch.distributed.get_rank() * rows.shape[0], 0)
+
+
+class _Gathered(torch.autograd.Function):
+    """The rows (n, k) of each process, one process after the other, in all processes."""
+
+    @staticmethod
+    def forward(rows: torch.Tensor) -> torch.Tensor:
+        gathered = rows.new_empty((_n_processes() * rows.shape[0], *rows.shape[1:]))
+        _collective("all_gather")(gathered, rows.contiguous())
+        return gathered
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> Any:
+        return _SummedShare.apply(gradient)  # type: ignore[no-untyped-call]
+
+
+class _SummedShare(torch.autograd.Function):
+    """The sum over all processes of what they hold of this process's rows: the adjoint of `_Gathered`."""
+
+    @staticmethod
+    def forward(rows: torch.Tensor) -> torch.Tensor:
+        share = rows.new_empty((rows.shape[0] // _n_processes(), *rows.shape[1:]))
+        _collective("reduce_scatter")(share, rows.contiguous())
+        return share
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> Any:
+        return _Gathered.apply(gradient)  # type: ignore[no-untyped-call]

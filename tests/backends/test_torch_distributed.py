@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 import time
+import warnings
+from collections.abc import Callable
+from contextlib import nullcontext
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +20,15 @@ from conftest import load
 
 torch = load("torch")
 distributed, multiprocessing = load("torch.distributed"), load("torch.multiprocessing")
+checkpoint = load("torch.utils.checkpoint").checkpoint
 modules = load("matryoshka.torch")
 
 if not (distributed.is_available() and distributed.is_gloo_available()):
     pytest.skip("this PyTorch has no gloo", allow_module_level=True)
 
+DOCUMENT = Path(__file__).parents[2] / "docs" / "distributed.md"
+FULLY_SHARD = getattr(load("torch.distributed.fsdp"), "fully_shard", None)
+NEEDS_FULLY_SHARD = pytest.mark.skipif(FULLY_SHARD is None, reason="this PyTorch has no public fully_shard")
 N_PROCESSES, N, N_EXTRA, SECONDS = 2, 3, 2, 60
 LOSSES: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -25,7 +36,9 @@ LOSSES: dict[str, dict[str, Any]] = {
     "hard-negatives": {"label_smoothing": 0.1},
     "symmetric-hard-negatives": {"symmetric": True},
 }
-TRAINED = ("mrl", "mrl-e", "info-nce")
+KINDS = ("mrl", "mrl-e", "info-nce")
+REPLICATED = ("ddp", "ddp-accumulating", "ddp-checkpointed")
+SHARDED = ("fsdp", "fsdp-accumulating", "fsdp-checkpointed")
 
 
 def draw(*shape: int, seed: int) -> Any:
@@ -43,43 +56,155 @@ def info_nce(name: str, *, gather: bool) -> Any:
     return modules.InfoNCE(NESTING, temperature=0.4, gather=gather, **LOSSES[name])
 
 
-class Contrastive(torch.nn.Module):
+class Model(torch.nn.Module):
     """An encoder with its loss, as users train it."""
 
-    def __init__(self, *, gather: bool) -> None:
+    def __init__(self, kind: str, *, gather: bool = True, checkpointed: bool = False) -> None:
         super().__init__()
         self.encoder = torch.nn.Linear(5, 7, dtype=torch.float64)
-        self.loss = modules.InfoNCE(
-            NESTING, symmetric=True, learnable_temperature=True, gather=gather, dtype=torch.float64
-        )
-
-    def forward(self, queries: Any, keys: Any) -> Any:
-        return self.loss(self.encoder(queries), self.encoder(keys))
-
-
-def trained(name: str, rows: slice, wrap: Any) -> list[Any]:
-    """Take two steps on some rows of each of two batches; return the parameters."""
-    torch.manual_seed(0)
-    if name == "info-nce":
-        model = Contrastive(gather=wrap is not None)
-    else:
-        model = modules.MRLHead(NESTING, N_CLASSES, tied=name == "mrl-e", dtype=torch.float64)
-    wrapped = model if wrap is None else wrap(model)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
-    for step in range(2):
-        n = N * N_PROCESSES
-        if name == "info-nce":
-            batch = draw(n, 5, seed=step), draw(n, 5, seed=10 + step)
+        self.paired, self.checkpointed = kind == "info-nce", checkpointed
+        if self.paired:
+            options = {"symmetric": True, "learnable_temperature": True, "gather": gather}
+            self.loss = modules.InfoNCE(NESTING, **options, dtype=torch.float64)
         else:
-            batch = draw(n, 7, seed=step), torch.arange(step, n + step) % N_CLASSES
+            self.loss = modules.MRLHead(NESTING, N_CLASSES, tied=kind == "mrl-e", dtype=torch.float64)
+
+    def forward(self, first: Any, second: Any) -> Any:
+        if self.checkpointed:
+            return checkpoint(self.embed_and_compare, first, second, use_reentrant=False)
+        return self.embed_and_compare(first, second)
+
+    def embed_and_compare(self, first: Any, second: Any) -> Any:
+        return self.loss(self.encoder(first), self.encoder(second) if self.paired else second)
+
+
+def wrapped(model: Any, way: str) -> Any:
+    """Distribute a model; under FSDP its encoder and its loss are units of their own, as layers are in practice."""
+    if way.startswith("ddp"):
+        return torch.nn.parallel.DistributedDataParallel(model)
+    for part in (model.encoder, model.loss, model):
+        FULLY_SHARD(part)
+    return model
+
+
+def without_sync(model: Any, way: str) -> Any:
+    """Let a backward pass keep its gradients to itself."""
+    if way.startswith("ddp"):
+        return model.no_sync()
+    model.set_requires_gradient_sync(False)
+    return nullcontext()
+
+
+def full(tensor: Any) -> Any:
+    """Return what a tensor holds in all processes together."""
+    return (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).detach().clone()
+
+
+def trained(kind: str, way: str, rank: int | None = None) -> list[Any]:
+    """Take two steps in a process of the given rank, or alone on the joined batches.
+
+    Return the mean loss of each step, the gradients of the last one, and the parameters.
+    """
+    torch.manual_seed(0)
+    alone, n_batches = rank is None, 2 if way.endswith("accumulating") else 1
+    model = Model(kind, gather=not alone, checkpointed=way.endswith("checkpointed"))
+    called = model if alone else wrapped(model, way)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
+    losses = []
+    for step in range(2):
         optimizer.zero_grad()
-        wrapped(*(array[rows] for array in batch)).backward()
+        for i in range(n_batches):
+            n, seed = N * N_PROCESSES, 2 * step + i
+            second = draw(n, 5, seed=10 + seed) if kind == "info-nce" else torch.arange(seed, n + seed) % N_CLASSES
+            batch = [array if alone else array.chunk(N_PROCESSES)[rank] for array in (draw(n, 5, seed=seed), second)]
+            last = i == n_batches - 1
+            if last and not alone and way == "fsdp-accumulating":
+                called.set_requires_gradient_sync(True)
+            with nullcontext() if last or alone else without_sync(called, way):
+                loss = called(*batch) / n_batches
+                loss.backward()
+            losses.append(loss.detach())
         optimizer.step()
-    return [parameter.detach() for parameter in model.parameters()]
+    parameters = list(model.parameters())
+    return [torch.stack(losses), *(full(parameter.grad) for parameter in parameters), *map(full, parameters)]
+
+
+# What is refused
+
+
+def outside_forward(kind: str, rank: int) -> None:
+    """Call the loss of a sharded model whose forward does not."""
+    model = Model(kind)
+    FULLY_SHARD(model, reshard_after_forward=True)
+    model.loss(draw(N, 7, seed=rank), draw(N, 7, seed=2) if model.paired else torch.arange(N))
+
+
+def with_layers_sharded_alone(kind: str, rank: int) -> None:
+    model = Model(kind)
+    for layer in model.loss.classifiers:
+        FULLY_SHARD(layer)
+    FULLY_SHARD(model)
+    model(draw(N, 5, seed=rank), torch.arange(N))
+
+
+def with_a_distributed(name: str, rank: int) -> None:
+    arguments = {"embeddings": draw(N, 7, seed=1), "labels": torch.arange(N)}
+    mesh = load("torch.distributed.device_mesh").init_device_mesh("cpu", (N_PROCESSES,))
+    tensor = load("torch.distributed.tensor")
+    arguments[name] = tensor.distribute_tensor(arguments[name], mesh, [tensor.Replicate()])
+    modules.MRLHead(NESTING, N_CLASSES, dtype=torch.float64)(*arguments.values())
+
+
+def with_rows(n_queries: tuple[int, int], n_keys: tuple[int, int], rank: int) -> None:
+    """Gather other numbers of rows in each process."""
+    modules.InfoNCE(NESTING, gather=True)(draw(n_queries[rank], 7, seed=1), draw(n_keys[rank], 7, seed=2))
+
+
+def differentiated_twice(rank: int) -> None:
+    queries, keys = (draw(N, 7, seed=seed).requires_grad_() for seed in (rank, 2))
+    gradient, *_ = torch.autograd.grad(info_nce("symmetric", gather=True)(queries, keys), [keys], create_graph=True)
+    gradient.sum().backward()
+
+
+DISTRIBUTED = "must be a plain array, got a DTensor, .* call the module that was sharded, .* or take full_tensor"
+REFUSED: dict[str, tuple[Callable[[int], None], str]] = {
+    "mrl-outside-forward": (partial(outside_forward, "mrl"), rf"TypeError: `heads\[0\]\[0\]` {DISTRIBUTED}"),
+    "mrl-e-outside-forward": (partial(outside_forward, "mrl-e"), f"TypeError: `weight` {DISTRIBUTED}"),
+    "info-nce-outside-forward": (partial(outside_forward, "info-nce"), f"TypeError: `log_temperature` {DISTRIBUTED}"),
+    "mrl-by-layers": (partial(with_layers_sharded_alone, "mrl"), rf"TypeError: `heads\[0\]\[0\]` {DISTRIBUTED}"),
+    "mrl-e-by-layers": (partial(with_layers_sharded_alone, "mrl-e"), f"TypeError: `weight` {DISTRIBUTED}"),
+    "distributed-embeddings": (partial(with_a_distributed, "embeddings"), f"TypeError: `embeddings` {DISTRIBUTED}"),
+    "distributed-labels": (partial(with_a_distributed, "labels"), f"TypeError: `labels` {DISTRIBUTED}"),
+    "unequal-queries": (
+        partial(with_rows, (3, 4), (3, 4)),
+        r"ValueError: `queries` must have one shape in all processes, got \(3, 7\) and \(4, 7\); .* drop_last=True",
+    ),
+    "unequal-keys": (
+        partial(with_rows, (3, 3), (3, 4)),
+        r"ValueError: `keys` must have one shape in all processes, got \(3, 7\) and \(4, 7\); .* drop_last=True",
+    ),
+    "fewer-keys": (
+        partial(with_rows, (3, 3), (2, 2)),
+        "ValueError: `keys` must have a row for each of the 3 queries of its process, got 2; row i is the positive",
+    ),
+    "differentiated-twice": (differentiated_twice, "RuntimeError: .* gradients of first order only"),
+}
+
+
+def refusal(attempt: Callable[[int], None], rank: int) -> str:
+    try:
+        attempt(rank)
+    except (RuntimeError, TypeError, ValueError) as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing was refused"
+
+
+# The processes
 
 
 def work(rank: int, folder: str) -> None:
-    """What each of the processes does: every loss on its rows, and every training on its rows."""
+    """What each of the processes does: every loss on its rows, every training on its rows, and all that is refused."""
+    warnings.filterwarnings("error", category=FutureWarning)  # how PyTorch warns of what it will drop
     torch.set_num_threads(1)
     distributed.init_process_group(
         "gloo",
@@ -88,22 +213,35 @@ def work(rank: int, folder: str) -> None:
         world_size=N_PROCESSES,
         timeout=timedelta(seconds=SECONDS),
     )
-    results: dict[str, Any] = {}
+    results: dict[Any, Any] = {}
     for name in LOSSES:
-        own = [array.chunk(N_PROCESSES)[rank].clone().requires_grad_() for array in pairs(name)]
-        queries, keys, extra = own
-        loss, parts = info_nce(name, gather=True)(queries, torch.cat([keys, extra]), return_parts=True)
-        results[name] = loss.detach(), parts, *torch.autograd.grad(loss, own)
-    rows = slice(rank * N, (rank + 1) * N)
-    for name in TRAINED:
-        results[name] = trained(name, rows, torch.nn.parallel.DistributedDataParallel)
+        for dtype in (torch.float64, torch.bfloat16):
+            own = [array.to(dtype).chunk(N_PROCESSES)[rank].clone().requires_grad_() for array in pairs(name)]
+            queries, keys, extra = own
+            loss, parts = info_nce(name, gather=True)(queries, torch.cat([keys, extra]), return_parts=True)
+            results[name, dtype] = loss.detach(), parts, *torch.autograd.grad(loss, own)
+    for kind in KINDS:
+        for way in REPLICATED if FULLY_SHARD is None else REPLICATED + SHARDED:
+            results[kind, way] = trained(kind, way, rank)
+    for name, (attempt, _) in REFUSED.items():
+        results[name] = None if FULLY_SHARD is None else refusal(attempt, rank)
+    results["compiled"] = compiled_and_eager(rank)
     torch.save(results, Path(folder, f"{rank}.pt"))
     distributed.barrier()
     distributed.destroy_process_group()
 
 
+def compiled_and_eager(rank: int) -> list[list[Any]]:
+    """Values and gradients of a loss that gathers, traced as one graph and not."""
+    loss = modules.InfoNCE((3, 7), learnable_temperature=True, gather=True, dtype=torch.float64)
+    arguments = [draw(N, 7, seed=rank).requires_grad_(), draw(N, 7, seed=5 + rank).requires_grad_()]
+    tensors = [*arguments, *loss.parameters()]
+    functions = torch.compile(loss, fullgraph=True, backend="eager"), loss
+    return [[value.detach(), *torch.autograd.grad(value, tensors)] for value in (f(*arguments) for f in functions)]
+
+
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[Any, Any]]:
     """What each process found."""
     folder = tmp_path_factory.mktemp("distributed")
     context = multiprocessing.spawn(work, (str(folder),), nprocs=N_PROCESSES, join=False)
@@ -117,27 +255,62 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return [torch.load(folder / f"{rank}.pt") for rank in range(N_PROCESSES)]
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=["f64", "bf16"])
 @pytest.mark.parametrize("name", LOSSES)
-def test_gathered_info_nce_is_that_of_the_joined_batch(results: list[dict[str, Any]], name: str) -> None:
+def test_gathered_info_nce_is_that_of_the_joined_batch(results: list[dict[Any, Any]], name: str, dtype: Any) -> None:
     """The mean over processes of losses and parts is; gradients summed over processes are N_PROCESSES times as large.
 
     DistributedDataParallel averages gradients over processes, so that training sees those of the mean.
     """
-    arrays = [array.requires_grad_() for array in pairs(name)]
+    arrays = [array.to(dtype).requires_grad_() for array in pairs(name)]
     queries, keys, extra = arrays
     loss, parts = info_nce(name, gather=False)(queries, torch.cat([keys, extra]), return_parts=True)
     gradients = torch.autograd.grad(loss, arrays)
-    losses, all_parts, *slices = zip(*(result[name] for result in results), strict=True)
+    losses, all_parts, *slices = zip(*(result[name, dtype] for result in results), strict=True)
     assert losses[0] != losses[1]  # each process has its own queries
     torch.testing.assert_close(sum(losses) / N_PROCESSES, loss.detach())
     torch.testing.assert_close(sum(all_parts) / N_PROCESSES, parts)
+    tolerance = {} if dtype == torch.float64 else {"rtol": 0.05, "atol": 0.01}
     for gradient, of_processes in zip(gradients, slices, strict=True):
-        torch.testing.assert_close(torch.cat(of_processes) / N_PROCESSES, gradient)
+        torch.testing.assert_close(torch.cat(of_processes) / N_PROCESSES, gradient, **tolerance)
 
 
-@pytest.mark.parametrize("name", TRAINED)
-def test_training_in_parallel_is_training_on_the_joined_batch(results: list[dict[str, Any]], name: str) -> None:
-    expected = trained(name, slice(None), None)
+@pytest.mark.parametrize("way", [*REPLICATED, *(pytest.param(way, marks=NEEDS_FULLY_SHARD) for way in SHARDED)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_in_parallel_is_training_on_the_joined_batch(
+    results: list[dict[Any, Any]], kind: str, way: str
+) -> None:
+    """In losses, gradients and parameters."""
+    losses, *expected = trained(kind, way)
+    own_losses, *tensors = zip(*(result[kind, way] for result in results), strict=True)
+    torch.testing.assert_close(sum(own_losses) / N_PROCESSES, losses, rtol=1e-12, atol=1e-12)
+    for found, tensor in zip(tensors, expected, strict=True):
+        for of_process in found:
+            torch.testing.assert_close(of_process, tensor, rtol=1e-12, atol=1e-12)
+
+
+@NEEDS_FULLY_SHARD
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_refused_says_what_to_do_in_every_process(results: list[dict[Any, Any]], name: str) -> None:
     for result in results:
-        for parameter, other in zip(result[name], expected, strict=True):
-            torch.testing.assert_close(parameter, other)
+        assert re.match(REFUSED[name][1], result[name], flags=re.DOTALL), result[name]
+
+
+def test_gathering_compiles_to_one_graph(results: list[dict[Any, Any]]) -> None:
+    for result in results:
+        torch.testing.assert_close(*result["compiled"])
+
+
+def test_the_programs_of_the_documentation_run(tmp_path: Path) -> None:
+    """With torchrun, one after the other; they print what their comments promise."""
+    programs = re.findall(
+        r"^```python\n(.*?)^```", DOCUMENT.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL
+    )
+    assert len(programs) == 2
+    program = "\n".join(text for text in programs if FULLY_SHARD is not None or "fully_shard" not in text)
+    path = tmp_path / "train.py"
+    path.write_text(program, encoding="utf-8")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={N_PROCESSES}"]
+    done = subprocess.run([*launcher, str(path)], capture_output=True, text=True, timeout=2 * SECONDS, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == re.findall(r"  # prints (.*)$", program, flags=re.MULTILINE)
