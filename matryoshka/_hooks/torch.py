@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
+from torch.autograd.forward_ad import unpack_dual
 
 from matryoshka._hooks import loop
 from matryoshka._hooks.formula import Arrays, Formula, Problem
@@ -62,7 +63,10 @@ def weighted_total(problem: Problem, divisor: Any) -> tuple[torch.Tensor, torch.
     wanted = _wanted(arrays)
     with _without_autocast(problem.labels):
         if not any(wanted) and not _wanted((weights,))[0]:
-            return loop.weighted_total(problem, divisor)
+            # PyTorch gives the product of a tensor () and a float a tangent in float64: prefixes are summed row by row.
+            totals, losses = loop.row_totals(problem)
+            return problem.weigh_rows(totals).sum() / divisor, losses
+        _refuse_tangents((weights, *arrays))
         setting = _Setting(problem.formula, len(problem.rows), problem.row_block, wanted)
         total, losses, *_ = _WeightedTotal.apply(setting, problem.labels, problem.mask, weights, *arrays)  # type: ignore[no-untyped-call]
     return total / divisor, losses
@@ -75,6 +79,7 @@ def row_totals(problem: Problem) -> tuple[torch.Tensor, torch.Tensor]:
     with _without_autocast(problem.labels):
         if not any(wanted):
             return loop.row_totals(problem)
+        _refuse_tangents(arrays)
         setting = _Setting(problem.formula, len(problem.rows), problem.row_block, wanted)
         totals, losses = _RowTotals.apply(setting, problem.labels, problem.mask, *arrays)  # type: ignore[no-untyped-call]
     return totals, losses
@@ -133,6 +138,10 @@ class _WeightedTotal(torch.autograd.Function):
             ]
         return None, None, None, *_first_order_only(scaled, (d_total, weights, *arrays))
 
+    @staticmethod
+    def vmap(*_: Any) -> Any:
+        _refuse_vmap()
+
 
 class _RowTotals(torch.autograd.Function):
     """The total of each row; its gradients are formed backward, once the weight of each row is known."""
@@ -155,12 +164,17 @@ class _RowTotals(torch.autograd.Function):
         if d_totals is None:
             return (None,) * len(ctx.needs_input_grad)
         labels, mask, *arrays = ctx.saved_tensors
+        (d_totals,) = _first_order_only([d_totals], arrays)  # refused here under vmap, before products are mapped
         formed = _form_gradients(ctx.setting, labels, mask, d_totals, arrays)
         cast = [
             None if gradient is None else gradient.to(array.dtype)
             for gradient, array in zip(formed, arrays, strict=True)
         ]
         return None, None, None, *_first_order_only(cast, (d_totals, *arrays))
+
+    @staticmethod
+    def vmap(*_: Any) -> Any:
+        _refuse_vmap()
 
 
 def _form_gradients(
@@ -202,6 +216,30 @@ class _FirstOrderOnly(torch.autograd.Function):
         msg = (
             "the nested losses of matryoshka have gradients of first order only, got a request for second order; "
             "for that, form the logits or similarities of each prefix and use the framework's own loss."
+        )
+        raise RuntimeError(msg)
+
+    @staticmethod
+    def vmap(*_: Any) -> Any:
+        _refuse_vmap()
+
+
+def _refuse_vmap() -> NoReturn:
+    msg = (
+        "the nested losses of matryoshka have gradients that torch.func.vmap (jacrev, jacobian with vectorize=True) "
+        "cannot map, got a call under it; pass the mapped axis as rows with reduction='none', loop over it, or use the "
+        "framework's own loss on the logits or similarities of each prefix."
+    )
+    raise RuntimeError(msg)
+
+
+def _refuse_tangents(tensors: Tensors) -> None:
+    """Refuse forward-mode differentiation of what reverse mode is to differentiate, too."""
+    # PyTorch asks for a `jvp` method to raise this in, but does not compile a function that has one.
+    if any(tensor is not None and unpack_dual(tensor).tangent is not None for tensor in tensors):  # type: ignore[no-untyped-call]
+        msg = (
+            "the nested losses of matryoshka take forward-mode differentiation (torch.func.jvp, jacfwd) where no "
+            "argument requires a gradient, got one that does; detach the others, or use torch.func.vjp."
         )
         raise RuntimeError(msg)
 
