@@ -299,4 +299,6 @@ def take_rows(array: Array, rows: np.ndarray, xp: Namespace) -> Array:
 
 def row_blocks(n: int, size: int) -> list[slice]:
     """Cut n rows into slices of `size`; no rows make one empty slice, so that every result has its shape."""
+    if n <= size:  # leaves n open where PyTorch traces it
+        return [slice(0, n)]
     return [slice(start, min(start + size, n)) for start in range(0, max(n, 1), size)]

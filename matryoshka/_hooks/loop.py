@@ -64,8 +64,10 @@ def largest_block(row_bytes: int, row_block: int | None) -> int | None:
 
 def block_size(n: int, row_bytes: int, row_block: int | None) -> int:
     """Return how many rows to work on at a time: blocks of nearly equal size, none above the largest."""
-    n_blocks = -(-n // (largest_block(row_bytes, row_block) or n)) if n else 1
-    return max(1, -(-n // n_blocks))
+    largest = largest_block(row_bytes, row_block)
+    if largest is None or n <= largest:
+        return max(1, n)
+    return -(-n // -(-n // largest))
 
 
 def _losses(problem: Problem) -> Array:

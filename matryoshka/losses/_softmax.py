@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from matryoshka._algebra import softmax, subtract_at
-from matryoshka._array import arange, length
+from matryoshka._array import arange, length, library
 from matryoshka._hooks.formula import Arrays, Block, Formula
 from matryoshka._typing import Array
 
@@ -133,6 +133,8 @@ class SoftmaxFormula(Formula):
 
     def at_labels(self, matrix: Array, labels: Array) -> Array:
         """Return the number at the label of each row, (r,)."""
+        if library(self.xp) == "torch":  # whose `take_along_dim` fixes the number of rows where it is traced
+            return self.xp.gather(matrix, 1, labels[:, None])[:, 0]
         return self.xp.take_along_axis(matrix, labels[:, None], axis=-1)[:, 0]
 
     def scale_rows(self, array: Array | None, factors: Array | None) -> Array | None:

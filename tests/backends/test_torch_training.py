@@ -143,6 +143,18 @@ def test_the_loss_is_exported_for_a_fixed_batch(kind: str, strict: bool) -> None
         loss.backward()
 
 
+@HEADS
+def test_the_loss_is_exported_for_every_batch_of_one_block(kind: str, strict: bool) -> None:
+    """Up to 512 rows; more are cut into as many blocks as there were."""
+    model, n = Model(kind).eval(), torch.export.Dim("n", max=512)
+    shapes = {"first": {0: n}, "second": {0: n}}
+    with torch.no_grad():
+        exported = torch.export.export(model, (draw(N, 5), LABELS), dynamic_shapes=shapes, strict=strict).module()
+    for n_rows in (N, 9, 512):
+        batch = draw(n_rows, 5), torch.arange(n_rows) % N_CLASSES
+        torch.testing.assert_close(exported(*batch), model(*batch).detach())
+
+
 # torch.func and what else maps or differentiates
 
 
