@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from itertools import accumulate
 from typing import Any
 
@@ -340,18 +341,33 @@ class InfoNCE(_Nested):
             state_dict[name] = state_dict[name].reshape(1)
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
-    def forward(self, queries: torch.Tensor, keys: torch.Tensor, *, return_parts: bool = False) -> Any:
-        """Return the loss of queries (n, dim), whose positives are the first n of the keys (n_keys, dim)."""
+    def forward(
+        self,
+        queries: torch.Tensor,
+        keys: torch.Tensor,
+        *,
+        negatives: torch.Tensor | None = None,
+        mask: torch.Tensor | None = None,
+        targets: torch.Tensor | None = None,
+        return_parts: bool = False,
+    ) -> Any:
+        """Return the loss of queries (n, dim), whose positives are the first n of the keys (n_keys, dim).
+
+        Hard negatives (n, h, dim), mask and targets (n, n_keys) are as for `info_nce`. They speak of this process: with
+        `gather` every query sees all keys of other processes, and shall find none of them.
+        """
         options = {"temperature": self.temperature, "return_parts": return_parts, **self.options}
+        loss, found = partial(info_nce, nesting=self.nesting, xp=_XP, **options), {"mask": mask, "targets": targets}
         if not (self.gather and _n_processes() > 1):
-            return info_nce(queries, keys, nesting=self.nesting, symmetric=self.symmetric, xp=_XP, **options)
+            return loss(queries, keys, symmetric=self.symmetric, negatives=negatives, **found)
         _check_before_gathering(queries, keys)
-        forward = info_nce(queries, _gather_own_first(keys), nesting=self.nesting, xp=_XP, **options)
+        every = _gather_own_first(keys)
+        forward = loss(queries, every, negatives=negatives, **_widened(found, every.shape[0]))
         if not self.symmetric:
             return forward
-        own_keys = keys[: queries.shape[0]]
-        backward = info_nce(own_keys, _gather_own_first(queries), nesting=self.nesting, xp=_XP, **options)
-        return midway(forward, backward)
+        n, every = queries.shape[0], _gather_own_first(queries)
+        reverse = {name: None if array is None else array[:, :n].T for name, array in found.items()}
+        return midway(forward, loss(keys[:n], every, **_widened(reverse, every.shape[0])))
 
 
 class NestedLoss(_Nested):
@@ -396,6 +412,16 @@ def _is_plain(layer: torch.nn.Module) -> bool:
 def _n_processes() -> int:
     ready = torch.distributed.is_available() and torch.distributed.is_initialized()
     return torch.distributed.get_world_size() if ready else 1
+
+
+def _widened(found: dict[str, Any], n_keys: int) -> dict[str, Any]:
+    """Return mask and targets (n, own keys) for all n_keys keys: those of other processes are seen and not sought."""
+    return {
+        name: array
+        if array is None
+        else torch.nn.functional.pad(array, (0, n_keys - array.shape[1]), value=name == "mask")
+        for name, array in found.items()
+    }
 
 
 def _check_before_gathering(queries: torch.Tensor, keys: torch.Tensor) -> None:

@@ -20,7 +20,7 @@ _MANY_COLUMNS = 4096
 """With fewer, the arrays of all prefixes leave room for as many rows as a block can use."""
 
 _MANY_PREFIXES, _SETTLED_EVERY = 12, 4
-"""With more prefixes, sums of products are settled every few of them: to form long ones again and again takes longer."""
+"""With more prefixes, sums of products are settled every few of them: long ones take longer to form for each use."""
 
 
 class ProductFormula(SoftmaxFormula):
