@@ -357,7 +357,8 @@ class InfoNCE(_Nested):
         `gather` every query sees all keys of other processes, and shall find none of them.
         """
         options = {"temperature": self.temperature, "return_parts": return_parts, **self.options}
-        loss, found = partial(info_nce, nesting=self.nesting, xp=_XP, **options), {"mask": mask, "targets": targets}
+        loss: Any = partial(info_nce, nesting=self.nesting, xp=_XP, **options)
+        found = {"mask": mask, "targets": targets}
         if not (self.gather and _n_processes() > 1):
             return loss(queries, keys, symmetric=self.symmetric, negatives=negatives, **found)
         _check_before_gathering(queries, keys)
