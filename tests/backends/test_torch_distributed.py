@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import re
-import subprocess
-import sys
 import time
 import warnings
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, redirect_stdout
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from cases import N_CLASSES, NESTING
@@ -26,7 +26,8 @@ modules = load("matryoshka.torch")
 if not (distributed.is_available() and distributed.is_gloo_available()):
     pytest.skip("this PyTorch has no gloo", allow_module_level=True)
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "distributed.md"
+DOCUMENT = Path(__file__).parents[2].joinpath("docs", "distributed.md").read_text(encoding="utf-8")
+PROGRAMS = re.findall(r"^```python\n(.*?)^```", DOCUMENT, flags=re.MULTILINE | re.DOTALL)
 FULLY_SHARD = getattr(load("torch.distributed.fsdp"), "fully_shard", None)
 NEEDS_FULLY_SHARD = pytest.mark.skipif(FULLY_SHARD is None, reason="this PyTorch has no public fully_shard")
 N_PROCESSES, N, N_EXTRA, SECONDS = 2, 3, 2, 60
@@ -226,9 +227,26 @@ def work(rank: int, folder: str) -> None:
     for name, (attempt, _) in REFUSED.items():
         results[name] = None if FULLY_SHARD is None else refusal(attempt, rank)
     results["compiled"] = compiled_and_eager(rank)
-    torch.save(results, Path(folder, f"{rank}.pt"))
     distributed.barrier()
     distributed.destroy_process_group()
+    for i, program in enumerate(PROGRAMS):
+        results[program] = (
+            None if FULLY_SHARD is None and "fully_shard" in program else printed(program, i, rank, folder)
+        )
+    torch.save(results, Path(folder, f"{rank}.pt"))
+
+
+def printed(program: str, i: int, rank: int, folder: str) -> str:
+    """Run a program as torchrun would, but for how its processes meet; return what it prints."""
+    begin = partial(
+        distributed.init_process_group,
+        init_method=Path(folder, f"rendezvous-{i}").as_uri(),
+        rank=rank,
+        world_size=N_PROCESSES,
+    )
+    with mock.patch.object(distributed, "init_process_group", begin), redirect_stdout(io.StringIO()) as text:
+        exec(program, {"__name__": "__main__"})
+    return text.getvalue()
 
 
 def compiled_and_eager(rank: int) -> list[list[Any]]:
@@ -301,16 +319,10 @@ def test_gathering_compiles_to_one_graph(results: list[dict[Any, Any]]) -> None:
         torch.testing.assert_close(*result["compiled"])
 
 
-def test_the_programs_of_the_documentation_run(tmp_path: Path) -> None:
-    """With torchrun, one after the other; they print what their comments promise."""
-    programs = re.findall(
-        r"^```python\n(.*?)^```", DOCUMENT.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL
-    )
-    assert len(programs) == 2
-    program = "\n".join(text for text in programs if FULLY_SHARD is not None or "fully_shard" not in text)
-    path = tmp_path / "train.py"
-    path.write_text(program, encoding="utf-8")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={N_PROCESSES}"]
-    done = subprocess.run([*launcher, str(path)], capture_output=True, text=True, timeout=2 * SECONDS, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == re.findall(r"  # prints (.*)$", program, flags=re.MULTILINE)
+@pytest.mark.parametrize("i", [0, pytest.param(1, marks=NEEDS_FULLY_SHARD)], ids=["ddp", "fsdp"])
+def test_the_programs_of_the_documentation_run(results: list[dict[Any, Any]], i: int) -> None:
+    """The first process prints what their comments promise."""
+    program = PROGRAMS[i]
+    promised = re.findall(r"  # prints (.*)$", program, flags=re.MULTILINE)
+    assert promised
+    assert [result[program].splitlines() for result in results] == [promised, []]
