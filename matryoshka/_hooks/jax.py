@@ -108,6 +108,8 @@ def _scan(step: Callable[[Any, Block], tuple[Any, Any]], problem: Problem, whole
     if row_block is None and row_bytes:
         row_block = min(_BLOCK_ROWS, loop.largest_block(row_bytes, None) or n)
     size = loop.block_size(n, row_bytes, row_block)
+    # Rows that are left over are a second program, with memory of its own: rather smaller blocks that leave none.
+    size = next((rows for rows in range(size, size // 2, -1) if n % rows == 0), size)
     if size >= n:
         return step(None, whole)
     n_blocks = n // size

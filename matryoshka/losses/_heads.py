@@ -11,7 +11,7 @@ from matryoshka._algebra import add_product, add_transposed_product, write_produ
 from matryoshka._array import accumulator_dtype, can_write
 from matryoshka._hooks.formula import Arrays, Block, Totals
 from matryoshka._typing import Array
-from matryoshka.losses._products import ProductFormula, join_transposed
+from matryoshka.losses._products import ProductFormula, join_columns
 from matryoshka.losses._softmax import SoftmaxFormula
 
 
@@ -53,7 +53,7 @@ class TiedHead(ProductFormula):
 
     def finish(self, prepared: Arrays, totals: Totals) -> Arrays:
         d_weight, d_bias = totals
-        return join_transposed(d_weight, self.xp), d_bias
+        return join_columns(d_weight, self.xp), d_bias
 
 
 class SeparateHeads(SoftmaxFormula):

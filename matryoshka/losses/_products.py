@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from matryoshka._algebra import add_product, settled, write_product
+from matryoshka._algebra import add_product, add_transposed_product, settled, write_product
 from matryoshka._array import accumulator_dtype, can_write, empty
 from matryoshka._hooks.formula import Arrays
 from matryoshka._typing import Array, Namespace
@@ -103,18 +103,17 @@ class ProductFormula(SoftmaxFormula):
         return Columns(self.nesting.blocks, accumulator_dtype(like, self.xp), self.xp, data)
 
 
-def join_transposed(data: Any, xp: Namespace) -> Array | None:
-    """Return the matrix of the `data` of columns that transposed products were added to; None if none ever was."""
+def join_columns(data: Any, xp: Namespace) -> Array | None:
+    """Return the matrix of the `data` of columns; None if nothing was ever added."""
     if not isinstance(data, list):
         return data
-    return None if data[0] is None else xp.matrix_transpose(xp.concat(data, axis=0))
+    return None if data[0] is None else xp.concat(data, axis=1)
 
 
 class Columns:
     """A matrix (n, dim) that is made, or added to, one block of columns at a time.
 
-    Where arrays can be written to, the blocks are views of one array. Elsewhere they are joined at the end, and those
-    that transposed products are added to lie transposed until then.
+    Where arrays can be written to, the blocks are views of one array; elsewhere they are joined at the end.
 
     Parameters
     ----------
@@ -151,11 +150,8 @@ class Columns:
         if self._writes:
             self.add_product(g, self._xp.matrix_transpose(left), right)
         else:
-            transposed = self._xp.matrix_transpose(right)
-            self.data[g] = add_product(self.data[g], transposed, left, dtype=self._dtype, xp=self._xp)
+            self.data[g] = add_transposed_product(self.data[g], left, right, dtype=self._dtype, xp=self._xp)
 
     def join(self) -> Array | None:
-        """Return the matrix that products were added to; None if none ever was."""
-        if not isinstance(self.data, list):
-            return self.data
-        return None if self.data[0] is None else self._xp.concat(self.data, axis=1)
+        """Return the matrix; None if nothing was ever added."""
+        return join_columns(self.data, self._xp)

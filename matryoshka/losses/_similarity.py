@@ -23,7 +23,7 @@ import numpy as np
 from matryoshka._array import accumulator_dtype, length, library
 from matryoshka._hooks.formula import Arrays, Block, Totals
 from matryoshka._typing import Array
-from matryoshka.losses._products import ProductFormula, join_transposed
+from matryoshka.losses._products import ProductFormula, join_columns
 from matryoshka.losses._softmax import Target
 
 _FAR = {True: (2.0**96, 2.0**88), False: (2.0**512, 2.0**640)}
@@ -124,7 +124,7 @@ class Similarity(ProductFormula):
 
     def finish(self, prepared: Arrays, totals: Totals) -> Arrays:
         (keys, inverse_t), (d_k, k_sums, total) = prepared, totals
-        d_keys = join_transposed(d_k, self.xp)
+        d_keys = join_columns(d_k, self.xp)
         if d_keys is not None:
             d_keys -= self.norm_gradient(keys, k_sums)
         return self.scale_rows(d_keys, keys.scale), -inverse_t * total[0]
