@@ -5,7 +5,7 @@ Classification: `mrl_cross_entropy` has a head per prefix, `mrl_e_cross_entropy`
 The functions that end in `_with_grad` return gradients too, for libraries without automatic differentiation.
 """
 
-from matryoshka.losses.contrastive import InfoNCEGradients, info_nce, info_nce_with_grad
+from matryoshka.losses.contrastive import HardNegativeGradients, InfoNCEGradients, info_nce, info_nce_with_grad
 from matryoshka.losses.cross_entropy import (
     MRLEGradients,
     MRLGradients,
@@ -18,6 +18,7 @@ from matryoshka.losses.cross_entropy import (
 from matryoshka.losses.nested import nested_loss
 
 __all__ = [
+    "HardNegativeGradients",
     "InfoNCEGradients",
     "MRLEGradients",
     "MRLGradients",
