@@ -354,7 +354,8 @@ class InfoNCE(_Nested):
         """Return the loss of queries (n, dim), whose positives are the first n of the keys (n_keys, dim).
 
         Hard negatives (n, h, dim), mask and targets (n, n_keys) are as for `info_nce`. They speak of this process: with
-        `gather` every query sees all keys of other processes, and shall find none of them.
+        `gather` every query sees all keys of other processes, and shall find none of them. With `symmetric` as well
+        there can be no targets.
         """
         options = {"temperature": self.temperature, "return_parts": return_parts, **self.options}
         loss: Any = partial(info_nce, nesting=self.nesting, xp=_XP, **options)
@@ -362,13 +363,20 @@ class InfoNCE(_Nested):
         if not (self.gather and _n_processes() > 1):
             return loss(queries, keys, symmetric=self.symmetric, negatives=negatives, **found)
         _check_before_gathering(queries, keys)
+        if self.symmetric and targets is not None:
+            msg = (
+                "`targets` must be None where `gather` and `symmetric` are set, got a tensor: what the keys of other "
+                "processes shall find is not known here; set symmetric=False."
+            )
+            raise ValueError(msg)
         every = _gather_own_first(keys)
-        forward = loss(queries, every, negatives=negatives, **_widened(found, every.shape[0]))
+        found = {name: _widened(array, every.shape[0], name == "mask") for name, array in found.items()}
+        forward = loss(queries, every, negatives=negatives, **found)
         if not self.symmetric:
             return forward
         n, every = queries.shape[0], _gather_own_first(queries)
-        reverse = {name: None if array is None else array[:, :n].T for name, array in found.items()}
-        return midway(forward, loss(keys[:n], every, **_widened(reverse, every.shape[0])))
+        mask = None if mask is None else _widened(mask[:, :n].T, every.shape[0], True)
+        return midway(forward, loss(keys[:n], every, mask=mask))
 
 
 class NestedLoss(_Nested):
@@ -415,14 +423,9 @@ def _n_processes() -> int:
     return torch.distributed.get_world_size() if ready else 1
 
 
-def _widened(found: dict[str, Any], n_keys: int) -> dict[str, Any]:
-    """Return mask and targets (n, own keys) for all n_keys keys: those of other processes are seen and not sought."""
-    return {
-        name: array
-        if array is None
-        else torch.nn.functional.pad(array, (0, n_keys - array.shape[1]), value=name == "mask")
-        for name, array in found.items()
-    }
+def _widened(array: torch.Tensor | None, n_keys: int, fill: bool) -> torch.Tensor | None:
+    """Return a mask or targets (n, own keys) for all keys (n, n_keys), with one value for those of other processes."""
+    return None if array is None else torch.nn.functional.pad(array, (0, n_keys - array.shape[1]), value=fill)
 
 
 def _check_before_gathering(queries: torch.Tensor, keys: torch.Tensor) -> None:

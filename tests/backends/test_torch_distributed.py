@@ -39,7 +39,7 @@ LOSSES: dict[str, dict[str, Any]] = {
 }
 KINDS = ("mrl", "mrl-e", "info-nce")
 REPLICATED = ("ddp", "ddp-accumulating", "ddp-checkpointed")
-SHARDED = ("fsdp", "fsdp-accumulating", "fsdp-checkpointed")
+SHARDED = ("fsdp", "fsdp-accumulating", "fsdp-checkpointed", "fsdp-by-layers")
 
 
 def draw(*shape: int, seed: int) -> Any:
@@ -80,10 +80,11 @@ class Model(torch.nn.Module):
 
 
 def wrapped(model: Any, way: str) -> Any:
-    """Distribute a model; under FSDP its encoder and its loss are units of their own, as layers are in practice."""
+    """Distribute a model; under FSDP its encoder and its loss are units of their own, or all linear layers."""
     if way.startswith("ddp"):
         return torch.nn.parallel.DistributedDataParallel(model)
-    for part in (model.encoder, model.loss, model):
+    classifiers = () if model.paired else model.loss.classifiers
+    for part in (*classifiers, model) if way.endswith("by-layers") else (model.encoder, model.loss, model):
         FULLY_SHARD(part)
     return model
 
@@ -130,6 +131,27 @@ def trained(kind: str, way: str, rank: int | None = None) -> list[Any]:
     return [torch.stack(losses), *(full(parameter.grad) for parameter in parameters), *map(full, parameters)]
 
 
+def told(name: str, rank: int | None = None) -> list[Any]:
+    """Give a mask, targets or hard negatives to a process of the given rank, or to one with the joined batch.
+
+    Return the loss and the gradients in queries, keys and hard negatives.
+    """
+    n = N * N_PROCESSES
+    drawn = [draw(n, 7, seed=1), draw(n, 7, seed=2), draw(n, 2, 7, seed=3)]
+    masks = [draw(N, N, seed=4 + i).gt(-0.5) | torch.eye(N, dtype=torch.bool) for i in range(N_PROCESSES)]
+    shares = [draw(N, N, seed=6 + i).exp().where(mask, 0.0) for i, mask in enumerate(masks)]
+    shares = [share / share.sum(dim=1, keepdim=True) for share in shares]
+    if rank is None:
+        mask, targets = ~torch.block_diag(*(~mask for mask in masks)).bool(), torch.block_diag(*shares)
+    else:
+        mask, targets, drawn = masks[rank], shares[rank], [array.chunk(N_PROCESSES)[rank] for array in drawn]
+    queries, keys, negatives = (array.clone().requires_grad_() for array in drawn)
+    loss = info_nce(name, gather=rank is not None)(
+        queries, keys, negatives=negatives, mask=mask, targets=targets if name == "plain" else None
+    )
+    return [loss.detach(), *torch.autograd.grad(loss, [queries, keys, negatives])]
+
+
 # What is refused
 
 
@@ -138,14 +160,6 @@ def outside_forward(kind: str, rank: int) -> None:
     model = Model(kind)
     FULLY_SHARD(model, reshard_after_forward=True)
     model.loss(draw(N, 7, seed=rank), draw(N, 7, seed=2) if model.paired else torch.arange(N))
-
-
-def with_layers_sharded_alone(kind: str, rank: int) -> None:
-    model = Model(kind)
-    for layer in model.loss.classifiers:
-        FULLY_SHARD(layer)
-    FULLY_SHARD(model)
-    model(draw(N, 5, seed=rank), torch.arange(N))
 
 
 def with_a_distributed(name: str, rank: int) -> None:
@@ -161,6 +175,10 @@ def with_rows(n_queries: tuple[int, int], n_keys: tuple[int, int], rank: int) ->
     modules.InfoNCE(NESTING, gather=True)(draw(n_queries[rank], 7, seed=1), draw(n_keys[rank], 7, seed=2))
 
 
+def with_targets_both_ways(rank: int) -> None:
+    info_nce("symmetric", gather=True)(draw(N, 7, seed=rank), draw(N, 7, seed=2), targets=torch.eye(N))
+
+
 def differentiated_twice(rank: int) -> None:
     queries, keys = (draw(N, 7, seed=seed).requires_grad_() for seed in (rank, 2))
     gradient, *_ = torch.autograd.grad(info_nce("symmetric", gather=True)(queries, keys), [keys], create_graph=True)
@@ -172,8 +190,6 @@ REFUSED: dict[str, tuple[Callable[[int], None], str]] = {
     "mrl-outside-forward": (partial(outside_forward, "mrl"), rf"TypeError: `heads\[0\]\[0\]` {DISTRIBUTED}"),
     "mrl-e-outside-forward": (partial(outside_forward, "mrl-e"), f"TypeError: `weight` {DISTRIBUTED}"),
     "info-nce-outside-forward": (partial(outside_forward, "info-nce"), f"TypeError: `log_temperature` {DISTRIBUTED}"),
-    "mrl-by-layers": (partial(with_layers_sharded_alone, "mrl"), rf"TypeError: `heads\[0\]\[0\]` {DISTRIBUTED}"),
-    "mrl-e-by-layers": (partial(with_layers_sharded_alone, "mrl-e"), f"TypeError: `weight` {DISTRIBUTED}"),
     "distributed-embeddings": (partial(with_a_distributed, "embeddings"), f"TypeError: `embeddings` {DISTRIBUTED}"),
     "distributed-labels": (partial(with_a_distributed, "labels"), f"TypeError: `labels` {DISTRIBUTED}"),
     "unequal-queries": (
@@ -188,6 +204,7 @@ REFUSED: dict[str, tuple[Callable[[int], None], str]] = {
         partial(with_rows, (3, 3), (2, 2)),
         "ValueError: `keys` must have a row for each of the 3 queries of its process, got 2; row i is the positive",
     ),
+    "targets-both-ways": (with_targets_both_ways, "ValueError: `targets` must be None where `gather` and `symmetric`"),
     "differentiated-twice": (differentiated_twice, "RuntimeError: .* gradients of first order only"),
 }
 
@@ -227,6 +244,7 @@ def work(rank: int, folder: str) -> None:
     for name, (attempt, _) in REFUSED.items():
         results[name] = None if FULLY_SHARD is None else refusal(attempt, rank)
     results["compiled"] = compiled_and_eager(rank)
+    results["told"] = {name: told(name, rank) for name in ("plain", "symmetric")}
     distributed.barrier()
     distributed.destroy_process_group()
     for i, program in enumerate(PROGRAMS):
@@ -305,6 +323,16 @@ def test_training_in_parallel_is_training_on_the_joined_batch(
     for found, tensor in zip(tensors, expected, strict=True):
         for of_process in found:
             torch.testing.assert_close(of_process, tensor, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["plain", "symmetric"])
+def test_masks_targets_and_hard_negatives_speak_of_their_own_process(results: list[dict[Any, Any]], name: str) -> None:
+    """What others hold is seen and not sought."""
+    loss, *gradients = told(name)
+    losses, *slices = zip(*(result["told"][name] for result in results), strict=True)
+    torch.testing.assert_close(sum(losses) / N_PROCESSES, loss, rtol=1e-12, atol=1e-12)
+    for gradient, of_processes in zip(gradients, slices, strict=True):
+        torch.testing.assert_close(torch.cat(of_processes) / N_PROCESSES, gradient, rtol=1e-12, atol=1e-12)
 
 
 @NEEDS_FULLY_SHARD
