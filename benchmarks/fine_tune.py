@@ -41,16 +41,18 @@ WAYS = {
 """How many of the last blocks are trained beside the head, by how the nested network begins and in words."""
 
 WIDTH = 256
-LADDERS: dict[str, Sequence[int]] = {
-    "256 alone": (256,),
-    "8, 64, 256": (8, 64, 256),
-    "8, 70, 132, 194, 256": Nesting.uniform(WIDTH, count=5).dims,
-    "8, 16, 32, …, 256": Nesting.halving(WIDTH).dims,
-    "every 16th": range(16, WIDTH + 1, 16),
-    "every 8th": range(8, WIDTH + 1, 8),
-    "every one from 8": range(8, WIDTH + 1),
+LADDERS = {
+    "256 alone": Nesting((256,)),
+    "8, 64, 256": Nesting((8, 64, 256)),
+    "8, 70, 132, 194, 256": Nesting.uniform(WIDTH, count=5),
+    "8, 16, 32, …, 256": Nesting.halving(WIDTH),
+    "every 16th": Nesting(range(16, WIDTH + 1, 16)),
+    "every 8th": Nesting(range(8, WIDTH + 1, 8)),
+    "every one from 8": Nesting(range(8, WIDTH + 1)),
+    "every 8th, importance 1/m": Nesting(range(8, WIDTH + 1, 8), [1 / m for m in range(8, WIDTH + 1, 8)]),
 }
 JUDGED = (4, 8, 12, 16, 24, 32, 48, 128, 256)
+SHOWN = (4, 8, 12, 16, 32, 48, 256)
 STEPS, TEMPERATURE, ROUNDS = 300, 0.1, 15
 
 TRAIN_ROWS, CORPUS_ROWS, BATCH, ROWS_AT_ONCE = 25_000, 4_000, 256, 2048
@@ -81,6 +83,9 @@ def _through(blocks: Iterable[nn.Module], features: torch.Tensor) -> torch.Tenso
 def plain_blocks(n_features: int) -> list[nn.Module]:
     """Return two convolutions and a dense layer for square grey images, which end in DIMS[-1] numbers."""
     side = math.isqrt(n_features)
+    if side**2 != n_features:
+        msg = f"`--data` must hold square grey images, got rows of {n_features} numbers; `ladders` takes any."
+        raise ValueError(msg)
     quarter = math.ceil(math.ceil(side / 2) / 2)
 
     def convolution(n_in: int, n_out: int) -> list[nn.Module]:
@@ -194,8 +199,8 @@ def recipe(split: Split, seed: int) -> list[Record]:
 def ladders(split: Split, seed: int) -> list[Record]:
     """Train an encoder with each ladder, and judge it at JUDGED."""
     records = []
-    for name, dims in tqdm(LADDERS.items(), desc=f"seed {seed}"):
-        encoder = _contrastive(split.train.features, dims, seed)
+    for name, nesting in tqdm(LADDERS.items(), desc=f"seed {seed}"):
+        encoder = _contrastive(split.train.features, nesting, seed)
         with torch.no_grad():
             train, test = (encoder(torch.from_numpy(part.features)).numpy() for part in (split.train, split.test))
         found = {
@@ -204,7 +209,7 @@ def ladders(split: Split, seed: int) -> list[Record]:
             ],
             "nearest": _nearest(train[:CORPUS_ROWS], test, split, JUDGED),
         }
-        records.append({"ladder": name, "widths": len(dims)} | found)
+        records.append({"ladder": name, "widths": len(nesting)} | found)
     return records
 
 
@@ -217,9 +222,9 @@ def _step(encoder: nn.Module, rows: torch.Tensor, nesting: Nesting) -> None:
     info_nce(*views, nesting=nesting, temperature=TEMPERATURE, symmetric=True).backward()
 
 
-def _contrastive(features: np.ndarray, dims: Sequence[int], seed: int) -> nn.Module:
+def _contrastive(features: np.ndarray, nesting: Nesting, seed: int) -> nn.Module:
     torch.manual_seed(seed)
-    encoder, rows, nesting = _encoder(features.shape[1]), torch.from_numpy(features), Nesting(dims)
+    encoder, rows = _encoder(features.shape[1]), torch.from_numpy(features)
     optimizer = torch.optim.AdamW(encoder.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=STEPS)
     for _ in range(STEPS):
@@ -246,8 +251,7 @@ def cost(n_features: int) -> list[Record]:
     embeddings = [torch.randn(BATCH, WIDTH, requires_grad=True) for _ in range(2)]
     taken: dict[str, list[list[float]]] = {name: [[], []] for name in LADDERS}
     for _ in range(ROUNDS):
-        for name, dims in LADDERS.items():
-            nesting = Nesting(dims)
+        for name, nesting in LADDERS.items():
             calls: tuple[Callable[[], None], ...] = (
                 lambda nesting=nesting: _step(encoder, rows, nesting),
                 lambda nesting=nesting: info_nce(*embeddings, nesting=nesting, symmetric=True).backward(),
@@ -305,7 +309,7 @@ def recipe_page(result: Record) -> str:
         ["everything trained at", *(title for title, _, _ in shown)],
         [
             [
-                f"{rate:g} ×, {epochs} epochs",
+                f"{rate:g} ×, {epochs} epoch{'s' * (epochs > 1)}",
                 *(f"{_numbers(found[way, 'everything', rate, epochs]['test'])[i]:.1f}" for _, way, i in shown),
             ]
             for rate, epochs in sorted(SCHEDULES, key=lambda schedule: (schedule[1], -schedule[0]))
@@ -326,12 +330,11 @@ def ladders_page(result: Record) -> str:
     """
     records, rows = result["records"], []
     for r in records:
-        pairs = _pairs(r, "linear", "nearest")
-        cells = [f"**{pair}**" if m in LADDERS[r["ladder"]] else pair for m, pair in zip(JUDGED, pairs, strict=True)]
-        costs = [r[name] / records[0][name] for name in ("step_s", "loss_s")] + [sum(LADDERS[r["ladder"]]) / WIDTH]
+        nesting, pairs = LADDERS[r["ladder"]], dict(zip(JUDGED, _pairs(r, "linear", "nearest"), strict=True))
+        cells = [f"**{pairs[m]}**" if m in nesting.dims else pairs[m] for m in SHOWN]
+        costs = [r[name] / records[0][name] for name in ("step_s", "loss_s")] + [sum(nesting) / WIDTH]
         rows.append([r["ladder"], *cells, *(f"{cost:.1f} ×" for cost in costs)])
-    header = ["ladder", *map(str, JUDGED), "step", "loss", "loop"]
-    return "\n".join([*lines(header, rows), ""])
+    return "\n".join([*lines(["ladder", *map(str, SHOWN), "step", "loss", "loop"], rows), ""])
 
 
 QUESTIONS = {"recipe": (recipe, recipe_page), "ladders": (ladders, ladders_page)}

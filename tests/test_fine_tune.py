@@ -20,7 +20,8 @@ for _needed in ("torch", "sklearn", "tqdm"):
         load(_needed)
     except pytest.skip.Exception as _skipped:
         pytest.skip(str(_skipped), allow_module_level=True)
-sys.path.append(str(Path(__file__).parents[1]))  # last, so that `matryoshka` stays the installed one
+ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT))  # last, so that `matryoshka` stays the installed one
 
 import torch  # noqa: E402
 
@@ -91,6 +92,11 @@ def test_the_linear_judge_is_a_ridge_classifier(rng: np.random.Generator) -> Non
     assert share == pytest.approx(np.mean(expected == query_labels), abs=1e-12)
 
 
+def test_what_is_no_image_is_refused() -> None:
+    with pytest.raises(ValueError, match="`--data` must hold square grey images, got rows of 63 numbers"):
+        fine_tune.plain_blocks(63)
+
+
 def test_runs_are_averaged_in_percent() -> None:
     runs = [[{"way": "x", "test": [0.5, 0.25]}], [{"way": "x", "test": [0.7, 0.25]}]]
     assert fine_tune.summary(runs) == [{"way": "x", "test": "60.00 25.00", "test_sd": "14.14 0.00"}]
@@ -114,3 +120,10 @@ def test_the_command_prints_and_stores(
     names = fine_tune.LADDERS if question == "ladders" else [*fine_tune.WAYS, "plain", "nested from the start"]
     assert {record.get("ladder", record.get("way")) for record in stored["records"]} == set(names)
     assert all(f"| {name}" in page for name in names)
+
+
+@pytest.mark.parametrize("question", list(fine_tune.QUESTIONS))
+def test_the_tables_of_the_documentation_are_those_of_the_stored_run(question: str) -> None:
+    stored = json.loads((ROOT / f"benchmarks/results/fine_tune_{question}.json").read_text(encoding="utf-8"))
+    page = (ROOT / f"docs/results/fine_tune_{question}.md").read_text(encoding="utf-8")
+    assert fine_tune.QUESTIONS[question][1](stored) == page
