@@ -8,8 +8,8 @@ from matryoshka._array import arange, can_write, length, library, row_blocks
 from matryoshka._typing import Array, Namespace
 
 
-def softmax(logits: Array, xp: Namespace, *, overwrite: bool = False) -> tuple[Array, Array, Array]:
-    """Return the softmax p over the last axis (r, c), the largest logits (r,), and log(1 / max p) (r,).
+def softmax(logits: Array, xp: Namespace, *, scale: float = 1.0, overwrite: bool = False) -> tuple[Array, Array, Array]:
+    """Return the softmax p over the last axis (r, c) times `scale`, the largest logits (r,), and log(1 / max p) (r,).
 
     Each logit is exponentiated once. The sum of the last two is the logarithm of the sum of the exponentials; apart,
     they keep the digits of a loss next to large logits. With `overwrite`, p may take the place of the logits.
@@ -17,14 +17,17 @@ def softmax(logits: Array, xp: Namespace, *, overwrite: bool = False) -> tuple[A
     largest = xp.max(logits, axis=-1)
     if hasattr(xp, "softmax") and not overwrite:  # one pass through the cache
         p = xp.softmax(logits, -1)
-        return p, largest, -xp.log(xp.max(p, axis=-1))
+        log_sum = -xp.log(xp.max(p, axis=-1))
+        if scale != 1.0:
+            p *= scale
+        return p, largest, log_sum
     if overwrite:
         logits -= largest[..., None]
     else:
         logits = logits - largest[..., None]
     p = exp_(logits, xp)
     total = xp.sum(p, axis=-1)
-    p /= total[..., None]
+    p *= (scale / total)[..., None]
     return p, largest, xp.log(total)
 
 

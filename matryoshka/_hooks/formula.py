@@ -11,7 +11,7 @@ what the caller of a loss chooses.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
@@ -99,6 +99,11 @@ class Formula:
         0 stands for no more than the row itself holds: one block takes all rows.
         """
         return 0
+
+    def divided(self, divisor: float) -> Formula:
+        """Return the formula of this loss / `divisor`."""
+        importance = [c / divisor for c in self.nesting.importance]
+        return replace(self, nesting=Nesting(self.nesting.dims, importance))
 
     def factor(self, array: Array) -> Array:
         """Return `array` in the dtype in which products are formed."""

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
+
+import numpy as np
 
 from matryoshka import _checks
 from matryoshka._array import accumulator_dtype, length
@@ -50,15 +53,19 @@ def evaluate_with_grad(problem: Problem, options: Options) -> tuple[Any, Arrays,
     """Return the loss as `evaluate` does, and its gradients in the rows and in the parameters, in their dtypes."""
     formula, xp = problem.formula, problem.formula.xp
     _checks.choice(options.reduction, "reduction", ("mean", "sum"))
-    losses, d_rows, d_parameters = hook_for(xp).gradients(problem, problem.present)
     divisor = _divisor(problem, options.reduction)
+    # A known divisor of the importances costs nothing, where one of the gradients would be a pass over them.
+    known = float(divisor) if isinstance(divisor, int | float | np.floating) else None
+    divided = problem if known is None else replace(problem, formula=formula.divided(known))
+    losses, d_rows, d_parameters = hook_for(xp).gradients(divided, problem.present)
     parts = xp.sum(problem.weigh_rows(losses), axis=-1) / divisor
     total = formula.weigh_prefixes(parts)
 
     def scaled(gradients: Arrays, arrays: Arrays) -> Iterator[Array]:
         for gradient, array in zip(gradients, arrays, strict=True):
             if gradient is not None:
-                gradient /= divisor
+                if known is None:
+                    gradient /= divisor
                 gradient = xp.astype(gradient, array.dtype, copy=False)
             yield gradient
 

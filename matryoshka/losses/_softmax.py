@@ -67,10 +67,12 @@ class SoftmaxFormula(Formula):
             shares = (1.0 - s) * shares + s * seen / xp.sum(seen, axis=1)[:, None]
         return Target(None, shares, xp.sum(shares, axis=1), mask)
 
-    def softmax(self, logits: Array, target: Target, *, overwrite: bool = False) -> tuple[Array, Array]:
-        """Return p = softmax(logits) (r, c) and the losses -sum(t log p) (r,), in which smoothing is applied to t.
+    def softmax(
+        self, logits: Array, target: Target, *, scale: float = 1.0, overwrite: bool = False
+    ) -> tuple[Array, Array]:
+        """Return scale * p for p = softmax(logits) (r, c), and the losses -sum(t log p) (r,), t being smoothed.
 
-        With `overwrite`, p may take the place of the logits.
+        With `overwrite`, it may take the place of the logits.
         """
         xp, s = self.xp, self.smoothing
         if logits.shape[-1] == 0:
@@ -81,14 +83,14 @@ class SoftmaxFormula(Formula):
             # The largest logit, which cancels, stays out of the sum.
             largest = xp.max(logits, axis=-1)
             right = xp.sum(target.shares * (logits - largest[:, None]), axis=-1)
-            p, _, log_sum = softmax(logits, xp, overwrite=overwrite)
+            p, _, log_sum = softmax(logits, xp, scale=scale, overwrite=overwrite)
             return p, target.total * log_sum - right
         right = self.at_labels(logits, target.labels)
         if s != 0.0:
             # The largest logit, which would cancel, stays out of the mean.
             largest = xp.max(logits, axis=-1)
             right = (1.0 - s) * right + s * (largest + xp.mean(logits - largest[:, None], axis=-1))
-        p, largest, log_sum = softmax(logits, xp, overwrite=overwrite)
+        p, largest, log_sum = softmax(logits, xp, scale=scale, overwrite=overwrite)
         return p, (largest - right) + log_sum
 
     def differentiated(
@@ -101,22 +103,19 @@ class SoftmaxFormula(Formula):
         target = None
         for g, z in logits:
             target = target or self.target(block, z)
-            p, loss = self.softmax(z, target, overwrite=g == overwrite)
-            yield loss, self.logit_gradients(g, p, target)
+            importance = self.nesting.importance[g]
+            p, loss = self.softmax(z, target, scale=importance, overwrite=g == overwrite)
+            yield loss, self._logit_gradients(p, target, importance)
 
-    def logit_gradients(self, g: int, p: Array, target: Target) -> Array:
-        """Return c_m (sum(t) p - t), the gradient in the logits (r, c) of the prefix g; overwrites `p` where it can."""
-        gradients, importance = p, self.nesting.importance[g]
+    def _logit_gradients(self, p: Array, target: Target, c: float) -> Array:
+        """Return c (sum(t) p - t), the gradient in the logits (r, c) of a prefix; overwrites c p, given, if it can."""
         if target.shares is not None:
-            gradients *= target.total[:, None]
-            gradients -= target.shares
-        else:
-            if self.smoothing != 0.0:
-                gradients -= self.smoothing / length(gradients, 1, self.xp, dtype=gradients.dtype)
-            gradients = subtract_at(gradients, target.labels, 1.0 - self.smoothing, self.xp)
-        if importance != 1.0:
-            gradients *= importance
-        return gradients
+            p *= target.total[:, None]
+            p -= target.shares if c == 1.0 else c * target.shares
+            return p
+        if self.smoothing != 0.0:
+            p -= c * self.smoothing / length(p, 1, self.xp, dtype=p.dtype)
+        return subtract_at(p, target.labels, c * (1.0 - self.smoothing), self.xp)
 
     def counted(self, block: Block) -> Block:
         """Return a block whose rows of weight 0 hold zeros: what they held, NaN even, must not reach a sum of rows."""
