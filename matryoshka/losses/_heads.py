@@ -40,7 +40,7 @@ class TiedHead(ProductFormula):
 
         def logit_gradients() -> Iterator[Array]:
             logits, last = enumerate(self.logits(block.rows, prepared)), len(self.nesting) - 1
-            for loss, d_z in self.differentiated(logits, block, overwrite=last):
+            for loss, d_z in self.differentiated(logits, block, overwrite=(last,)):
                 losses.append(loss)
                 yield d_z
 
@@ -79,8 +79,9 @@ class SeparateHeads(SoftmaxFormula):
         d_heads = list(totals or [None] * len(prepared))
         losses, d_x = [], None
         widest_first = list(enumerate(self.nesting))[::-1]
+        own = () if hasattr(xp, "softmax") else range(len(self.nesting))  # a library's own softmax is faster
         logits = ((g, self._logits(g, x, prepared)) for g, _ in widest_first)
-        for (g, m), (loss, d_z) in zip(widest_first, self.differentiated(logits, block), strict=True):
+        for (g, m), (loss, d_z) in zip(widest_first, self.differentiated(logits, block, overwrite=own), strict=True):
             losses.append(loss)
             w, b = 2 * g, 2 * g + 1
             factor = xp.astype(d_z, prepared[w].dtype, copy=False)

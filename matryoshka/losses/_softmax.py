@@ -8,7 +8,7 @@ rows, and the rows where they enter that in the parameters.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from matryoshka._algebra import softmax, subtract_at
@@ -94,17 +94,17 @@ class SoftmaxFormula(Formula):
         return p, (largest - right) + log_sum
 
     def differentiated(
-        self, logits: Iterable[tuple[int, Array]], block: Block, *, overwrite: int | None = None
+        self, logits: Iterable[tuple[int, Array]], block: Block, *, overwrite: Collection[int] = ()
     ) -> Iterator[tuple[Array, Array]]:
         """Yield the losses (r,) of each prefix and the gradient in its logits (r, c), which come as (g, logits).
 
-        Those of the prefix `overwrite` may be written over.
+        Those of the prefixes `overwrite` may be written over.
         """
         target = None
         for g, z in logits:
             target = target or self.target(block, z)
             importance = self.nesting.importance[g]
-            p, loss = self.softmax(z, target, scale=importance, overwrite=g == overwrite)
+            p, loss = self.softmax(z, target, scale=importance, overwrite=g in overwrite)
             yield loss, self._logit_gradients(p, target, importance)
 
     def _logit_gradients(self, p: Array, target: Target, c: float) -> Array:
