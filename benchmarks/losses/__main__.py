@@ -64,17 +64,19 @@ def _suite(only: str | None) -> None:
     from benchmarks import table
     from benchmarks.losses import page
 
-    rows = []
+    result: dict[str, Any] = table.setting(COMPARED) | {"rows": []}
     for case in CASES:
         for framework in case.frameworks:
             if only is None or only in f"{case}: {framework}":
-                rows.append(_row(case, framework))
-                print(page.line(rows[-1]), flush=True)
-    result = table.setting(COMPARED) | {"rows": rows}
-    text = page.markdown(result)
+                result["rows"].append(_row(case, framework))
+                print(page.line(result["rows"][-1]), flush=True)
+                if only is None:  # after every row: a run takes long
+                    _write(result, page.markdown(result))
     if only is not None:
-        print(text)
-        return
+        print(page.markdown(result))
+
+
+def _write(result: dict[str, Any], text: str) -> None:
     Path("report").mkdir(exist_ok=True)
     Path("report/bench-losses.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     Path("report/losses.md").write_text(text, encoding="utf-8")
