@@ -363,6 +363,9 @@ class InfoNCE(_Nested):
         if not (self.gather and _n_processes() > 1):
             return loss(queries, keys, symmetric=self.symmetric, negatives=negatives, **found)
         _check_before_gathering(queries, keys)
+        for name, array in found.items():
+            if array is not None:
+                _checks.shape(array, name, (queries.shape[0], keys.shape[0]), "(n, n_keys) of this process")
         if self.symmetric and targets is not None:
             msg = (
                 "`targets` must be None where `gather` and `symmetric` are set, got a tensor: what the keys of other "

@@ -219,6 +219,8 @@ def losses_info_nce(
     """Total and parts of the cross-entropy of cosine similarities, pair by pair."""
     n = len(queries)
     mask = np.ones((n, len(keys)), bool) if mask is None else mask
+    if negatives is not None and mask.shape[1] == len(keys):
+        mask = np.concatenate([mask, np.ones((n, negatives.shape[1]), bool)], axis=1)
     targets = np.eye(n, len(keys)) if targets is None else targets
     own = [[] for _ in range(n)] if negatives is None else negatives
     ways = [(queries, keys, own, mask, targets), (keys[:n], queries, [[]] * n, mask[:, :n].T, targets[:, :n].T)]
@@ -230,7 +232,7 @@ def losses_info_nce(
                     [retrieval_similarity(one, other, dim, "cosine") / temperature for other in (*theirs, *hard[i])],
                     [*shares[i], *(0.0 for _ in hard[i])],
                     label_smoothing,
-                    [*seen[i], *(True for _ in hard[i])],
+                    seen[i],
                 )
                 for i, one in enumerate(ours)
             ]

@@ -135,6 +135,29 @@ def test_no_hard_negatives_are_as_good_as_none() -> None:
     assert info_nce(queries, keys, nesting=NESTING, negatives=np.ones((N_QUERIES, 0, 7))) == without
 
 
+def test_a_mask_may_speak_of_the_hard_negatives_too(eager_library: Library) -> None:
+    hard, mask = KINDS["info-nce-hard"], np.concatenate([cases.MASK, np.ones((N_QUERIES, 2), bool)], axis=1)
+    mask[[0, 3], [N_KEYS, N_KEYS + 1]] = False
+    for more in ({}, {"symmetric": True, "label_smoothing": 0.1}, {"targets": cases.TAUGHT}):
+        options: dict[str, Any] = {"temperature": np.array(0.3), "mask": mask, **more}
+        loss, gradients = hard.with_grad(cases.put(eager_library, hard.arrays()), **cases.put(eager_library, options))
+        eager_library.assert_close(loss, hard.oracle(hard.arrays(), **options)[0])
+        slopes = cases.slopes("info-nce-hard", hard.arrays(), **options)
+        for found, slope in zip(gradients, slopes, strict=True):
+            eager_library.assert_close(found, slope, rtol=max(eager_library.rtol, 1e-8))
+        assert not eager_library.to_numpy(gradients[2])[[0, 3], [0, 1]].any()
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, math.nan])
+def test_a_temperature_that_is_none_is_no_plausible_number(eager_library: Library, value: float) -> None:
+    arrays, temperature = cases.put(eager_library, PAIRS.arrays()), eager_library.array(np.array(value))
+    if eager_library.name == "numpy" or eager_library.device == "cpu":
+        with pytest.raises(ValueError, match="`temperature` must be finite and in"):
+            info_nce(*arrays, nesting=NESTING, temperature=temperature)
+        return
+    assert math.isnan(float(eager_library.to_numpy(info_nce(*arrays, nesting=NESTING, temperature=temperature))))
+
+
 def test_nt_xent_of_simclr_is_a_mask(rng: np.random.Generator) -> None:
     """Chen et al. (2020), equation 1: two views of each image, the partner among all others but oneself."""
     one, two = rng.normal(size=(2, 4, 7))
@@ -271,7 +294,7 @@ def test_symmetric_without_extra_keys_is_the_same_both_ways(problem: tuple[Any, 
         (
             {"targets": np.ones((5, 7))},
             ValueError,
-            "every row of `targets` must sum to one over .*, got 5 of 5 that do",
+            "every row of `targets` must be shares >= 0 that sum to one over .*, got 5 of 5 that do",
         ),
         (
             {"targets": np.eye(5, 7), "mask": cases.MASK ^ np.eye(5, 7, dtype=bool)},

@@ -466,7 +466,10 @@ def test_shares_that_do_not_sum_to_one_are_no_plausible_number(eager_library: Li
         options = {} if weights is None else {"sample_weight": eager_library.array(weights)}
         readable = eager_library.name == "numpy" or eager_library.device == "cpu"
         if readable and weights is None:
-            with pytest.raises(ValueError, match="every row of `labels` must sum to one over the classes, got 1 of 6"):
+            with pytest.raises(
+                ValueError,
+                match="every row of `labels` must be shares >= 0 that sum to one over the classes, got 1 of 6",
+            ):
                 list(mean_and_rows(eager_library, bad))
             continue
         for (kind, rows, mean), (_, expected, _) in zip(

@@ -117,9 +117,9 @@ def _carry(step: Callable[[Any, Block], tuple[Any, Any]], whole: Block, largest:
 
     # Without a block to take, the loop does nothing; what it would read and write needs a length all the same.
     length = tf.maximum(n_more, 1)
-    blocks = [tf.reshape(a[n - length * size :], [length, size, *a.shape[1:]]) for a in present]
+    blocks = [tf.reshape(a[n - length * size :], _lengths(length, size, a)) for a in present]
     outputs = _present(first)
-    empty = [tf.zeros([size, *a.shape[1:]], a.dtype) for a in outputs]
+    empty = [tf.zeros(_lengths(size, a), a.dtype) for a in outputs]
     lists = [tf.TensorArray(a.dtype, size=length).write(0, a) for a in empty]
 
     def body(i: Any, carried: list[Any], lists: list[Any]) -> Any:
@@ -128,9 +128,16 @@ def _carry(step: Callable[[Any, Block], tuple[Any, Any]], whole: Block, largest:
 
     start = (tf.constant(0), _present(carry), lists)
     _, carried, lists = tf.while_loop(lambda i, *_: i < n_more, body, start, parallel_iterations=1)
-    more = [tf.reshape(a.stack()[:n_more], [n_more * size, *o.shape[1:]]) for a, o in zip(lists, outputs, strict=True)]
+    more = [tf.reshape(a.stack()[:n_more], _lengths(n_more * size, o)) for a, o in zip(lists, outputs, strict=True)]
     joined = [tf.concat(pair, 0) for pair in zip(outputs, more, strict=True)]
     return _restore(carried, carry), _restore(joined, first)
+
+
+def _lengths(*of_rows: Any) -> list[Any]:
+    """Return the lengths given for the axes of rows, and then those of the other axes of the array that comes last."""
+    *lengths, array = of_rows
+    known, found = array.shape[1:], tf.shape(array)
+    return [*lengths, *(found[axis] if n is None else n for axis, n in enumerate(known, start=1))]
 
 
 def _ceil(n: Any, divisor: Any) -> Any:

@@ -43,7 +43,7 @@ def on_host(array: torch.Tensor) -> np.ndarray | None:
     if torch.compiler.is_compiling() or type(array) is not torch.Tensor or array.device.type != "cpu":
         return None
     transformed = torch._C._functorch.maybe_current_level() is not None
-    return None if transformed else array.numpy()
+    return None if transformed else array.detach().numpy()
 
 
 def product_dtype(array: torch.Tensor) -> torch.dtype | None:

@@ -39,7 +39,8 @@ def row_labels(
         labels = xp.reshape(labels, (-1, n_classes))
         outside = ~sums_to_one(labels, dtype, xp)
         outside = outside if weights is None else outside & (weights != 0)
-        broken = broken_rows(outside, "labels", "sum to one over the classes", "normalise them", dtype, xp)
+        rule = "be shares >= 0 that sum to one over the classes"
+        broken = broken_rows(outside, "labels", rule, "normalise them", dtype, xp)
         return labels, None, *_weights_and_broken(weights, broken, xp)
     _checks.labels(labels, "labels", axes, xp)
     labels = xp.reshape(labels, (-1,))
@@ -62,12 +63,15 @@ def row_labels(
     return labels, None, *_weights_and_broken(weights, broken, xp)
 
 
-def check_mask(mask: Array, axes: tuple[int | None, ...], xp: Namespace) -> None:
-    """Check kind and shape of a mask."""
+def check_mask(mask: Array, axes: tuple[int | None, int | None], n_hard: int | None, xp: Namespace) -> None:
+    """Check kind and shape of a mask, which may speak of `n_hard` hard negatives after the keys, or not."""
     if not xp.isdtype(mask.dtype, "bool"):
         msg = f"`mask` must be boolean, got dtype {mask.dtype}; make it True for what a query sees."
         raise TypeError(msg)
-    _checks.shape(mask, "mask", axes, "(n, n_keys)")
+    n, n_keys = axes
+    if n_hard and n_keys and tuple(mask.shape[1:]) == (n_keys + n_hard,):
+        n_keys += n_hard
+    _checks.shape(mask, "mask", (n, n_keys), "(n, n_keys)")
 
 
 def sums_to_one(shares: Array, dtype: object, xp: Namespace) -> Array:

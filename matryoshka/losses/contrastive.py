@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +15,6 @@ from matryoshka._array import (
     beside_jax,
     full_scalar,
     length,
-    library,
     namespace,
 )
 from matryoshka._hooks import hook_for
@@ -97,9 +97,9 @@ def info_nce(
         takes the transposed mask and targets of these keys, as they are, and no hard negatives.
     negatives : array (n, h, dim), floating, optional
         Hard negatives of each query, which no other query sees.
-    mask : bool array (n, n_keys), optional
+    mask : bool array (n, n_keys) or (n, n_keys + h), optional
         False where a key is no negative of a query: a duplicate of its positive, or one that a better model finds too
-        close. The positive itself must stay.
+        close. The positive itself must stay. The wider form speaks of the hard negatives too.
     targets : array (n, n_keys), floating, optional
         The share of each key in what a query shall find, in place of 1 for its positive: distributions, such as those
         of a teacher. They have no gradient.
@@ -128,8 +128,8 @@ def info_nce(
     ValueError
         Shapes that do not fit the nesting or each other, fewer keys than queries, a temperature that is not positive,
         several devices, options outside their range; a mask without a positive or without any negative, targets that
-        do not sum to one or name a key that the mask excludes. These last are read on the host only: on a device and
-        under tracing the loss of such a row is NaN.
+        do not sum to one or name a key that the mask excludes. These are read on the host only: on a device and under
+        tracing the loss of such a row is NaN, and 0 where it has no negative.
 
     Notes
     -----
@@ -252,11 +252,9 @@ def _directions(
     smoothing = 0.0 if 0 in queries.shape else options.label_smoothing  # there may be no key to spread it over
     formula = formula_for(Similarity, named, nesting, smoothing, xp)
     _check_enough_keys(queries.shape[0], keys.shape[0])
-    _check_temperature(temperature, xp)
+    temperature = _temperature(temperature, queries, xp)
     if negatives is not None:
         _checks.shape(negatives, "negatives", (queries.shape[0], *negatives.shape[1:]), "(n, h, dim)")
-    if scalar:
-        temperature = full_scalar(float(temperature), like=queries, dtype=accumulator_dtype(queries, xp), xp=xp)
     n = length(queries, 0, xp)
     labels = arange(n, like=queries, xp=xp)
     broken = _broken(pairs, labels, xp)
@@ -282,15 +280,16 @@ def _broken(pairs: _Pairs, labels: Array, xp: Namespace) -> Array | None:
         return None
     expected, dtype = (queries.shape[0], keys.shape[0]), accumulator_dtype(queries, xp)
     if mask is not None:
-        check_mask(mask, expected, xp)
+        check_mask(mask, expected, 0 if negatives is None else negatives.shape[1], xp)
         _check_some_negative(mask, negatives, xp)
     if targets is None:
         positive = xp.take_along_axis(mask, labels[:, None], axis=1)[:, 0]
         return broken_rows(~positive, "mask", "leave its positive", "set mask[i, i] to True", dtype, xp)
     _checks.floating(targets, "targets", xp)
     _checks.shape(targets, "targets", expected, "(n, n_keys)")
-    seen = targets if mask is None else xp.where(mask, targets, xp.zeros_like(targets))
-    rule = "sum to one over the keys that `mask` leaves"
+    n_keys = length(keys, 0, xp)
+    seen = targets if mask is None else xp.where(mask[:, :n_keys], targets, xp.zeros_like(targets))
+    rule = "be shares >= 0 that sum to one over the keys that `mask` leaves"
     return broken_rows(~sums_to_one(seen, dtype, xp), "targets", rule, "normalise them", dtype, xp)
 
 
@@ -305,14 +304,18 @@ def _check_some_negative(mask: Array, negatives: Array | None, xp: Namespace) ->
         raise ValueError(msg)
 
 
-def _check_temperature(value: float | Array, xp: Namespace) -> None:
-    """Check a temperature: a positive float, or a 0-d floating array, whose value is read on NumPy only."""
-    if hasattr(value, "dtype") and not isinstance(value, float | np.generic):
-        _checks.floating(value, "temperature", xp)
-        _checks.ndim(value, "temperature", 0, "()")
-        if library(xp) != "numpy":
-            return
-    _checks.real(value, "temperature", minimum=0.0, open_minimum=True)
+def _temperature(value: float | Array, queries: Array, xp: Namespace) -> Array:
+    """Return a temperature as a 0-d array, checked to be positive; where it cannot be read, NaN for one that is not."""
+    if not hasattr(value, "dtype") or isinstance(value, float | np.generic):
+        value = _checks.real(value, "temperature", minimum=0.0, open_minimum=True)
+        return full_scalar(value, like=queries, dtype=accumulator_dtype(queries, xp), xp=xp)
+    _checks.floating(value, "temperature", xp)
+    _checks.ndim(value, "temperature", 0, "()")
+    host = hook_for(xp).on_host(value)
+    if host is None:
+        return xp.where(value > 0, value, xp.zeros_like(value) + math.nan)
+    _checks.real(host, "temperature", minimum=0.0, open_minimum=True)
+    return value
 
 
 def _check_enough_keys(n_queries: int | None, n_keys: int | None) -> None:
