@@ -10,7 +10,7 @@ import numpy as np
 import oracles
 import pytest
 from cases import KINDS, N_KEYS, N_QUERIES, NESTING, call
-from conftest import Library
+from conftest import Library, load
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -105,6 +105,15 @@ def test_half_precision_survives_long_rows(half: Library) -> None:
     assert all(np.isfinite(half.to_numpy(gradient).astype(np.float32)).all() for gradient in gradients)
 
 
+def test_bfloat16_survives_rows_whose_inverse_length_is_infinite() -> None:
+    torch = load("torch")
+    queries, keys, negatives = (torch.tensor(array, dtype=torch.bfloat16) for array in KINDS["info-nce-hard"].arrays())
+    short = [rows * 1e-39 for rows in (queries, keys, negatives)]
+    expected = info_nce(*(rows.double() for rows in short[:2]), nesting=NESTING, negatives=short[2].double())
+    found = info_nce(*short[:2], nesting=NESTING, negatives=short[2])
+    assert float(found) == pytest.approx(float(expected), rel=0.05)
+
+
 @pytest.mark.parametrize("temperature", [0.3, np.float32(0.3), np.array(0.3)], ids=repr)
 def test_masks_and_targets_that_leave_nothing_to_find_are_no_plausible_number(
     eager_library: Library, temperature: Any
@@ -121,6 +130,17 @@ def test_masks_and_targets_that_leave_nothing_to_find_are_no_plausible_number(
         rows = eager_library.to_numpy(info_nce(*arrays, reduction="none", **options))
         assert np.isnan(rows).tolist() == [row == bad for row in range(N_QUERIES)]
         assert math.isnan(float(eager_library.to_numpy(info_nce_with_grad(*arrays, **options)[0])))
+
+
+def test_a_share_of_what_is_excluded_as_small_as_rounding_counts_nothing(library: Library) -> None:
+    arrays, given = cases.put(library, PAIRS.arrays()), cases.put(library, {"mask": cases.MASK})
+    dirty = np.where(cases.MASK, cases.TAUGHT, 2e-4 * (np.arange(N_KEYS) == 3))  # as a teacher's softmax gives it
+    found, expected = (
+        info_nce_with_grad(*arrays, nesting=NESTING, targets=library.array(targets), **given)
+        for targets in (dirty, cases.TAUGHT)
+    )
+    for one, other in zip((found[0], *found[1]), (expected[0], *expected[1]), strict=True):
+        np.testing.assert_array_equal(library.to_numpy(one), library.to_numpy(other))
 
 
 def test_a_query_without_any_negative_has_loss_0() -> None:

@@ -29,6 +29,9 @@ from matryoshka.losses._softmax import Target
 _FAR = {True: (2.0**96, 2.0**88), False: (2.0**512, 2.0**640)}
 """For float32 and float64: beyond which square a row is long, its inverse short, and the factor for such rows."""
 
+_TINY = 2.0**-120
+"""The smallest number of bfloat16 to divide by: the inverse of some smaller ones is infinite."""
+
 
 class Scaled(NamedTuple):
     """Rows as they enter products.
@@ -154,7 +157,7 @@ class Similarity(ProductFormula):
         if factor.dtype != dtype:
             wide = xp.astype(x, dtype, copy=False)
             largest = xp.max(xp.abs(wide), axis=1)
-            scale = 1.0 / xp.where(largest > 0, largest, xp.ones_like(largest))
+            scale = 1.0 / xp.where(largest > _TINY, largest, xp.zeros_like(largest) + _TINY)
             factor = xp.astype(self.scale_rows(wide, scale), factor.dtype)
             return Scaled(factor, scale, self._inverse_norms(self._squares(factor)))
         with nullcontext() if library(xp) == "torch" else np.errstate(over="ignore"):  # which it cannot trace

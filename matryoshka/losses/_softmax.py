@@ -62,6 +62,8 @@ class SoftmaxFormula(Formula):
         if not dense and (mask is None or s == 0.0):
             return Target(labels, mask=mask)
         shares = xp.astype(labels, like.dtype, copy=False) if dense else self._one_hot(labels, like)
+        if dense and mask is not None:  # targets may give what is excluded as little as rounding errors
+            shares = xp.where(mask, shares, xp.zeros_like(shares))
         if s != 0.0:
             seen = xp.ones_like(like) if mask is None else xp.astype(mask, like.dtype)
             shares = (1.0 - s) * shares + s * seen / xp.sum(seen, axis=1)[:, None]
