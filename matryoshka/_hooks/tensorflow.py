@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from matryoshka._array import length
 from matryoshka._hooks import loop
 from matryoshka._hooks.formula import Arrays, Block, Problem, Totals
 
@@ -41,7 +42,8 @@ def weighted_total(problem: Problem, divisor: Any) -> tuple[Any, Any]:
 
         def backward(d_total: Any, _: Any) -> list[Any]:
             _, d_rows, d_parameters = formed or gradients(inside, problem.present)
-            d_weights = problem.formula.weigh_prefixes(losses)
+            # Those formed come with losses of rows that are cleared where their weight is 0.
+            d_weights = problem.formula.weigh_prefixes(_losses(inside) if formed else losses)
             return _as_arrays((*d_rows, *d_parameters, d_weights), arrays, d_total)
 
         return (inside.total(losses), losses), backward
@@ -116,11 +118,11 @@ def _carry(step: Callable[[Any, Block], tuple[Any, Any]], whole: Block, largest:
     carry, first = step(None, _restore([a[: n - n_more * size] for a in present], whole))
 
     # Without a block to take, the loop does nothing; what it would read and write needs a length all the same.
-    length = tf.maximum(n_more, 1)
-    blocks = [tf.reshape(a[n - length * size :], _lengths(length, size, a)) for a in present]
+    n_blocks = tf.maximum(n_more, 1)
+    blocks = [tf.reshape(a[n - n_blocks * size :], [n_blocks, size, *_row_shape(a)]) for a in present]
     outputs = _present(first)
-    empty = [tf.zeros(_lengths(size, a), a.dtype) for a in outputs]
-    lists = [tf.TensorArray(a.dtype, size=length).write(0, a) for a in empty]
+    empty = [tf.zeros([size, *_row_shape(a)], a.dtype) for a in outputs]
+    lists = [tf.TensorArray(a.dtype, size=n_blocks).write(0, a) for a in empty]
 
     def body(i: Any, carried: list[Any], lists: list[Any]) -> Any:
         next_carry, outputs = step(_restore(carried, carry), _restore([a[i] for a in blocks], whole))
@@ -128,16 +130,16 @@ def _carry(step: Callable[[Any, Block], tuple[Any, Any]], whole: Block, largest:
 
     start = (tf.constant(0), _present(carry), lists)
     _, carried, lists = tf.while_loop(lambda i, *_: i < n_more, body, start, parallel_iterations=1)
-    more = [tf.reshape(a.stack()[:n_more], _lengths(n_more * size, o)) for a, o in zip(lists, outputs, strict=True)]
+    more = [
+        tf.reshape(a.stack()[:n_more], [n_more * size, *_row_shape(o)]) for a, o in zip(lists, outputs, strict=True)
+    ]
     joined = [tf.concat(pair, 0) for pair in zip(outputs, more, strict=True)]
     return _restore(carried, carry), _restore(joined, first)
 
 
-def _lengths(*of_rows: Any) -> list[Any]:
-    """Return the lengths given for the axes of rows, and then those of the other axes of the array that comes last."""
-    *lengths, array = of_rows
-    known, found = array.shape[1:], tf.shape(array)
-    return [*lengths, *(found[axis] if n is None else n for axis, n in enumerate(known, start=1))]
+def _row_shape(array: Any) -> list[Any]:
+    """Return the shape of a row, with tensors for axes that a graph leaves open: the keys of a mask, for instance."""
+    return [length(array, axis, tf) for axis in range(1, len(array.shape))]
 
 
 def _ceil(n: Any, divisor: Any) -> Any:

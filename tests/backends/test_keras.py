@@ -17,7 +17,7 @@ import pytest
 from cases import FLAT, IGNORED, KINDS, N_CLASSES, NESTING, shares, value_and_slopes
 from conftest import REQUIRED, load
 
-from matryoshka import info_nce, mrl_e_cross_entropy, mrl_logits_cross_entropy, nested_loss
+from matryoshka import info_nce, info_nce_with_grad, mrl_e_cross_entropy, mrl_logits_cross_entropy, nested_loss
 
 if "KERAS_BACKEND" not in os.environ and "keras" not in REQUIRED:
     pytest.skip("needs a backend: KERAS_BACKEND=jax pytest tests/backends/test_keras.py", allow_module_level=True)
@@ -180,6 +180,49 @@ if BACKEND == "tensorflow":  # only its graphs leave lengths open
         )
         np.testing.assert_allclose(to_host(total), expected, rtol=RTOL)
         np.testing.assert_allclose(to_host(parts), each, rtol=RTOL)
+
+    @pytest.mark.parametrize("row_block", [None, 2])
+    def test_pairs_of_open_batches_find_their_keys_and_hard_negatives(row_block: int | None) -> None:
+        """A mask of the batch is open on both axes: it is made of the batch."""
+        import tensorflow as tf
+
+        arrays = draw(3, 7), draw(5, 7), draw(3, 2, 7)
+        options = {"temperature": 0.3, "nesting": NESTING, "row_block": row_block}
+        given = {"mask": MASK, "targets": single(TAUGHT)}
+        shapes = [(None, 7), (None, 7), (None, None, 7)]
+        signature = [*(tf.TensorSpec(shape) for shape in shapes), tf.TensorSpec((None, None), tf.bool)]
+
+        @tf.function(input_signature=[*signature, tf.TensorSpec((None, None))], autograph=False)
+        def value_and_slopes(queries: Any, keys: Any, negatives: Any, mask: Any, targets: Any) -> Any:
+            with tf.GradientTape() as tape:
+                tape.watch([queries, keys, negatives])
+                pairs = {"negatives": negatives, "mask": mask, "targets": targets}
+                loss = info_nce(queries, keys, **pairs, **options, xp=layers.xp)
+            return loss, tape.gradient(loss, [queries, keys, negatives])
+
+        loss, slopes = value_and_slopes(*map(single, arrays), *given.values())
+        expected, exact = info_nce_with_grad(*arrays[:2], negatives=arrays[2], **given, **options)
+        np.testing.assert_allclose(to_host(loss), expected, rtol=RTOL)
+        assert_slopes([to_host(slope) for slope in slopes], [exact.queries, exact.keys, exact.negatives])
+
+    def test_the_gradient_in_the_weight_0_of_a_row_is_its_loss() -> None:
+        import tensorflow as tf
+
+        arrays, labels = [tf.constant(single(draw(*shape))) for shape in ((N, 7), (N_CLASSES, 7))], tf.constant(LABELS)
+        labels = tf.where(labels < 0, 0, labels)
+
+        def loss(weights: Any, reduction: str) -> Any:
+            options = {"sample_weight": weights, "reduction": reduction, "nesting": NESTING, "xp": layers.xp}
+            return mrl_e_cross_entropy(*arrays, None, labels, **options)
+
+        @tf.function(autograph=False)
+        def slope(weights: Any) -> Any:
+            with tf.GradientTape() as tape:
+                tape.watch(weights)
+                total = loss(weights, "sum")
+            return tape.gradient(total, weights)
+
+        np.testing.assert_allclose(to_host(slope(tf.zeros(N))), to_host(loss(tf.ones(N), "none")), rtol=RTOL)
 
 
 # The head.
@@ -512,31 +555,6 @@ def test_info_nce_takes_hard_negatives_masks_and_targets(given: str, symmetric: 
     np.testing.assert_allclose(to_host(repeated), np.tile(parts, (3, 1)), rtol=RTOL)
     half = layers.InfoNCE(NESTING, temperature=0.3, symmetric=symmetric, dtype="mixed_bfloat16")
     np.testing.assert_allclose(to_host(half(single(queries), single(keys), **arrays)), expected, rtol=3e-2)
-
-
-@pytest.mark.parametrize("row_block", [None, 2])
-def test_a_mask_of_batches_of_any_size(row_block: int | None) -> None:
-    """Computed in the graph from the batch itself, whose size and with it the mask's both axes are open there."""
-    if BACKEND != "tensorflow":
-        pytest.skip("other backends trace shapes that are known")
-    import tensorflow as tf
-
-    @tf.function(input_signature=[tf.TensorSpec([None, 7]), tf.TensorSpec([None, None, 7])])
-    def value_and_slope(queries: Any, negatives: Any) -> Any:
-        seen = tf.linalg.band_part(tf.ones([tf.shape(queries)[0]] * 2, tf.bool), 1, -1)
-        with tf.GradientTape() as tape:
-            tape.watch(queries)
-            options = {"temperature": 0.3, "mask": seen, "negatives": negatives, "row_block": row_block}
-            loss = info_nce(queries, tf.reverse(queries, [1]), nesting=NESTING, xp=layers.xp, **options)
-        return loss, tape.gradient(loss, queries)
-
-    for n in (5, 4):
-        queries, negatives = draw(n, 7), draw(n, 2, 7, seed=1)
-        options = {"temperature": 0.3, "mask": np.triu(np.ones((n, n)), -1) > 0, "negatives": negatives}
-        loss, slope = value_and_slope(tf.constant(single(queries)), tf.constant(single(negatives)))
-        assert np.isfinite(to_host(slope)).all()
-        expected, _ = KINDS["info-nce"].oracle((queries, queries[:, ::-1]), **options)
-        np.testing.assert_allclose(to_host(loss), expected, rtol=RTOL)
 
 
 @pytest.mark.parametrize("jit_compile", JIT)
