@@ -138,7 +138,8 @@ def _weighted_total(problem: Problem, divisor: jax.Array) -> tuple[jax.Array, ja
 def _weighted_total_forward(problem: Problem, divisor: jax.Array) -> tuple[tuple[jax.Array, jax.Array], Any]:
     losses, d_rows, d_parameters = _gradients(problem, problem.present, divisor)
     total = problem.total(losses) / divisor
-    d_weights = None if problem.weights is None else problem.formula.weigh_prefixes(losses) / divisor
+    # The losses at hand are of rows cleared where their weight is 0. Under `jit` the second pass goes if nobody asks.
+    d_weights = None if problem.weights is None else problem.formula.weigh_prefixes(_losses(problem)) / divisor
     return (total, losses), (_cotangent(problem, d_rows, d_weights, d_parameters), -total / divisor)
 
 

@@ -39,8 +39,9 @@ class _Setting:
 
 
 def on_host(array: torch.Tensor) -> np.ndarray | None:
-    """Return a tensor for NumPy to read if it lies on the host and neither torch.compile nor torch.func looks on."""
-    if torch.compiler.is_compiling() or type(array) is not torch.Tensor or array.device.type != "cpu":
+    """Return a tensor for NumPy to read if it lies on the host and no compile, trace or torch.func looks on."""
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    if traced or type(array) is not torch.Tensor or array.device.type != "cpu":
         return None
     transformed = torch._C._functorch.maybe_current_level() is not None
     return None if transformed else array.detach().numpy()
@@ -114,14 +115,14 @@ class _WeightedTotal(torch.autograd.Function):
         ctx.mark_non_differentiable(losses, *(gradient for gradient in formed if gradient is not None))
         ctx.set_materialize_grads(False)
         ctx.spent = False
-        ctx.save_for_backward(losses if ctx.needs_input_grad[3] else None, labels, mask, *formed, weights, *arrays)
+        ctx.save_for_backward(labels, mask, *formed, weights, *arrays)
 
     @staticmethod
     def backward(ctx: Any, d_total: torch.Tensor | None, *_: Any) -> tuple[torch.Tensor | None, ...]:
         if d_total is None:  # nothing downstream depends on the total
             return (None,) * len(ctx.needs_input_grad)
         n = len(ctx.setting.wanted)
-        losses, labels, mask, *tensors = ctx.saved_tensors
+        labels, mask, *tensors = ctx.saved_tensors
         formed, weights, arrays = tensors[:n], tensors[n], tensors[n + 1 :]
         # A plain backward pass scales the gradients where they lie and gives them away. Whoever runs it again over a
         # retained graph has them formed anew.
@@ -131,7 +132,7 @@ class _WeightedTotal(torch.autograd.Function):
                 formed = _form_gradients(ctx.setting, labels, mask, weights, arrays)
             if in_place:
                 ctx.spent = True
-            d_weights = None if losses is None else ctx.setting.formula.weigh_prefixes(losses)
+            d_weights = _row_losses(ctx.setting, labels, mask, arrays) if ctx.needs_input_grad[3] else None
             scaled = [
                 _scale(gradient, d_total, array, in_place=in_place)
                 for gradient, array in zip((d_weights, *formed), (weights, *arrays), strict=True)
@@ -187,6 +188,13 @@ def _form_gradients(
     """Go over the rows a second time, for their gradients alone."""
     _, d_rows, d_parameters = gradients(setting.problem(labels, mask, weights, arrays), setting.wanted)
     return [*d_rows, *d_parameters]
+
+
+def _row_losses(setting: _Setting, labels: torch.Tensor, mask: torch.Tensor | None, arrays: Tensors) -> torch.Tensor:
+    """Go over the rows for their losses alone: those beside gradients are of rows cleared where their weight is 0."""
+    with _without_autocast(labels):
+        totals: torch.Tensor = loop.row_totals(setting.problem(labels, mask, None, arrays))[0]
+    return totals
 
 
 def _scale(

@@ -66,6 +66,23 @@ def test_values_and_gradients_under_jit_are_those_of_loops(name: str, reduction:
     assert_trees_close(found, value_and_slopes(name, reduction))
 
 
+@pytest.mark.parametrize("n_rows", [0, 3])
+def test_dense_ladders_need_no_rows(n_rows: int) -> None:
+    """Some of their running sums are kept from being formed anew, which looks at a first entry."""
+    rows = jnp.ones((n_rows, 16))
+    slope = jax.grad(lambda x: info_nce(x, x, nesting=range(1, 17)))(rows)
+    assert slope.shape == rows.shape
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_gradient_in_the_weight_0_of_a_row_is_its_loss(compiled: bool) -> None:
+    arrays, labels = single(KINDS["mrl-e"].arrays()), jnp.asarray(LABELS)
+    loss = partial(KINDS["mrl-e"].loss, arrays, labels=labels)
+    slope = jax.grad(lambda weights: loss(sample_weight=weights, reduction="sum"))
+    found = (jax.jit(slope) if compiled else slope)(jnp.zeros(len(LABELS)))
+    np.testing.assert_allclose(found, loss(reduction="none"), rtol=1e-5)
+
+
 def test_vmap_works_on_a_batch_of_problems() -> None:
     scales = (1.0, 0.5, 2.0)
     batch = single(np.stack([scale * array for scale in scales]) for array in FLAT["mrl-e"].arrays())

@@ -7,6 +7,7 @@ import math
 import warnings
 from collections.abc import Iterator
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -232,6 +233,26 @@ def test_the_gradient_in_weights_of_rows_is_differentiated_or_refused(name: str)
         np.testing.assert_allclose(slope.numpy(), expected, rtol=1e-7, atol=1e-9)
     with pytest.raises(RuntimeError, match="first order"):
         of_weights("mean").sum().backward()
+
+
+@pytest.mark.parametrize("name", ["mrl", "mrl-e", "logits"])
+def test_the_gradient_in_the_weight_0_of_a_row_is_its_loss(name: str) -> None:
+    *arrays, weights = (torch.tensor(array).requires_grad_() for array in FLAT[name].arrays())
+    loss = partial(FLAT[name], convert=torch.as_tensor)
+    none = torch.zeros_like(weights).requires_grad_()
+    loss(*arrays, none, reduction="sum").backward()
+    torch.testing.assert_close(none.grad, loss(*arrays, torch.ones_like(weights), reduction="none").detach())
+
+
+# Tracing
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:`torch.jit:DeprecationWarning")
+def test_a_trace_checks_no_labels_but_makes_their_rows_nan() -> None:
+    head, x = modules.MRLHead(NESTING, N_CLASSES, tied=True), draw(N, 7)
+    traced = torch.jit.trace(head, (x, LABELS), check_trace=False)  # which compares graphs with and without gradients
+    torch.testing.assert_close(traced(x, LABELS), head(x, LABELS))
+    assert math.isnan(traced(x, LABELS + 1).item())
 
 
 # State
