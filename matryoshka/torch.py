@@ -161,8 +161,10 @@ class MRLHead(_Nested):
                 f"make {linear.in_features} its last width."
             )
             raise ValueError(msg)
-        options |= {"bias": linear.bias is not None, "device": linear.weight.device, "dtype": linear.weight.dtype}
-        head = cls(nesting, linear.out_features, tied=tied, **options)
+        bias, weight = linear.bias is not None, linear.weight
+        head = cls(
+            nesting, linear.out_features, tied=tied, bias=bias, device=weight.device, dtype=weight.dtype, **options
+        )
         with torch.no_grad():
             for layer in head.classifiers:
                 layer.weight.copy_(linear.weight[:, : layer.in_features])

@@ -450,6 +450,8 @@ def test_what_is_no_classifier_of_that_width_is_refused() -> None:
         modules.MRLHead.from_linear(Adapted(torch.nn.Linear(7, 4)), NESTING)
     with pytest.raises(TypeError, match="num_classes"):
         modules.MRLHead.from_linear(torch.nn.Linear(7, 4), NESTING, num_classes=5)
+    with pytest.raises(TypeError, match="device"):  # it is that of the layer
+        modules.MRLHead.from_linear(torch.nn.Linear(7, 4), NESTING, device="meta")
 
 
 class Adapted(torch.nn.Module):
