@@ -340,7 +340,7 @@ def labels(array: Array, name: str, expected: tuple[int | None, ...], xp: Namesp
     if not _agree(array.shape, expected):
         msg = (
             f"`{name}` must have one class id per row, shape {tuple(expected)}, got {tuple(array.shape)}; "
-            "reshape it or check which rows it belongs to."
+            "reshape it or check which rows it belongs to; one-hot rows for a loss must be floating."
         )
         raise ValueError(msg)
 

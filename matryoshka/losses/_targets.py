@@ -34,14 +34,7 @@ def row_labels(
     dtype = accumulator_dtype(like, xp)
     weights = None if sample_weight is None else _weights(sample_weight, axes, dtype, xp)
     if len(labels.shape) == len(axes) + 1 and is_floating(labels, xp):
-        _checks.shape(labels, "labels", (*axes, n_classes), "(..., n_classes)")
-        _check_nothing_to_ignore(ignore_index)
-        labels = xp.reshape(labels, (-1, n_classes))
-        outside = ~sums_to_one(labels, dtype, xp)
-        outside = outside if weights is None else outside & (weights != 0)
-        rule = "be shares >= 0 that sum to one over the classes"
-        broken = broken_rows(outside, "labels", rule, "normalise them", dtype, xp)
-        return labels, None, *_weights_and_broken(weights, broken, xp)
+        return _distributions(labels, weights, ignore_index, (*axes, n_classes), dtype, xp)
     _checks.labels(labels, "labels", axes, xp)
     labels = xp.reshape(labels, (-1,))
     host = _counted_on_host(labels, weights, xp)
@@ -60,6 +53,20 @@ def row_labels(
     if host is not None:
         return labels, None, weights, None
     broken = _put(xp.zeros_like(labels, dtype=dtype), outside, math.nan, xp)
+    return labels, None, *_weights_and_broken(weights, broken, xp)
+
+
+def _distributions(
+    labels: Array, weights: Array | None, ignore_index: int | None, shape: tuple[int, ...], dtype: object, xp: Namespace
+) -> tuple[Array, None, Array | None, Array | None]:
+    """Return what `row_labels` does, of labels that are distributions."""
+    _checks.shape(labels, "labels", shape, "(..., n_classes)")
+    _check_nothing_to_ignore(ignore_index)
+    labels = xp.reshape(labels, (-1, shape[-1]))
+    outside = ~sums_to_one(labels, dtype, xp)
+    outside = outside if weights is None else outside & (weights != 0)
+    rule = "be shares >= 0 that sum to one over the classes"
+    broken = broken_rows(outside, "labels", rule, "normalise them", dtype, xp)
     return labels, None, *_weights_and_broken(weights, broken, xp)
 
 

@@ -299,7 +299,7 @@ def _check_some_negative(mask: Array, negatives: Array | None, xp: Namespace) ->
     if negatives is None and host is not None and host.size > 1 and np.count_nonzero(host) <= len(host):
         msg = (
             f"`mask` must leave a negative to some query, got one of shape {host.shape} that leaves "
-            f"{np.count_nonzero(host)} pairs; it is True for what a query sees."
+            f"{np.count_nonzero(host)} pairs; it is True for what a query sees. Skip a batch of duplicates."
         )
         raise ValueError(msg)
 
