@@ -335,6 +335,7 @@ def test_a_certificate_holds_for_its_own_cascade_only() -> None:
         ({"max_gap": "a"}, TypeError, "`max_gap` must be a number"),
         ({"delta": 1.0}, ValueError, r"`delta` must be finite and in \(0, 1\)"),
         ({"max_error": -1}, ValueError, "`max_error` must be finite"),
+        ({"max_disagreement": 1}, ValueError, r"`max_disagreement` must be finite and in \(0, 1\)"),
         ({"path": "x"}, ValueError, "`path` must be one of 'auto', 'shared', 'fitted'"),
         ({"cost": "x"}, ValueError, "`cost` must be one of 'expected_dim', 'cumulative_dim'"),
         ({"confidence": "x"}, ValueError, "`confidence` must be one of"),
@@ -358,6 +359,140 @@ def test_rows_that_certify_nothing_are_refused() -> None:
     keep = (probabilities.argmax(-1) != never).all(0)
     with pytest.raises(ValueError, match="`labels` must agree with some prediction"):
         Cascade.certify(probabilities[:, keep], never[keep], nesting=DIMS)
+
+
+class TestWithoutLabels:
+    """The full width's own answers take the labels' place: it may be contradicted on a share of rows."""
+
+    @staticmethod
+    def contradicted(probabilities: np.ndarray, thresholds: tuple[float, ...]) -> int:
+        """Count row by row the answers that are not the full width's."""
+        count = 0
+        for row in range(probabilities.shape[1]):
+            scores = [prefix[row].tolist() for prefix in probabilities]
+            stage = next((i for i, limit in enumerate(thresholds) if max(scores[i]) > limit), len(thresholds))
+            count += scores[stage].index(max(scores[stage])) != scores[-1].index(max(scores[-1]))
+        return count
+
+    @pytest.mark.parametrize(
+        ("path", "draws", "n", "allowed"), [("shared", 300, 500, 45), ("fitted", 50, 900, 11), ("both", 50, 900, 11)]
+    )
+    def test_the_promise_is_kept(self, path: str, draws: int, n: int, allowed: int) -> None:
+        """It may break with probability 0.1, so in at most a tenth of the draws + 3 sd; with labels beside it too."""
+        probabilities, labels = population(20_000, 1)
+        truth, rng = Truth(probabilities, probabilities[-1].argmax(-1)), np.random.default_rng(7)
+        options: dict[str, Any] = {"nesting": DIMS, "max_disagreement": 0.02}
+        options |= {"path": "fitted", "max_gap": 0.5} if path == "both" else {"path": path}
+        broken, exit_dims = 0, []
+        for _ in range(draws):
+            rows = rng.integers(len(labels), size=n)
+            held = (labels[rows],) if path == "both" else ()
+            share, exit_dim = truth.of(Cascade.certify(probabilities[:, rows], *held, **options).thresholds)
+            broken += share > 0.02
+            exit_dims.append(exit_dim)
+        assert broken <= allowed
+        assert np.mean(exit_dims) < 1600  # it does save something
+
+    @pytest.mark.parametrize("path", ["shared", "fitted"])
+    def test_the_certificate_counts_disagreements(self, library: Library, path: str) -> None:
+        probabilities, labels = population(3000, 6)
+        tested = np.arange(3000) if path == "shared" else np.random.default_rng(1).permutation(3000)[1500:]
+        options: dict[str, Any] = {"nesting": DIMS, "max_disagreement": 0.03, "path": path, "seed": 1}
+        cascade = Cascade.certify(library.array(probabilities), **options)
+        certificate = cascade.certificate
+        assert certificate is not None
+        assert (certificate.max_gap, certificate.max_error, certificate.max_disagreement) == (None, None, 0.03)
+        assert certificate.chosen is not None
+        count = self.contradicted(probabilities[:, tested], cascade.thresholds)
+        assert count > 10
+        expected = float(naive_tail(count, len(tested), Fraction(3, 100)))
+        assert certificate.p_values[certificate.chosen] == pytest.approx(expected, rel=1e-6)
+        assert str(certificate).startswith("P(disagrees with the full width) <= 0.03 with probability >= 0.9 over")
+        assert Cascade.from_json(cascade.to_json()) == cascade
+        assert Cascade.certify(library.array(probabilities), library.array(labels), **options) == cascade
+        assert cascade.evaluate(probabilities, labels).gap <= 0.03
+
+    def test_ties_go_to_the_lower_class(self, library: Library) -> None:
+        short, full = np.tile([0.5, 0.5, 0.0], (300, 1)), np.tile([0.25, 0.5, 0.25], (300, 1))
+        tied = np.tile([0.4, 0.2, 0.4], (300, 1))
+        agreeing, contradicting = (library.array(np.stack([short, last])) for last in (tied, full))
+        options: dict[str, Any] = {"nesting": (8, 16), "max_disagreement": 0.01}
+        assert Cascade.certify(agreeing, **options).thresholds < (0.5,)
+        assert Cascade.certify(contradicting, **options).thresholds >= (0.5,)
+
+    def test_all_agree_or_none_does_or_there_is_one_width(self) -> None:
+        full = np.where(np.arange(230)[:, None] % 2 == np.arange(2), 0.9, 0.1)
+        options: dict[str, Any] = {"nesting": (8, 16), "max_disagreement": 0.01}
+        assert Cascade.certify([full, full], **options).thresholds == (0.0,)
+        few = Cascade.certify([full[1:], full[1:]], **options)
+        assert few.thresholds == (1.0,)
+        assert str(few.certificate).endswith("certified (at least 230 tested rows are needed)")
+        none = Cascade.certify([full[:, ::-1], full], **options)
+        assert none.predict([full[:, ::-1], full])[1].tolist() == [16] * 230
+        fitted = Cascade.certify([full[:, ::-1], full], path="fitted", **options)
+        assert fitted.predict([full[:, ::-1], full])[1].tolist() == [16] * 230
+        alone = Cascade.certify(full[None], nesting=(16,), max_disagreement=0.01)
+        assert alone.certificate is not None
+        assert (alone.thresholds, alone.certificate.p_values) == ((), ())
+
+    def test_beside_labels_the_smallest_bound_binds(self) -> None:
+        probabilities, labels = population(4000, 7)
+        gap = Cascade.certify(probabilities, labels, nesting=DIMS, max_gap=0.01)
+        agreed = Cascade.certify(probabilities, nesting=DIMS, max_disagreement=0.02)
+        loose = Cascade.certify(probabilities, labels, nesting=DIMS, max_gap=0.01, max_disagreement=0.5)
+        tight = Cascade.certify(probabilities, labels, nesting=DIMS, max_gap=0.02, max_disagreement=0.02)
+        error = Cascade.certify(probabilities, labels, nesting=DIMS, max_error=0.9, max_disagreement=0.02)
+        assert loose.thresholds == gap.thresholds
+        assert tight.thresholds == error.thresholds == agreed.thresholds
+        assert "right) <= 0.02 and P(disagrees with the full width) <= 0.02 with" in str(tight.certificate)
+
+    def test_temperatures_are_fitted_to_the_answers_of_the_full_width(self) -> None:
+        probabilities, _ = population(3000, 10)
+        full = probabilities[-1].argmax(-1)
+        options: dict[str, Any] = {"nesting": DIMS, "temperature": True, "max_disagreement": 0.02}
+        cascade = Cascade.certify(probabilities, **options)
+        assert cascade == Cascade.certify(probabilities, full, **options)
+        assert cascade.temperatures is not None
+        assert cascade.temperatures[-1] == pytest.approx(0.01, rel=1e-3)
+
+    @pytest.mark.parametrize(
+        ("bounds", "got"),
+        [
+            ({}, "no bound"),
+            ({"max_gap": 0.01}, "max_gap"),
+            ({"max_error": 0.3}, "max_error"),
+            ({"max_gap": 0.01, "max_disagreement": 0.01}, "max_gap and max_disagreement"),
+        ],
+    )
+    def test_other_bounds_need_labels(self, bounds: dict[str, float], got: str) -> None:
+        probabilities, _ = population(500, 11)
+        message = f"`labels` must be given for any bound but `max_disagreement`, got None with {got}; pass labels"
+        with pytest.raises(ValueError, match=message):
+            Cascade.certify(probabilities, **{"nesting": DIMS, **bounds})  # type: ignore[arg-type]
+
+    def test_rows_that_are_no_probabilities_are_refused(self) -> None:
+        probabilities, labels = population(500, 11)
+        options: dict[str, Any] = {"nesting": DIMS, "max_disagreement": 0.01}
+        with pytest.raises(ValueError, match=r"`probabilities\[0\]` .* must hold probabilities"):
+            Cascade.certify(probabilities * 2, **options)
+        with pytest.raises(ValueError, match="`probabilities` must"):
+            Cascade.certify(probabilities[:, :0], **options)
+        with pytest.raises(TypeError, match="takes from 2 to 3 positional arguments"):
+            Cascade.certify(probabilities, labels, 0.01, **options)  # type: ignore[misc]
+        with pytest.warns(UserWarning, match="Calibrating on 15 rows for 20 classes") as caught:
+            Cascade.certify(probabilities[:, :15], **options)
+        assert caught[0].filename == __file__
+
+    def test_certificates_from_before_there_was_this_promise_load(self) -> None:
+        probabilities, labels = population(500, 11)
+        cascade = Cascade.certify(probabilities, labels, nesting=DIMS)
+        record = json.loads(cascade.to_json())
+        assert record["certificate"].pop("max_disagreement") is None
+        assert Cascade.from_json(json.dumps(record)) == cascade
+        record = json.loads(Cascade.certify(probabilities, nesting=DIMS, max_disagreement=0.1).to_json())
+        del record["certificate"]["max_disagreement"]
+        with pytest.raises(ValueError, match=r"`certificate.max_disagreement` must be given, got None for all"):
+            Cascade.from_json(json.dumps(record))
 
 
 def frontier_options() -> list[dict[str, str]]:

@@ -126,6 +126,7 @@ GOOD: dict[str, tuple[str, Any]] = {
     "longest": ("int", 4),
     "loss": ("callable", any_loss),
     "m": ("int", 4),
+    "max_disagreement": ("float", 0.5),
     "max_error": ("float", 0.9),
     "max_gap": ("float", 0.5),
     "max_queries": ("int", 20),

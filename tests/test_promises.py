@@ -36,6 +36,7 @@ BROKEN = {
     "thresholds": ("all", [None], ["0.5"], [math.nan], [], {}),
     "max_gap": NO_SHARES[1:],
     "max_error": NO_SHARES[1:],
+    "max_disagreement": NO_SHARES[1:],
     "delta": NO_SHARES,
     "path": (None, "auto", "", 3, []),
     "n_rows": NO_COUNTS,

@@ -22,9 +22,10 @@ class _Tested:
         """Build a certificate from the parsed JSON of `to_record`; None stays None."""
         if record is None:
             return None
-        fields = {field.name: str(field.type) for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-        lists = [name for name, kind in fields.items() if kind.startswith("tuple")]
-        whole = isinstance(record, dict) and set(record) == set(fields)
+        fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+        lists = [field.name for field in fields if str(field.type).startswith("tuple")]
+        required = {field.name for field in fields if field.default is dataclasses.MISSING}
+        whole = isinstance(record, dict) and required <= set(record) <= {field.name for field in fields}
         if not whole or not all(isinstance(record[name], list) for name in lists):
             msg = (
                 "`certificate` must hold exactly the fields of a certificate; "
@@ -122,6 +123,9 @@ class Certificate(_Tested):
         anything passed, so that every row goes to the full width.
     rows_needed : int
         Fewest tested rows on which any policy could pass: with no failure among them.
+    max_disagreement : float or None
+        Bound on P(cascade answers otherwise than the full width), and so on the gap too; None in files from before
+        there was such a promise.
     """
 
     _kind, _maker, _subject = "cascade", "Cascade.certify", "these thresholds"
@@ -136,9 +140,11 @@ class Certificate(_Tested):
     p_values: tuple[float, ...]
     chosen: int | None
     rows_needed: int
+    max_disagreement: float | None = None
 
     def __post_init__(self) -> None:
-        rates = [name for name in ("max_gap", "max_error") if getattr(self, name) is not None]
+        bounds = ("max_gap", "max_error", "max_disagreement")
+        rates = [name for name in bounds if getattr(self, name) is not None]
         self._check_fields(
             shares=(*rates, "delta"), counts=("n_rows", "rows_needed"), options={"path": ("shared", "fitted")}
         )
@@ -146,7 +152,8 @@ class Certificate(_Tested):
             _checks.real(threshold, f"certificate.thresholds[{i}]")
         _checks.integer(self.n_fit_rows, "certificate.n_fit_rows", minimum=0)
         if not rates:
-            msg = "`certificate.max_gap` or `certificate.max_error` must be given, got None for both; pass one."
+            names = " or ".join(f"`certificate.{name}`" for name in bounds)
+            msg = f"{names} must be given, got None for all; pass one."
             raise ValueError(msg)
         if self.path == "shared":
             self._agree("n_fit_rows", self.n_fit_rows, 0, "as no row fits a shared path")
@@ -156,7 +163,11 @@ class Certificate(_Tested):
             self._agree("thresholds", self.thresholds, (1.0,) * len(self.thresholds), "as nothing else passed")
 
     def __str__(self) -> str:
-        targets = {"P(wrong, full width right)": self.max_gap, "P(wrong)": self.max_error}
+        targets = {
+            "P(wrong, full width right)": self.max_gap,
+            "P(wrong)": self.max_error,
+            "P(disagrees with the full width)": self.max_disagreement,
+        }
         promise = " and ".join(f"{name} <= {bound:g}" for name, bound in targets.items() if bound is not None)
         rows = f"{self.n_rows} rows" + (f" ({self.n_fit_rows} others fitted the path)" if self.n_fit_rows else "")
         if self.chosen is None:

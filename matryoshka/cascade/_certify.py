@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -24,43 +25,44 @@ class Promise(NamedTuple):
 
     max_gap: float | None
     max_error: float | None
+    max_disagreement: float | None
     delta: float
 
     @classmethod
-    def of(cls, max_gap: float | None, max_error: float | None, delta: float) -> Promise:
-        """Check the numbers; without any target the gap must be at most 0.01."""
-        if max_gap is None and max_error is None:
-            max_gap = 0.01
+    def of(cls, bounds: dict[str, float | None], delta: float, *, labelled: bool) -> Promise:
+        """Check the numbers; with labels and without any bound the gap must be at most 0.01."""
 
         def share(value: float, name: str) -> float:
             return _checks.real(value, name, minimum=0.0, maximum=1.0, open_minimum=True, open_maximum=True)
 
-        return cls(
-            None if max_gap is None else share(max_gap, "max_gap"),
-            None if max_error is None else share(max_error, "max_error"),
-            share(delta, "delta"),
-        )
+        given = {name: share(bound, name) for name, bound in bounds.items() if bound is not None}
+        if not labelled and set(given) != {"max_disagreement"}:
+            got = " and ".join(given) or "no bound"
+            msg = (
+                f"`labels` must be given for any bound but `max_disagreement`, got None with {got}; "
+                "pass labels, or max_disagreement alone."
+            )
+            raise ValueError(msg)
+        return cls(**(dict.fromkeys(bounds) | (given or {"max_gap": 0.01})), delta=share(delta, "delta"))
 
     @property
     def rows_needed(self) -> int:
         """Fewest rows on which anything can be certified: with no failure among them."""
-        return max(rows_needed(rate, self.delta) for rate in (self.max_gap, self.max_error) if rate is not None)
+        bounds = (self.max_gap, self.max_error, self.max_disagreement)
+        return max(rows_needed(bound, self.delta) for bound in bounds if bound is not None)
 
-    def p_value(self, scored: Scored, thresholds: Policy) -> float:
-        """Return the exact p-value of "the promise is broken": the largest over its targets."""
-        n = scored.n_rows
-        wrong = ~scored.correct[exits(scored.confidences, thresholds), np.arange(n)]
-        p_values = []
-        if self.max_gap is not None:
-            p_values.append(lower_tail(int((wrong & scored.correct[-1]).sum()), n, self.max_gap))
-        if self.max_error is not None:
-            p_values.append(lower_tail(int(wrong.sum()), n, self.max_error))
-        return max(p_values)
+    def failures(self, scored: Scored) -> list[tuple[float, np.ndarray]]:
+        """Return each bound with where an exit at each prefix (G, n) counts against it.
 
-    def failures(self, scored: Scored) -> np.ndarray:
-        """Return where an exit at each prefix (G, n) would count against the promise."""
+        Whatever counts against a gap counts against a disagreement and an error too, which therefore stand before it.
+        """
         wrong = ~scored.correct
-        return wrong if self.max_gap is None else wrong & scored.correct[-1]
+        found = (
+            (self.max_error, wrong),
+            (self.max_disagreement, ~scored.agrees),
+            (self.max_gap, wrong & scored.correct[-1]),
+        )
+        return [(bound, failures) for bound, failures in found if bound is not None]
 
     def choose_path(self, path: str, n: int, *, temperature: bool) -> str:
         """Resolve "auto" by the number of rows, which says nothing about the rows themselves."""
@@ -91,10 +93,18 @@ def split(n: int, path: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
 def certify(promise: Promise, path: str, costs: Sequence[float], *, fit: Scored, tested: Scored) -> Certificate:
     """Certify the cheapest policy of a path; of the rows, `fit` shape the fitted path and `tested` test it."""
     full_width: Policy = (FULL_WIDTH,) * (len(costs) - 1)
-    policies = _paths.policies(path, fit.confidences, promise.failures(fit), costs)
+    _, strictest = min(promise.failures(fit), key=operator.itemgetter(0))
+    policies = _paths.policies(path, fit.confidences, strictest, costs)
     if promise.max_error is not None:  # which even the full width may break, while it has no gap
         policies.insert(0, full_width)
-    p_values, last = walk(policies, lambda policy: promise.p_value(tested, policy), promise.delta)
+    failures, rows = promise.failures(tested), np.arange(tested.n_rows)
+
+    def p_value(policy: Policy) -> float:
+        """Return the exact p-value of "the promise is broken": the largest over its bounds."""
+        stage = exits(tested.confidences, policy)
+        return max(lower_tail(int(failed[stage, rows].sum()), len(rows), bound) for bound, failed in failures)
+
+    p_values, last = walk(policies, p_value, promise.delta)
     if promise.max_error is not None and last is None:
         msg = (
             f"`max_error` must be certifiable for the full width at least, got {promise.max_error:g} where the "
@@ -107,6 +117,7 @@ def certify(promise: Promise, path: str, costs: Sequence[float], *, fit: Scored,
         thresholds=thresholds,
         max_gap=promise.max_gap,
         max_error=promise.max_error,
+        max_disagreement=promise.max_disagreement,
         delta=promise.delta,
         path=path,
         n_rows=tested.n_rows,

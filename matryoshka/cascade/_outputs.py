@@ -31,10 +31,11 @@ _SUM_TOLERANCE = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 2e-2}
 
 
 class Scored(NamedTuple):
-    """On the host: how sure every prefix is of each row, and where it is correct."""
+    """On the host: how sure every prefix is of each row, where it is correct, and where it agrees with the last."""
 
     confidences: np.ndarray
     correct: np.ndarray
+    agrees: np.ndarray
     n_classes: int
 
     @property
@@ -44,7 +45,7 @@ class Scored(NamedTuple):
 
     def take(self, rows: np.ndarray) -> Scored:
         """Select rows."""
-        return Scored(self.confidences[:, rows], self.correct[:, rows], self.n_classes)
+        return Scored(self.confidences[:, rows], self.correct[:, rows], self.agrees[:, rows], self.n_classes)
 
 
 class Outputs:
@@ -108,17 +109,15 @@ class Outputs:
         largest = self.xp.take_along_axis(rows, answers[:, None], axis=-1)[:, 0]
         return mass_of_probabilities(rows, largest, temperature, self.xp)
 
+    @cached_property
+    def labels(self) -> Array:
+        """The classes (n,) that answers are held against: where none are known, the full width's answers."""
+        return self.answers[-1]
 
-class Labelled(Outputs):
-    """Outputs for rows whose classes are known."""
-
-    def __init__(self, probabilities: Prefixes, labels: Array, dims: tuple[int, ...], *, from_logits: bool) -> None:
-        super().__init__(probabilities, dims, from_logits=from_logits)
-        namespace(("probabilities", self.prefixes[0]), ("labels", labels))
-        _checks.not_empty(self.prefixes[0], "probabilities")
-        _checks.labels(labels, "labels", (self.n_rows,), self.xp)
-        self.labels, self.host_labels = labels, to_numpy(labels)
-        _checks.label_values(self.host_labels, "labels", self.n_classes)
+    @cached_property
+    def host_labels(self) -> np.ndarray:
+        """The same, on the host."""
+        return to_numpy(self.labels)
 
     @cached_property
     def host_answers(self) -> np.ndarray:
@@ -132,6 +131,7 @@ class Labelled(Outputs):
 
     def check_calibration(self) -> None:
         """Refuse rows that can calibrate nothing, and warn of too few."""
+        _checks.not_empty(self.prefixes[0], "probabilities")
         if not self.correct.any():
             msg = (
                 f"`labels` must agree with some prediction, got {self.n_rows} rows of which no prefix gets any right; "
@@ -155,9 +155,22 @@ class Labelled(Outputs):
         )
 
     def score(self, measure: str, temperatures: Sequence[float] | None) -> Scored:
-        """Bring to the host how sure every prefix is, beside where it is correct."""
+        """Bring to the host how sure every prefix is, where it is correct, and where it agrees with the last."""
         confidences = [to_numpy(self._confidences(i, measure, temperatures)) for i in range(len(self.dims))]
-        return Scored(np.stack(confidences), self.correct, self.n_classes)
+        agrees = np.asarray(self.host_answers == self.host_answers[-1])
+        return Scored(np.stack(confidences), self.correct, agrees, self.n_classes)
+
+
+class Labelled(Outputs):
+    """Outputs for rows whose classes are known."""
+
+    def __init__(self, probabilities: Prefixes, labels: Array, dims: tuple[int, ...], *, from_logits: bool) -> None:
+        super().__init__(probabilities, dims, from_logits=from_logits)
+        namespace(("probabilities", self.prefixes[0]), ("labels", labels))
+        _checks.not_empty(self.prefixes[0], "probabilities")
+        _checks.labels(labels, "labels", (self.n_rows,), self.xp)
+        self.labels = labels
+        _checks.label_values(self.host_labels, "labels", self.n_classes)
 
 
 def _alike(probabilities: Any, dims: tuple[int, ...]) -> tuple[list[Array], Namespace]:

@@ -183,13 +183,14 @@ class Cascade(JsonValue):
     def certify(
         cls,
         probabilities: Prefixes,
-        labels: Array,
+        labels: Array | None = None,
         /,
         *,
         nesting: NestingLike,
         max_gap: float | None = None,
-        delta: float = 0.1,
         max_error: float | None = None,
+        max_disagreement: float | None = None,
+        delta: float = 0.1,
         path: str = "auto",
         cost: str = "expected_dim",
         confidence: str = "max_probability",
@@ -200,19 +201,25 @@ class Cascade(JsonValue):
         """Choose the cheapest thresholds whose promise about new rows survives an exact test.
 
         The promise, kept with probability at least 1 - delta over the calibration rows: a new row is answered wrongly
-        although the full width is right with probability at most `max_gap`; and wrongly at all with probability at
-        most `max_error`, if that is given.
+        although the full width is right with probability at most `max_gap`; wrongly at all with probability at most
+        `max_error`; and otherwise than by the full width with probability at most `max_disagreement`, which takes no
+        labels. All bounds that are given hold together.
 
         Parameters
         ----------
-        probabilities, labels, nesting, confidence, from_logits
+        probabilities, nesting, confidence, from_logits
             As for `calibrate`.
+        labels : array (n,), integer, optional
+            The true classes, of the same library and device. Without them `max_disagreement` is the only bound.
         max_gap : float, optional
-            Bound on P(cascade wrong and full width right), within (0, 1). Without any bound, 0.01.
+            Bound on P(cascade wrong and full width right), within (0, 1). With labels and without any bound, 0.01.
+        max_error : float, optional
+            Bound on P(cascade wrong), within (0, 1).
+        max_disagreement : float, optional
+            Bound on P(cascade answers otherwise than the full width), within (0, 1). It bounds the gap too: whoever is
+            wrong where the full width is right disagrees with it.
         delta : float, default 0.1
             Probability, within (0, 1), that the calibration rows mislead and the promise does not hold.
-        max_error : float, optional
-            Bound on P(cascade wrong), within (0, 1). Given alone it replaces the gap; with `max_gap` both are kept.
         path : {"auto", "shared", "fitted"}, default "auto"
             The policies tested. "shared": one threshold for all prefixes, tested on all rows. "fitted": thresholds
             (and temperatures) that a random half of the rows chose, tested on the other half. "auto" takes the fitted
@@ -220,7 +227,8 @@ class Cascade(JsonValue):
         cost : {"expected_dim", "cumulative_dim"}, default "expected_dim"
             What to keep low: the cost of a tied head (MRL-E), or of separate heads (MRL).
         temperature : bool, default False
-            Fit temperatures, on the rows that fit the path.
+            Fit temperatures, on the rows that fit the path; without labels, to the full width's answers (its own
+            temperature, which decides nothing, then ends at the lowest, 0.01).
         seed : int, default 0
             Draws the halves of the fitted path.
 
@@ -233,7 +241,8 @@ class Cascade(JsonValue):
         Raises
         ------
         TypeError, ValueError
-            The arguments are not as described, as for `calibrate`; or not even the full width keeps `max_error`.
+            The arguments are not as described, as for `calibrate`; there are no labels for a bound that needs them; or
+            not even the full width keeps `max_error`.
 
         Warns
         -----
@@ -248,7 +257,7 @@ class Cascade(JsonValue):
         Learn then Test (Angelopoulos et al., 2021): the policies lie on a path that does not depend on the rows tested;
         from the safest down, "the promise is broken" is tested with the exact binomial p-value of the failures seen,
         at level delta, up to the first policy that fails. Along the path no row exits later, so the last policy that
-        passed is the cheapest one, in multiply-adds too.
+        passed is the cheapest one, in multiply-adds too. The smallest of the bounds shapes a fitted path.
 
         Examples
         --------
@@ -260,13 +269,19 @@ class Cascade(JsonValue):
         8.0
         >>> print(cascade.certificate.path, cascade.certificate.rows_needed)
         shared 230
+        >>> Cascade.certify([rows, rows], nesting=(8, 16), max_disagreement=0.01).thresholds  # no labels
+        (0.0,)
         """
-        promise = _certify.Promise.of(max_gap, max_error, delta)
+        bounds = {"max_gap": max_gap, "max_error": max_error, "max_disagreement": max_disagreement}
+        promise = _certify.Promise.of(bounds, delta, labelled=labels is not None)
         dims, temperature = _ladder(nesting, confidence), _checks.flag(temperature, "temperature")
         costs = _evaluation.cost_shares(dims, cost)
         _certify.check_path(path, temperature=temperature)
         seed = _checks.seed(seed)
-        outputs = Labelled(probabilities, labels, dims, from_logits=from_logits)
+        if labels is None:
+            outputs = Outputs(probabilities, dims, from_logits=from_logits)
+        else:
+            outputs = Labelled(probabilities, labels, dims, from_logits=from_logits)
         outputs.check_calibration()
         path = promise.choose_path(path, outputs.n_rows, temperature=temperature)
         fit_rows, tested_rows = _certify.split(outputs.n_rows, path, seed)
