@@ -38,6 +38,26 @@ def test_counts_and_speedups() -> None:
     assert Funnel((2048,), ()).speedup(77) == 1.0
 
 
+def test_speedup_against_the_width_one_would_else_search() -> None:
+    plan = Funnel((16, 64), (10,))
+    count = 77 * 16 + 10 * 64
+    assert plan.speedup(77) == plan.speedup(77, of=64) == 77 * 64 / count
+    assert plan.speedup(77, 2048) == 77 * 2048 / count
+    assert plan.speedup(77, of=2048, executed=True) == 77 * 2048 / (77 * 16 + 10 * 48)
+    assert Funnel((48,)).speedup(77, of=np.int64(768)) == 16.0
+    assert Funnel((48,)).speedup(77, of=24) == 0.5
+    with pytest.raises(ValueError, match="`of` must be an integer >= 1, got 0"):
+        plan.speedup(77, of=0)
+    with pytest.raises(TypeError, match="`of` must be an integer, got float 64.0"):
+        plan.speedup(77, of=64.0)  # type: ignore[arg-type]
+
+
+def test_a_single_width_needs_no_lists() -> None:
+    assert Funnel((48,)) == Funnel((48,), ()) == Funnel.from_json(Funnel((48,)).to_json())
+    with pytest.raises(ValueError, match="`keep` must hold one count for every width but the last, 1, got 0"):
+        Funnel((8, 16))
+
+
 def test_halving_is_the_funnel_of_the_paper() -> None:
     paper = Funnel((16, 32, 64, 128, 256, 2048), (200, 100, 50, 25, 10))
     assert Funnel.halving(2048) == paper

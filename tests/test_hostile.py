@@ -140,6 +140,7 @@ GOOD: dict[str, tuple[str, Any]] = {
     "nesting": ("nesting", DIMS),
     "normalize": ("flag", True),
     "num_classes": ("int", 3),
+    "of": ("int", 8),
     "orders": ("int", 99),
     "parameters": ("text", ""),
     "path": ("str", "shared"),

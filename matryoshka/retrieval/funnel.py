@@ -71,9 +71,9 @@ class Funnel(JsonValue):
     ----------
     dims : sequence of int
         Widths of the stages, positive and strictly increasing: the exact search, then each reranking.
-    keep : sequence of int
+    keep : sequence of int, default ()
         Candidates handed from each stage to the next, one fewer than `dims`, positive and never growing. The last
-        bounds how many results a search can return.
+        bounds how many results a search can return. A single width has none.
     certificate : RecallCertificate, optional
         What `calibrate` promised; no part of what funnels are compared by.
 
@@ -87,7 +87,7 @@ class Funnel(JsonValue):
     Notes
     -----
     Section 4.3.1 of Kusupati et al. (2022). ``Funnel((16, 2048), (200,))`` is the paper's adaptive retrieval,
-    ``Funnel((2048,), ())`` a single shot. A funnel compares by value and is hashable. On a corpus of n rows, lists
+    ``Funnel((2048,))`` a single shot. A funnel compares by value and is hashable. On a corpus of n rows, lists
     longer than n count as n.
 
     Examples
@@ -108,7 +108,7 @@ class Funnel(JsonValue):
     certificate: RecallCertificate | None = field(compare=False)
 
     def __init__(
-        self, dims: Iterable[int], keep: Iterable[int], *, certificate: RecallCertificate | None = None
+        self, dims: Iterable[int], keep: Iterable[int] = (), *, certificate: RecallCertificate | None = None
     ) -> None:
         widths = _checks.dims(dims)
         lists = _checks.keep(keep, len(widths))
@@ -277,23 +277,31 @@ class Funnel(JsonValue):
         """
         return costs.funnel(n, self.dims, self.keep, executed=executed)
 
-    def speedup(self, n: int, *, executed: bool = False) -> float:
-        """Divide the multiply-adds of a single shot at the last width by those of this funnel.
+    def speedup(self, n: int, of: int | None = None, *, executed: bool = False) -> float:
+        """Divide the multiply-adds of a single shot by those of this funnel.
 
         Parameters
         ----------
         n : int
             Rows of the corpus.
+        of : int, optional
+            Width of the single shot, the one that would be searched without this funnel; by default its last.
         executed : bool, default False
             As for `multiply_adds`.
 
         Returns
         -------
         float
-            How many times fewer multiply-adds; 1 for a single shot. On the clock it is less: choosing candidates
-            takes time as well.
+            How many times fewer multiply-adds; 1 for a single shot against itself. On the clock it is less: choosing
+            candidates takes time as well.
+
+        Examples
+        --------
+        >>> Funnel((48,)).speedup(1_000_000), Funnel((48,)).speedup(1_000_000, of=768)
+        (1.0, 16.0)
         """
-        return costs.search(n, self.dims[-1]) / self.multiply_adds(n, executed=executed)
+        width = self.dims[-1] if of is None else _checks.integer(of, "of", minimum=1)
+        return costs.search(n, width) / self.multiply_adds(n, executed=executed)
 
     def __repr__(self) -> str:
         return f"Funnel({self.dims}, {self.keep})"
