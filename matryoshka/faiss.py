@@ -159,7 +159,9 @@ class FaissCorpus:
     def __repr__(self) -> str:
         return f"FaissCorpus({self._corpus!r}, {type(self._index).__name__}, dim={self._index.d})"
 
-    def search(self, queries: Array, k: int, *, funnel: Funnel | None = None) -> tuple[Array, Array]:
+    def search(
+        self, queries: Array, k: int, *, dim: int | None = None, funnel: Funnel | None = None
+    ) -> tuple[Array, Array]:
         """Find rows similar to each query: candidates from the index, then the later stages of the funnel.
 
         Parameters
@@ -168,10 +170,12 @@ class FaissCorpus:
             As for `Corpus.search`.
         k : int
             Results per query, at least 1, and at most the last list of the funnel.
+        dim : int, optional
+            Search exactly at this width, without the index: ``Funnel((dim,))`` asks the index of that width.
         funnel : Funnel, optional
             It starts at the width of the index, which is asked for ``keep[0]`` candidates, or for `k` without later
-            stages. None searches exactly at full width, without the index; so does the full width alone where the
-            index is narrower.
+            stages. With neither this nor `dim` the search is exact at full width, without the index; so it is with the
+            full width alone where the index is narrower.
 
         Returns
         -------
@@ -184,8 +188,8 @@ class FaissCorpus:
         TypeError, ValueError
             As for `Corpus.search`, or the funnel starts at another width than that of the index.
         """
-        if not isinstance(funnel, Funnel) or funnel.dims == (self.dim,) != self.search_dims:
-            return self._corpus.search(queries, k, funnel=funnel)
+        if dim is not None or not isinstance(funnel, Funnel) or funnel.dims == (self.dim,) != self.search_dims:
+            return self._corpus.search(queries, k, dim=dim, funnel=funnel)
         if funnel.dims[:1] != self.search_dims:
             msg = f"`funnel` must start at the width of the index, {self._index.d}, got {funnel.dims}; change one."
             raise ValueError(msg)

@@ -57,6 +57,51 @@ def test_search_at_a_prefix(library: Library, data: tuple[np.ndarray, np.ndarray
 
 
 @pytest.mark.parametrize("metric", METRICS)
+def test_a_plain_cut(library: Library, data: tuple[np.ndarray, np.ndarray], metric: str) -> None:
+    corpus, queries = data
+    searched, asked = Corpus(library.array(corpus), metric=metric), library.array(queries)
+    found = searched.search(asked, 12, dim=6)
+    library.assert_found(found, retrieval_rank(queries, corpus, everything(corpus, queries), 12, 6, metric))
+    assert searched.search_dims == (6,)
+    for plain, plan in ((found, Funnel((6,))), (searched.search(asked, 12, dim=23), None)):
+        for one, other in zip(plain, searched.search(asked, 12, funnel=plan), strict=True):
+            np.testing.assert_array_equal(library.to_numpy(one), library.to_numpy(other))
+
+
+def test_a_plain_cut_behind_an_index_of_your_own(data: tuple[np.ndarray, np.ndarray]) -> None:
+    corpus, queries = data
+    searched, asked = Corpus(corpus), []
+
+    def find(prefixes: np.ndarray, count: int) -> np.ndarray:
+        asked.append((prefixes.shape, count))
+        return np.tile(np.arange(20, 20 + count), (len(prefixes), 1))
+
+    found = searched.search(queries, 5, dim=6, first_stage=find)
+    np.testing.assert_array_equal(np.sort(found[1]), np.tile(np.arange(20, 25), (7, 1)))
+    assert asked == [((7, 6), 5)]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"dim": 0}, ValueError, r"`dim` must be an integer in \[1, 23\], got 0"),
+        ({"dim": 24}, ValueError, r"`dim` must be an integer in \[1, 23\], got 24"),
+        ({"dim": -1}, ValueError, r"`dim` must be an integer in \[1, 23\], got -1"),
+        ({"dim": 6.0}, TypeError, "`dim` must be an integer, got float 6.0"),
+        ({"dim": True}, TypeError, "`dim` must be an integer, got bool True"),
+        ({"dim": 6, "funnel": Funnel((6,))}, TypeError, "at most one of `dim` and `funnel` may be given, got both"),
+    ],
+)
+def test_a_wrong_cut_is_refused(
+    data: tuple[np.ndarray, np.ndarray], options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    searched = Corpus(data[0])
+    with pytest.raises(error, match=message):
+        searched.search(data[1], 3, **options)
+    assert searched.search_dims == ()
+
+
+@pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("declared", [(), (5, 9)])
 def test_funnel(library: Library, data: tuple[np.ndarray, np.ndarray], metric: str, declared: tuple[int, ...]) -> None:
     corpus, queries = data

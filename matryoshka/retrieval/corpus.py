@@ -141,6 +141,7 @@ class Corpus:
         queries: Array,
         k: int,
         *,
+        dim: int | None = None,
         funnel: Funnel | None = None,
         first_stage: Callable[[Array, int], Array] | None = None,
     ) -> tuple[Array, Array]:
@@ -153,8 +154,11 @@ class Corpus:
         k : int
             Results per query, at least 1, and at most the last list of the funnel; of all queries together at most
             2**31.
+        dim : int, optional
+            Compare the first `dim` columns only, exactly, as ``Funnel((dim,))`` does; at most the width of the corpus.
         funnel : Funnel, optional
-            Search at its first width and rerank at the others. None searches exactly at full width.
+            Search at its first width and rerank at the others. With neither this nor `dim` the search is exact at full
+            width.
         first_stage : callable, optional
             An index of your own, asked for candidates in place of the exact search at the first width: called with the
             prefixes of the queries (n_queries, width), at unit length under "cosine", and a count, it returns so many
@@ -171,13 +175,17 @@ class Corpus:
         Raises
         ------
         TypeError
-            `queries` is of another library or dtype, `k` is no integer, or `funnel` no funnel.
+            `queries` is of another library or dtype, `k` or `dim` is no integer, `funnel` no funnel, or both of these
+            are given.
         ValueError
-            `queries` has another width or numbers that are not finite, lies on another device, or `k` or `funnel` do
-            not fit.
+            `queries` has another width or numbers that are not finite, lies on another device, or `k`, `dim` or
+            `funnel` do not fit.
         """
         rows = self._queries(queries)
-        dims, lists = self._stages(funnel, k, rows.shape[0])
+        if dim is not None and funnel is not None:
+            msg = "at most one of `dim` and `funnel` may be given, got both; leave one out."
+            raise TypeError(msg)
+        dims, lists = self._stages(dim, funnel, k, rows.shape[0])
         self._rows.check()
         if first_stage is not None:
             _checks.function(first_stage, "first_stage")
@@ -228,9 +236,7 @@ class Corpus:
         if (dim is None) == (funnel is None):
             msg = "exactly one of `dim` and `funnel` must be given, got both or neither; leave one out."
             raise TypeError(msg)
-        dims, lists = self._stages(funnel, k, rows.shape[0])
-        if dim is not None:
-            dims = (_checks.integer(dim, "dim", minimum=1, maximum=self.dim),)
+        dims, lists = self._stages(dim, funnel, k, rows.shape[0])
         self._rows.check()
         return self._results([self._rerank(rows, candidates, *_later(dims, lists))], k)
 
@@ -429,12 +435,14 @@ class Corpus:
                 raise ValueError(msg)
         return xp.sort(xp.astype(ids, arange(1, like=ids, xp=xp).dtype, copy=False), axis=-1)
 
-    def _stages(self, funnel: Funnel | None, k: int, n_queries: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def _stages(
+        self, dim: int | None, funnel: Funnel | None, k: int, n_queries: int
+    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Check a plan and the number of results; return the widths of its stages and how many rows each leaves."""
         k = _checks.integer(k, "k", minimum=1)
         _checks.result_size(n_queries, k)
         if funnel is None:
-            return (self.dim,), (k,)
+            return (self.dim if dim is None else _checks.integer(dim, "dim", minimum=1, maximum=self.dim),), (k,)
         if not isinstance(funnel, Funnel):
             msg = f"`funnel` must be a Funnel, got {type(funnel).__name__}; pass Funnel(dims, keep)."
             raise TypeError(msg)

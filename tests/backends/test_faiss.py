@@ -88,6 +88,18 @@ def test_an_index_that_is_full_is_taken_as_it_is(rows: np.ndarray, queries: np.n
     agree(indexed.search(queries, 9, funnel=PLAN), Corpus(rows, metric=metric).search(queries, 9, funnel=PLAN))
 
 
+def test_a_plain_cut_is_exact_whatever_the_index_misses(rows: np.ndarray, queries: np.ndarray) -> None:
+    corpus = Corpus(rows)
+    indexed = FaissCorpus(corpus, "IVF50,Flat", dim=6)  # one list of 50: about eight rows
+    for dim in (6, 9, 24):
+        same(indexed.search(queries, 20, dim=dim), Corpus(rows).search(queries, 20, funnel=Funnel((dim,))))
+    assert (indexed.search(queries, 20, funnel=Funnel((6,)))[1] == -1).any()
+    with pytest.raises(TypeError, match="at most one of `dim` and `funnel` may be given, got both"):
+        indexed.search(queries, 3, dim=6, funnel=PLAN)
+    with pytest.raises(ValueError, match=r"`dim` must be an integer in \[1, 24\], got 25"):
+        indexed.search(queries, 3, dim=25)
+
+
 def test_an_empty_index_is_trained_and_filled(rows: np.ndarray, queries: np.ndarray) -> None:
     index = faiss.IndexIVFFlat(faiss.IndexFlatIP(6), 6, 4, faiss.METRIC_INNER_PRODUCT)
     indexed = FaissCorpus(Corpus(rows), index)
