@@ -34,8 +34,8 @@ from matryoshka import Cascade, Corpus, Funnel, Nesting
 MODULES = ("", "audit", "cascade", "costs", "embeddings", "losses", "metrics", "nesting", "retrieval", "torch", "faiss")
 OPTIONAL = {"torch": "torch", "faiss": "faiss"}
 FOUND_BY_THE_PACKAGE = {
-    "Audit", "AuditRow", "CascadeEvaluation", "Certificate", "ClassTrends", "FunnelPoint", "InfoNCEGradients",
-    "MRLEGradients", "MRLGradients", "OracleRouting", "RecallCertificate", "Searchable",
+    "Audit", "AuditRow", "CascadeEvaluation", "Certificate", "ClassTrends", "CorpusBytes", "FunnelPoint",
+    "InfoNCEGradients", "MRLEGradients", "MRLGradients", "OracleRouting", "RecallCertificate", "Searchable",
 }  # fmt: skip
 """Results, which nobody builds, and a protocol."""
 

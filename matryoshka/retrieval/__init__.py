@@ -5,7 +5,8 @@ a plan can run on.
 """
 
 from matryoshka._promises.certificates import RecallCertificate
+from matryoshka.retrieval._bytes import CorpusBytes
 from matryoshka.retrieval.corpus import Corpus
 from matryoshka.retrieval.funnel import Funnel, FunnelPoint, Searchable
 
-__all__ = ["Corpus", "Funnel", "FunnelPoint", "RecallCertificate", "Searchable"]
+__all__ = ["Corpus", "CorpusBytes", "Funnel", "FunnelPoint", "RecallCertificate", "Searchable"]

@@ -74,6 +74,11 @@ class Prefix:
         """Rows drawn at random, the same in each run, by which thresholds are set."""
         return Sample.draw(self)
 
+    @property
+    def drawn(self) -> Sample | None:
+        """The sample, if it was asked for before."""
+        return vars(self).get("sample")
+
 
 @dataclass(frozen=True)
 class Sample:

@@ -45,6 +45,17 @@ class HostRows:
         """Return the same rows with what was found out about them."""
         return HostRows(self.array, scale=scale, squares=squares)
 
+    @property
+    def in_memory(self) -> bool:
+        """Whether the rows lie in memory, and not in a file."""
+        return self._is_array and self._mapping is None
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the rows as they are stored."""
+        size: int = np.dtype(self.array.dtype).itemsize
+        return math.prod(self.shape) * size
+
     @cached_property
     def longest(self) -> float:
         """Length of the longest row after scaling."""
@@ -139,6 +150,14 @@ class DeviceRows:
     def knowing(self, *, scale: Array | None, squares: Array | None = None) -> DeviceRows:
         """As `HostRows.knowing`."""
         return DeviceRows(self.array, self.xp, scale=scale, squares=squares)
+
+    in_memory = True
+
+    @property
+    def nbytes(self) -> int:
+        """As `HostRows.nbytes`."""
+        size: int = self.xp.finfo(self.array.dtype).bits // 8
+        return math.prod(self.shape) * size
 
     @cached_property
     def longest(self) -> float:

@@ -24,7 +24,7 @@ from matryoshka._array import (
 )
 from matryoshka._typing import Array, Namespace
 from matryoshka.embeddings import truncate
-from matryoshka.retrieval import _device, _rerank, _scan
+from matryoshka.retrieval import _bytes, _device, _rerank, _scan
 from matryoshka.retrieval._host import Sliceable, is_sliceable, view, widen
 from matryoshka.retrieval._prefix import Prefix, build, inspect, product_range
 from matryoshka.retrieval._rows import DeviceRows, HostRows, Rows
@@ -129,6 +129,11 @@ class Corpus:
     def search_dims(self) -> tuple[int, ...]:
         """Widths that are ready to search: those declared, and those searched since."""
         return tuple(sorted(self._prefixes))
+
+    @property
+    def nbytes(self) -> _bytes.CorpusBytes:
+        """How many bytes the corpus holds now, by part: `CorpusBytes`. Searches at new widths add to them."""
+        return _bytes.count(self._rows, self._prefixes.values())
 
     def __len__(self) -> int:
         return self._rows.shape[0]
