@@ -80,6 +80,18 @@ def metrics_average_precision(hits: list[bool], k: int, divisor: int) -> float:
     return total / divisor
 
 
+def metrics_reciprocal_rank(hits: list[bool], k: int) -> float:
+    return 1 / (hits[:k].index(True) + 1) if True in hits[:k] else 0.0
+
+
+def metrics_dcg(gains: list[float], k: int) -> float:
+    """Sum discounted gains as Järvelin and Kekäläinen define them: rank by rank, each adding to the one before."""
+    total = 0.0
+    for rank, gain in enumerate(gains[:k], start=1):
+        total += gain * math.log(2) / math.log(rank + 1)
+    return total
+
+
 def metrics_overlap(ids: np.ndarray, reference: np.ndarray, k: int) -> float:
     shares = []
     for found, exact in zip(ids[:, :k].tolist(), reference[:, :k].tolist(), strict=True):

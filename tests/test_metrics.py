@@ -86,6 +86,111 @@ def test_rates_at_k(library: Library, case: dict[str, np.ndarray], k: int) -> No
 
 
 @pytest.mark.parametrize("k", [1, 3, WIDTH])
+def test_mean_reciprocal_rank(library: Library, case: dict[str, np.ndarray], k: int) -> None:
+    hits = hits_of(case)
+    expected = np.mean([oracles.metrics_reciprocal_rank(line, k) for line in hits])
+    found = metrics.mean_reciprocal_rank(library.array(np.array(hits)), k)
+    assert type(found) is float
+    assert 0 < found < 1
+    assert found == pytest.approx(float(expected), rel=2e-6 if library.name == "jax" else 1e-12)
+
+
+@pytest.fixture
+def graded(case: dict[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Gains of lists that end in padding, and of the whole corpus; a query for which nothing is worth anything."""
+    grades = rng.choice([0.0, 0.0, 0.25, 1.0, 3.0], size=(N_QUERIES, N_CORPUS))
+    ids = case["ids"].copy()
+    ids[0, 5] = -1  # which repeated another
+    grades[3] = 0.0
+    grades[1, -1] = 7.0  # padding read as a row would be the best of all
+    gains = np.where(ids >= 0, np.take_along_axis(grades, ids, axis=1), 0.0)
+    return {"gains": gains, "ideal": grades}
+
+
+@pytest.mark.parametrize("k", [1, 2, 5, WIDTH])
+def test_ndcg(library: Library, graded: dict[str, np.ndarray], k: int) -> None:
+    gains, grades = graded["gains"].tolist(), graded["ideal"].tolist()
+    best = [oracles.metrics_dcg(sorted(line, reverse=True), k) for line in grades]
+    assert [q for q in range(N_QUERIES) if not best[q]] == [3]
+    complete = [oracles.metrics_dcg(gains[q], k) / best[q] for q in range(N_QUERIES) if best[q]]
+    own = [oracles.metrics_dcg(sorted(line, reverse=True), k) for line in gains]
+    of_list = [oracles.metrics_dcg(line, k) / most if most else 0.0 for line, most in zip(gains, own, strict=True)]
+    found, everything = on(library, graded, "gains", "ideal")
+    close = {"rel": 2e-6 if library.name == "jax" else 1e-12}
+    largest = library.array(-np.sort(-graded["ideal"], axis=1)[:, :k])
+    for actual, expected in (
+        (metrics.ndcg_at_k(found, k, ideal=everything), np.mean(complete)),
+        (metrics.ndcg_at_k(found, k, ideal=largest), np.mean(complete)),
+        (metrics.ndcg_at_k(found, k), np.mean(of_list)),
+    ):
+        assert type(actual) is float
+        assert 0 < actual < 1
+        assert actual == pytest.approx(float(expected), **close)
+
+
+def test_ndcg_of_scikit_learn(rng: np.random.Generator) -> None:
+    ndcg_score = load("sklearn.metrics").ndcg_score
+    grades, scores = rng.integers(0, 4, size=(9, 30)), rng.normal(size=(9, 30))
+    grades[4] = 0
+    ranked = np.take_along_axis(grades, np.argsort(-scores, axis=1), axis=1)
+    for k in (1, 7, 30):
+        expected = ndcg_score(grades, scores, k=k)
+        assert metrics.ndcg_at_k(ranked, k) == pytest.approx(expected, rel=1e-12)
+        with_gain = [q for q in range(9) if q != 4]
+        expected = ndcg_score(grades[with_gain], scores[with_gain], k=k)
+        assert metrics.ndcg_at_k(ranked[:, :k], k, ideal=grades) == pytest.approx(expected, rel=1e-12)
+    exponential = metrics.ndcg_at_k(2.0**ranked - 1, 7)
+    assert exponential == pytest.approx(ndcg_score(2.0**grades - 1, scores, k=7), rel=1e-12)
+
+
+def test_ndcg_of_labels(library: Library, case: dict[str, np.ndarray]) -> None:
+    n_relevant = np.array([case["corpus_labels"].tolist().count(label) for label in case["query_labels"].tolist()])
+    expected = [
+        oracles.metrics_dcg([float(hit) for hit in hits], 5) / oracles.metrics_dcg([1.0] * int(count), 5)
+        for hits, count in zip(hits_of(case), n_relevant, strict=True)
+        if count
+    ]
+    ideal = library.array(np.arange(5) < n_relevant[:, None])
+    actual = metrics.ndcg_at_k(library.array(np.array(hits_of(case))), 5, ideal=ideal)
+    assert actual == pytest.approx(float(np.mean(expected)), rel=2e-6 if library.name == "jax" else 1e-12)
+
+
+def test_ndcg_of_few_large_and_small_gains() -> None:
+    found = np.array([[0.0, 1.5e308, 1.5e308]])
+    expected = oracles.metrics_dcg([0.0, 1.0, 1.0], 3) / oracles.metrics_dcg([1.0, 1.0], 3)
+    assert metrics.ndcg_at_k(found, 3) == pytest.approx(expected)
+    assert metrics.ndcg_at_k(found / 1.5e308 * 1e-320, 3) == pytest.approx(expected)
+    assert metrics.ndcg_at_k(np.array([[2, 1, 0, 0]]), 4, ideal=np.array([[1, 2]])) == 1.0
+    assert metrics.ndcg_at_k(np.zeros((2, 3)), 3) == 0.0
+    halves = np.array([[1, 1, 0]], dtype=np.float16)
+    assert metrics.ndcg_at_k(halves, 3, ideal=halves) == 1.0
+
+
+def test_wrong_gains_are_refused() -> None:
+    gains = np.array([[1.0, 0.0], [0.0, 2.0]])
+    with pytest.raises(ValueError, match="`gains` must be at least 0, got 1 below"):
+        metrics.ndcg_at_k(gains - [[0.0, 0.5], [0.0, 0.0]], 2)
+    with pytest.raises(ValueError, match="`ideal` must be at least 0, got 2 below"):
+        metrics.ndcg_at_k(gains, 2, ideal=-gains)
+    with pytest.raises(ValueError, match="`gains` must be finite, got NaN or infinity in 1 of 2 rows"):
+        metrics.ndcg_at_k(np.where(gains == 2, np.nan, gains), 2)
+    with pytest.raises(ValueError, match="`ideal` must hold every gain that was found, got less for 1 queries"):
+        metrics.ndcg_at_k(gains, 2, ideal=np.array([[1.0, 0.0], [1.5, 1.5]]))
+    with pytest.raises(ValueError, match="`ideal` must hold every gain that was found, got less for 1 queries"):
+        metrics.ndcg_at_k(np.array([[1.0, 1.0]]), 2, ideal=np.array([[2.0]]))
+    with pytest.raises(ValueError, match="`ideal` must be above 0 for at least one query"):
+        metrics.ndcg_at_k(gains * 0, 2, ideal=gains * 0)
+    with pytest.raises(ValueError, match=r"`ideal` must have shape \(n, m\) = \(2, 2\), got \(1, 2\)"):
+        metrics.ndcg_at_k(gains, 2, ideal=gains[:1])
+    with pytest.raises(ValueError, match=r"`gains` must have shape \(n, k or wider\), got \(2,\)"):
+        metrics.ndcg_at_k(gains[0], 1)
+    with pytest.raises(TypeError, match="`gains` and `ideal` must have one dtype, got float64 and float32"):
+        metrics.ndcg_at_k(gains, 2, ideal=gains.astype(np.float32))
+    with pytest.raises(TypeError, match="`gains` must hold numbers or booleans, got dtype complex128"):
+        metrics.ndcg_at_k(gains.astype(complex), 2)
+
+
+@pytest.mark.parametrize("k", [1, 3, WIDTH])
 def test_overlap(library: Library, case: dict[str, np.ndarray], k: int) -> None:
     expected = oracles.metrics_overlap(case["ids"], case["reference"], k)
     overlap = metrics.overlap_at_k(*on(library, case, "ids", "reference"), k)
@@ -196,6 +301,9 @@ AT_K: tuple[Callable[[np.ndarray, int], float], ...] = (
     metrics.mean_average_precision,
     metrics.precision_at_k,
     metrics.hit_rate_at_k,
+    metrics.mean_reciprocal_rank,
+    metrics.ndcg_at_k,
+    lambda found, k: metrics.ndcg_at_k(found, k, ideal=found),
     lambda found, k: metrics.label_recall_at_k(found, k, 2),
     lambda found, k: metrics.overlap_at_k(found.astype(int), found.astype(int), k),
 )

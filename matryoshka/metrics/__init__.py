@@ -10,8 +10,8 @@ The definitions are those of Kusupati et al. (2022), with two departures from th
 That code divides recall by 1300, whatever the number of relevant items; here it is divided by that number. It keeps
 labels as float16, in which whole numbers above 2048 merge (4,202 classes become 3,099); here labels are integers.
 
-A query that has no relevant item at all has no recall. Where a metric needs `n_relevant`, such queries are left out
-of the mean; where it does not, they count 0.
+A query that has no relevant item at all has no recall. Where a metric is given `n_relevant` or `ideal`, such queries
+are left out of the mean; where it is not, they count 0.
 """
 
 from matryoshka.metrics.classification import (
@@ -25,6 +25,8 @@ from matryoshka.metrics.ranking import (
     hit_rate_at_k,
     label_recall_at_k,
     mean_average_precision,
+    mean_reciprocal_rank,
+    ndcg_at_k,
     overlap_at_k,
     precision_at_k,
     relevance,
@@ -35,6 +37,8 @@ __all__ = [
     "hit_rate_at_k",
     "label_recall_at_k",
     "mean_average_precision",
+    "mean_reciprocal_rank",
+    "ndcg_at_k",
     "nearest_class_mean_accuracy",
     "nearest_neighbor_accuracy",
     "oracle_accuracy",

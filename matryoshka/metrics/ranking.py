@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from matryoshka import _checks
-from matryoshka._array import arange, count_true, is_array, is_integer, namespace, widest_dtype
+from matryoshka._array import arange, count_true, full, is_array, is_floating, is_integer, namespace, widest_dtype
 from matryoshka._typing import Array, Namespace
 
 __all__ = [
@@ -11,6 +11,8 @@ __all__ = [
     "hit_rate_at_k",
     "label_recall_at_k",
     "mean_average_precision",
+    "mean_reciprocal_rank",
+    "ndcg_at_k",
     "overlap_at_k",
     "precision_at_k",
     "relevance",
@@ -224,6 +226,109 @@ def hit_rate_at_k(relevance: Array, /, k: int) -> float:
     return float(count_true(xp.any(first, axis=1), xp) / first.shape[0])
 
 
+def mean_reciprocal_rank(relevance: Array, /, k: int) -> float:
+    """Average 1 / rank of the first relevant neighbour among the first `k`: MRR@k.
+
+    Parameters
+    ----------
+    relevance : array (n, k or wider), bool
+        What `relevance` returns.
+    k : int
+        Neighbours that count.
+
+    Returns
+    -------
+    float
+        Within [0, 1]; a query without a relevant item among them counts 0.
+
+    Raises
+    ------
+    ValueError
+        `k` exceeds the list.
+
+    References
+    ----------
+    Voorhees (1999), "The TREC-8 Question Answering Track Report".
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> mean_reciprocal_rank(np.array([[False, True, True], [True, False, False]]), 3)
+    0.75
+    """
+    xp, k, first = _first_k(relevance, k)
+    rank = arange(k, like=first, xp=xp, dtype=widest_dtype(xp)) + 1.0
+    best = xp.max(xp.where(first, 1.0 / rank, xp.zeros_like(rank)), axis=1)
+    return float(xp.sum(best) / first.shape[0])
+
+
+def ndcg_at_k(gains: Array, /, k: int, *, ideal: Array | None = None) -> float:
+    """Compare the discounted gain of the first `k` neighbours with that of the best possible list: nDCG@k.
+
+    Parameters
+    ----------
+    gains : array (n, k or wider), floating, integer or bool
+        How much each neighbour is worth to its query, best neighbour first: at least 0, and 0 for padding. What
+        `relevance` returns does as well.
+    k : int
+        Neighbours that count.
+    ideal : array (n, m), floating, integer or bool, optional
+        Gains of all items of the corpus for each query, in any order; zeros may be left out, and the `k` largest are
+        enough. By default the lists in `gains` are taken for the whole corpus, as where all candidates are ranked: then
+        an item that is in no list costs nothing.
+
+    Returns
+    -------
+    float
+        Within [0, 1]; mean over queries.
+
+    Raises
+    ------
+    TypeError
+        An array holds no numbers, or `gains` and `ideal` hold floating-point numbers of two dtypes.
+    ValueError
+        `k` exceeds the list; gains are negative or not finite; or `ideal` holds less for a query than was found, or
+        nothing for every query.
+
+    Notes
+    -----
+    DCG@k = Σ_{i <= k} gain_i / log2(i + 1), divided by that of the largest gains in order. Gains enter as they are; for
+    the exponential gain of Burges et al. (2005) pass ``2.0**grades - 1``. With `ideal`, queries for which nothing is
+    worth anything are left out; without, they count 0.
+
+    The gains of the ids of a search, from one row of grades per query: ``numpy.where(ids >= 0,
+    numpy.take_along_axis(grades, ids, axis=1), 0)``, where id -1 would else read the last grade. With labels, the best
+    list of a query begins with `count_relevant` items: ``ideal=numpy.arange(k) < n_relevant[:, None]``.
+
+    References
+    ----------
+    Järvelin and Kekäläinen (2002), "Cumulated gain-based evaluation of IR techniques", ACM TOIS 20(4), section 2, with
+    the discount log2(i + 1), which is usual since Burges et al. (2005), "Learning to rank using gradient descent".
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> found = np.array([[3, 0, 2]])
+    >>> round(ndcg_at_k(found, 3), 3), round(ndcg_at_k(found, 3, ideal=np.array([[1, 2, 3, 3]])), 3)
+    (0.939, 0.679)
+    """
+    xp = namespace(("gains", gains), optional=[("ideal", ideal)])
+    if ideal is not None and is_floating(gains, xp) and is_floating(ideal, xp):
+        _checks.same_dtype(xp, ("gains", gains), ("ideal", ideal))
+    gains = _gains(gains, "gains", "(n, k or wider)", xp)
+    k = _checks.integer(k, "k", minimum=1, maximum=gains.shape[1])
+    best = gains if ideal is None else _gains(ideal, "ideal", "(n, m)", xp)
+    _checks.shape(best, "ideal", (gains.shape[0], best.shape[1]), "(n, m)")
+    found, best = gains[:, :k], _largest(best, k, xp)
+    if ideal is not None:
+        _check_ideal(_largest(found, k, xp), best, xp)
+    scale = xp.where(best[:, :1] > 0, best[:, :1], xp.ones_like(best[:, :1]))  # sums of large gains would overflow
+    ratio, of_best = _dcg(found / scale, xp), _dcg(best / scale, xp)
+    if ideal is not None:
+        return _mean_ratio(ratio, of_best, xp)
+    return float(xp.sum(ratio / xp.where(of_best > 0, of_best, xp.ones_like(of_best))) / found.shape[0])
+
+
 def overlap_at_k(ids: Array, reference_ids: Array, /, k: int) -> float:
     """Return the share of the exact `k` neighbours that a search found: the "recall@k" of approximate search.
 
@@ -304,6 +409,48 @@ def _first_k(relevance: Array, k: int) -> tuple[Namespace, int, Array]:
     _checks.not_empty(relevance, "relevance", axis=1)
     k = _checks.integer(k, "k", minimum=1, maximum=relevance.shape[1])
     return xp, k, relevance[:, :k]
+
+
+def _gains(gains: Array, name: str, axes: str, xp: Namespace) -> Array:
+    """Check gains and return them in the widest floating dtype."""
+    if not (is_floating(gains, xp) or is_integer(gains, xp) or xp.isdtype(gains.dtype, "bool")):
+        msg = f"`{name}` must hold numbers or booleans, got dtype {gains.dtype}; pass a gain for each neighbour."
+        raise TypeError(msg)
+    _checks.ndim(gains, name, 2, axes)
+    _checks.not_empty(gains, name)
+    _checks.not_empty(gains, name, axis=1)
+    gains = xp.astype(gains, widest_dtype(xp))
+    _checks.finite_rows(gains, name, xp)
+    if count := count_true(gains < 0, xp):
+        msg = f"`{name}` must be at least 0, got {count} below; give what is worth nothing, padding too, a gain of 0."
+        raise ValueError(msg)
+    return gains
+
+
+def _largest(gains: Array, k: int, xp: Namespace) -> Array:
+    """Return the `k` largest gains of each row (n, k), largest first; zeros where there are fewer."""
+    ordered = xp.flip(xp.sort(gains, axis=1), axis=1)[:, :k]
+    missing = full((gains.shape[0], k - ordered.shape[1]), 0.0, like=ordered, xp=xp)
+    return xp.concat((ordered, missing), axis=1)
+
+
+def _check_ideal(found: Array, best: Array, xp: Namespace) -> None:
+    """Check that no gain was found beyond those that there are, both (n, k) and largest first."""
+    if count := count_true(xp.any(found > best, axis=1), xp):
+        msg = (
+            f"`ideal` must hold every gain that was found, got less for {count} queries; pass the gains of all items "
+            "of the corpus, and count no item twice."
+        )
+        raise ValueError(msg)
+    if not bool(xp.any(best > 0)):
+        msg = "`ideal` must be above 0 for at least one query, got only zeros; there is nothing to find."
+        raise ValueError(msg)
+
+
+def _dcg(gains: Array, xp: Namespace) -> Array:
+    """Sum gains (n, k), discounted by rank."""
+    rank = arange(gains.shape[1], like=gains, xp=xp, dtype=gains.dtype) + 1.0
+    return xp.sum(gains / xp.log2(rank + 1.0), axis=1)
 
 
 def _n_relevant(n_relevant: Array | int, first: Array, xp: Namespace) -> Array:
