@@ -80,6 +80,12 @@ class _Nested:
                 "add positives."
             )
             raise ValueError(msg)
+        if embeddings[0].shape[-1] < self.nesting.dim:
+            msg = (
+                f"embeddings must have the {self.nesting.dim} columns of the nesting, got {embeddings[0].shape[-1]}; "
+                "a MatryoshkaLoss around this loss cuts them: leave it out, the prefixes are here."
+            )
+            raise ValueError(msg)
         if self._is_narrower:
             embeddings = [rows[..., : self.nesting.dim] for rows in embeddings]
         anchors, *candidates = embeddings

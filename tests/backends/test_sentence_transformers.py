@@ -381,3 +381,10 @@ def test_bad_options_are_errors_when_the_loss_is_built(
 def test_a_single_column_is_an_error(model: Any) -> None:
     with pytest.raises(ValueError, match=r"must have columns for anchors and positives, got 1 column"):
         Loss(model, NESTING)(features_of(model, 1), None)
+
+
+def test_embeddings_cut_by_a_loss_around_are_an_error(model: Any) -> None:
+    inner = Loss(model, NESTING, return_parts=False)
+    around = losses.MatryoshkaLoss(model, inner, [DIM // 2])
+    with pytest.raises(ValueError, match=rf"the {DIM} columns of the nesting, got {DIM // 2}; a MatryoshkaLoss around"):
+        around(features_of(model, 2), None)
