@@ -74,7 +74,7 @@ def namespace(
 
 def beside_jax(*arguments: Any, xp: Namespace | None) -> tuple[Any, ...]:
     """Return arrays, and sequences of them, with those of NumPy as JAX arrays where one is: JAX takes both together."""
-    if xp is not None and library(xp) != "jax":  # what follows is nothing that torch.compile can trace
+    if xp is not None and not (hasattr(xp, "isdtype") and library(xp) == "jax"):  # torch.compile traces no further
         return arguments
 
     def flat(argument: Any) -> Iterator[Any]:

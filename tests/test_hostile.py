@@ -35,7 +35,7 @@ MODULES = ("", "audit", "cascade", "costs", "embeddings", "losses", "metrics", "
 OPTIONAL = {"torch": "torch", "faiss": "faiss"}
 FOUND_BY_THE_PACKAGE = {
     "Audit", "AuditRow", "CascadeEvaluation", "Certificate", "ClassTrends", "CorpusBytes", "FunnelPoint",
-    "InfoNCEGradients", "MRLEGradients", "MRLGradients", "OracleRouting", "RecallCertificate", "Searchable",
+    "HardNegativeGradients", "InfoNCEGradients", "MRLEGradients", "MRLGradients", "OracleRouting", "RecallCertificate", "Searchable",
 }  # fmt: skip
 """Results, which nobody builds, and a protocol."""
 
@@ -60,6 +60,7 @@ DIMS = (2, 4)
 ROWS = frozen(rng.normal(size=(6, 4)))
 QUERIES = frozen(rng.normal(size=(3, 4)))
 LABELS = frozen(np.array([0, 1, 2, 0, 1, 2]))
+SEEN = frozen(np.arange(18).reshape(3, 6) % 7 != 5)
 WEIGHT, BIAS = frozen(rng.normal(size=(3, 4))), frozen(rng.normal(size=3))
 HEADS = [(frozen(rng.normal(size=(3, m))), BIAS) for m in DIMS]
 PROBABILITIES = frozen(rng.dirichlet(np.ones(3), size=(2, 6)) * 0.5 + 0.5 * (np.arange(3) == LABELS[:, None]))
@@ -128,6 +129,7 @@ GOOD: dict[str, tuple[str, Any]] = {
     "longest": ("int", 4),
     "loss": ("callable", any_loss),
     "m": ("int", 4),
+    "mask": ("array", SEEN),
     "max_disagreement": ("float", 0.5),
     "max_error": ("float", 0.9),
     "max_gap": ("float", 0.5),
@@ -139,6 +141,7 @@ GOOD: dict[str, tuple[str, Any]] = {
     "n": ("int", 100),
     "n_classes": ("int", 3),
     "n_relevant": ("counts", 3),
+    "negatives": ("array", frozen(rng.normal(size=(3, 2, 4)))),
     "nesting": ("nesting", DIMS),
     "normalize": ("flag", True),
     "num_classes": ("int", 3),
@@ -162,6 +165,7 @@ GOOD: dict[str, tuple[str, Any]] = {
     "smallest": ("int", 2),
     "superclasses": ("array", frozen(np.array([0, 0, 1]))),
     "symmetric": ("flag", True),
+    "targets": ("array", frozen(SEEN / SEEN.sum(axis=1, keepdims=True))),
     "temperature": ("float", 0.1),
     "temperatures": ("floats", (1.0, 2.0)),
     "text": ("text", "Flat"),
