@@ -128,22 +128,22 @@ def checksums(record: dict[str, Any], names: Iterable[str]) -> dict[str, int] | 
     return {name: _checks.integer(value, f"checksums[{name!r}]", minimum=0) for name, value in found.items()}
 
 
-def check_seal(record: dict[str, Any], keys: Collection[str], *, source: object) -> None:
+def check_seal(record: dict[str, Any], keys: Collection[str], *, source: object, of: str = "corpus") -> None:
     """Check that a record is as it was sealed; one from before there were checksums holds no other keys."""
     allowed = {"kind", "version", *keys} | ({"checksums", "checksum"} if "checksum" in record else set())
     if others := set(record) - allowed:
         msg = f"`{source}` must hold nothing but {', '.join(sorted(allowed))}, got {_brief(min(others))}; save anew."
         raise ValueError(msg)
     if "checksum" in record:
-        check_sum(record["checksum"], _own_checksum(record), source=source)
+        check_sum(record["checksum"], _own_checksum(record), source=source, of=of)
 
 
-def check_sum(expected: object, got: int, *, source: object) -> None:
-    """Check that the checksum of what was read is the one that was saved."""
+def check_sum(expected: object, got: int, *, source: object, of: str = "corpus") -> None:
+    """Check that the checksum of what was read is the one that was saved; `of` is what to save anew otherwise."""
     if expected != got:
         msg = (
             f"`{source}` must be as it was saved, got other bytes than its checksum says; the folder is damaged or "
-            "mixed from several: save the corpus anew."
+            f"mixed from several: save the {of} anew."
         )
         raise ValueError(msg)
 
