@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from matryoshka.retrieval import Corpus as Corpus
     from matryoshka.retrieval import Funnel as Funnel
     from matryoshka.retrieval import Searchable as Searchable
+    from matryoshka.rotation import Rotation as Rotation
 
 __version__ = "0.1.0"
 
@@ -38,6 +39,7 @@ _HOMES = {
     "Corpus": "retrieval",
     "Funnel": "retrieval",
     "Nesting": "nesting",
+    "Rotation": "rotation",
     "Searchable": "retrieval",
     "audit": "audit",
     "info_nce": "losses",
@@ -52,7 +54,7 @@ _HOMES = {
 }
 """Where each public name lives: it is loaded when it is first asked for (PEP 562)."""
 
-_MODULES = ("cascade", "costs", "embeddings", "losses", "metrics", "nesting", "retrieval")
+_MODULES = ("cascade", "costs", "embeddings", "losses", "metrics", "nesting", "retrieval", "rotation")
 
 __all__ = sorted([*_HOMES, "costs", "metrics"])
 

@@ -93,6 +93,9 @@ class Layout:
 CORPUS = Layout("corpus", "corpus.json", r"(embeddings|squares|scale|prefix-\d+)\.npy")
 """What Corpus.save writes."""
 
+ROTATION = Layout("rotation", "rotation.json", r"(matrix|energy)\.npy")
+"""What Rotation.save writes."""
+
 
 @contextmanager
 def new_folder(path: PathLike, layout: Layout) -> Iterator[Path]:

@@ -29,13 +29,15 @@ import numpy as np
 import pytest
 from conftest import load
 
-from matryoshka import Cascade, Corpus, Funnel, Nesting
+from matryoshka import Cascade, Corpus, Funnel, Nesting, Rotation
 
-MODULES = ("", "audit", "cascade", "costs", "embeddings", "losses", "metrics", "nesting", "retrieval", "torch", "faiss")
+MODULES = ("", "audit", "cascade", "costs", "embeddings", "losses", "metrics", "nesting", "retrieval", "rotation",
+           "torch", "faiss")  # fmt: skip
 OPTIONAL = {"torch": "torch", "faiss": "faiss"}
 FOUND_BY_THE_PACKAGE = {
     "Audit", "AuditRow", "CascadeEvaluation", "Certificate", "ClassTrends", "CorpusBytes", "FunnelPoint",
-    "HardNegativeGradients", "InfoNCEGradients", "MRLEGradients", "MRLGradients", "OracleRouting", "RecallCertificate", "Searchable",
+    "HardNegativeGradients", "InfoNCEGradients", "MRLEGradients", "MRLGradients", "OracleRouting", "RecallCertificate",
+    "Searchable",
 }  # fmt: skip
 """Results, which nobody builds, and a protocol."""
 
@@ -70,6 +72,7 @@ AUDITED = frozen(rng.normal(size=(16, 8)) * 0.7 ** np.arange(8))
 CORPUS = Corpus(ROWS)
 CASCADE = Cascade(DIMS, (0.6,))
 FUNNEL = Funnel(DIMS, (3,))
+ROTATION = Rotation.fit(ROWS)
 
 
 def any_loss(student: Any, teacher: Any) -> Any:
@@ -102,6 +105,7 @@ GOOD: dict[str, tuple[str, Any]] = {
     "dip": ("float", 0.2),
     "embeddings": ("array", ROWS),
     "encoder": ("callable", any_encoder),
+    "energy": ("array", frozen(np.array([0.5, 0.25, 0.25, 0.0]))),
     "executed": ("flag", True),
     "first_stage": ("callable", first_stage),
     "from_logits": ("flag", True),
@@ -130,6 +134,7 @@ GOOD: dict[str, tuple[str, Any]] = {
     "loss": ("callable", any_loss),
     "m": ("int", 4),
     "mask": ("array", SEEN),
+    "matrix": ("array", frozen(np.eye(4)[[2, 0, 3, 1]])),
     "max_disagreement": ("float", 0.5),
     "max_error": ("float", 0.9),
     "max_gap": ("float", 0.5),
@@ -159,6 +164,8 @@ GOOD: dict[str, tuple[str, Any]] = {
     "relevance": ("array", RELEVANT),
     "return_parts": ("flag", True),
     "row_block": ("int", 3),
+    "rows": ("array", ROWS),
+    "sample": ("int", 5),
     "sample_weight": ("array", frozen(np.linspace(0.5, 1.0, 6))),
     "search_dims": ("ints", (2,)),
     "seed": ("int", 3),
@@ -215,7 +222,8 @@ THEIRS = {"device", "dtype"}
 """Handed to the framework as they are."""
 
 PATHS = {"Cascade.load", "Cascade.save", "Corpus.load", "Corpus.save", "FaissCorpus.load", "FaissCorpus.save",
-         "Funnel.load", "Funnel.save", "Nesting.load", "Nesting.save"}  # fmt: skip
+         "Funnel.load", "Funnel.save", "Nesting.load", "Nesting.save",
+         "Rotation.load", "Rotation.save"}  # fmt: skip
 """What takes a path is tested with other options here, and with damaged files by the tests of storage."""
 
 ALSO_NAMED = {
@@ -441,7 +449,7 @@ def example(name: str) -> Any:
         return made[name]()
     if name == "FaissCorpus":
         return importlib.import_module("matryoshka.faiss").FaissCorpus(CORPUS, "Flat", dim=2)
-    examples = {"Corpus": CORPUS, "Funnel": FUNNEL, "Cascade": CASCADE, "Nesting": Nesting(DIMS)}
+    examples = {"Corpus": CORPUS, "Funnel": FUNNEL, "Cascade": CASCADE, "Nesting": Nesting(DIMS), "Rotation": ROTATION}
     if name not in examples:
         pytest.fail(f"`{name}` is public and new: give `example` one, or name it in FOUND_BY_THE_PACKAGE")
     return examples[name]
