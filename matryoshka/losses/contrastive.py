@@ -135,9 +135,9 @@ def info_nce(
     -----
     Section 3 of Kusupati et al. (2022) trains ALIGN and BERT this way. Dot products and squared norms are sums over
     blocks of columns, so the ladder costs the multiply-adds of one full-width InfoNCE: n * n_keys * dim forward and
-    twice that backward (twice all that if symmetric). A row whose prefix is zero, or so small beside the whole row that
-    its square vanishes, has similarity 0 to everything and no gradient. Products in float16 need prefixes whose length is
-    more than a thousandth of the row's largest number; bfloat16 and float32 do not. For gradients and dtypes see
+    twice that backward (twice all that if symmetric). A row whose prefix is zero, or so small beside the whole row
+    that its square vanishes, has similarity 0 to everything and no gradient. Products in float16 need prefixes longer
+    than a thousandth of the row's largest number; bfloat16 and float32 do not. For gradients and dtypes see
     `mrl_cross_entropy`.
 
     Examples
