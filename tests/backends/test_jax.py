@@ -26,7 +26,7 @@ from cases import (
 )
 from conftest import load
 
-from matryoshka import info_nce, mrl_e_cross_entropy, mrl_e_cross_entropy_with_grad
+from matryoshka import info_nce, info_nce_with_grad, mrl_e_cross_entropy, mrl_e_cross_entropy_with_grad
 
 jax = load("jax")
 jnp = load("jax.numpy")
@@ -216,3 +216,14 @@ def test_shard_map_adds_the_gradients_of_all_devices() -> None:
     env["PYTHONPATH"] = os.pathsep.join([str(Path(cases.__file__).parent), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run([sys.executable, "-c", SHARDED], capture_output=True, text=True, env=env, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("row_block", [None, 4])
+def test_ladders_of_many_widths_are_as_right(row_block: int | None) -> None:
+    """Their running sums are kept by other means than those of short ladders."""
+    rng = np.random.default_rng(7)
+    queries, keys = rng.normal(size=(6, 16)).astype(np.float32), rng.normal(size=(9, 16)).astype(np.float32)
+    options: dict[str, Any] = {"nesting": range(1, 17), "temperature": 0.5, "row_block": row_block}
+    found = jax.jit(jax.value_and_grad(lambda *arrays: info_nce(*arrays, **options), argnums=(0, 1)))(queries, keys)
+    loss, gradients = info_nce_with_grad(queries.astype(np.float64), keys.astype(np.float64), **options)
+    assert_trees_close(found, (loss, gradients[:2]))
