@@ -144,6 +144,8 @@ def test_a_share_of_what_is_excluded_as_small_as_rounding_counts_nothing(library
 
 
 def test_a_query_without_any_negative_has_loss_0() -> None:
+    one = [array[:1] for array in PAIRS.arrays()]
+    assert info_nce(*one, nesting=NESTING, mask=np.array([[True]])) == 0.0
     rows = info_nce(*PAIRS.arrays(), nesting=NESTING, mask=cases.MASK, reduction="none")
     assert rows[1] == 0.0
     assert (np.delete(rows, 1) > 0).all()

@@ -416,6 +416,19 @@ def test_a_label_out_of_range_is_no_plausible_number(eager_library: Library, lab
         assert math.isnan(mean), kind
 
 
+@pytest.mark.parametrize("kind", ["mrl", "mrl-e", "stacked-logits"])
+def test_shares_of_a_row_that_counts_nothing_may_be_nan(library: Library, kind: str) -> None:
+    shares, case = SHARES.copy(), KINDS[kind]
+    method = "with_grad" if hasattr(case, "with_grad") else "loss"
+    found = []
+    for _ in range(2):
+        options = put(library, {"labels": shares, "sample_weight": WEIGHTS})
+        found.append(list(leaves(getattr(case, method)(put(library, case.arrays()), **options))))
+        shares[WEIGHTS == 0] = np.nan
+    for clean, other in zip(*found, strict=True):
+        np.testing.assert_array_equal(library.to_numpy(other), library.to_numpy(clean))
+
+
 def test_a_label_out_of_range_is_passed_over_where_its_row_counts_nothing(eager_library: Library) -> None:
     labels, weights = LABELS.copy(), np.where(np.arange(N_ROWS) == 3, 0.0, 1.0)
     options = {"sample_weight": eager_library.array(weights)}
