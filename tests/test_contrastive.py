@@ -170,6 +170,14 @@ def test_a_mask_may_speak_of_the_hard_negatives_too(eager_library: Library) -> N
         assert not eager_library.to_numpy(gradients[2])[[0, 3], [0, 1]].any()
 
 
+def test_a_temperature_may_be_in_half_precision(half: Library) -> None:
+    arrays = [half.array(array) for array in PAIRS.arrays()]
+    loss = info_nce(*arrays, nesting=NESTING, temperature=half.array(np.array(0.5)))
+    np.testing.assert_allclose(half.to_numpy(loss), PAIRS.oracle(PAIRS.arrays(), temperature=0.5)[0], rtol=3e-2)
+    with pytest.raises(ValueError, match="`temperature` must be finite and in"):
+        info_nce(*arrays, nesting=NESTING, temperature=half.array(np.array(-0.5)))
+
+
 @pytest.mark.parametrize("value", [0.0, -1.0, math.nan])
 def test_a_temperature_that_is_none_is_no_plausible_number(eager_library: Library, value: float) -> None:
     arrays, temperature = cases.put(eager_library, PAIRS.arrays()), eager_library.array(np.array(value))

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch.autograd.forward_ad import unpack_dual
 
+from matryoshka._array import to_numpy
 from matryoshka._hooks import loop
 from matryoshka._hooks.formula import Arrays, Formula, Problem
 
@@ -44,7 +45,7 @@ def on_host(array: torch.Tensor) -> np.ndarray | None:
     if traced or type(array) is not torch.Tensor or array.device.type != "cpu":
         return None
     transformed = torch._C._functorch.maybe_current_level() is not None
-    return None if transformed else array.detach().numpy()
+    return None if transformed else to_numpy(array)
 
 
 def product_dtype(array: torch.Tensor) -> torch.dtype | None:

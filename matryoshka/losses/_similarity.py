@@ -20,7 +20,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from matryoshka._array import accumulator_dtype, length, library
+from matryoshka._array import accumulator_dtype, can_write, length, library
+from matryoshka._hooks import hook_for
 from matryoshka._hooks.formula import Arrays, Block, Totals
 from matryoshka._typing import Array
 from matryoshka.losses._products import ProductFormula, join_columns
@@ -104,7 +105,7 @@ class Similarity(ProductFormula):
         d_q, d_own = q_columns.join(), () if own is None else own.gradients()
         if d_q is not None:
             d_q = d_q + d_own[0] if d_own else d_q
-            d_q = self.scale_rows(d_q - self.norm_gradient(q, q_sums), q.scale)
+            d_q = self.scale_rows(self.less_norm_gradient(d_q, q, q_sums), q.scale)
         total = self.add_row_sum(total, sum(q_sums)[:, None], weights)
         d_rows = tuple(self.scale_rows(d, weights) for d in (d_q, *d_own[1:]))
         return xp.stack(losses), d_rows, (k_columns.data, k_sums, total)
@@ -129,7 +130,7 @@ class Similarity(ProductFormula):
         (keys, inverse_t), (d_k, k_sums, total) = prepared, totals
         d_keys = join_columns(d_k, self.xp)
         if d_keys is not None:
-            d_keys -= self.norm_gradient(keys, k_sums)
+            d_keys = self.less_norm_gradient(d_keys, keys, k_sums)
         return self.scale_rows(d_keys, keys.scale), -inverse_t * total[0]
 
     def _own(self, q: Scaled, rows: Arrays) -> HardNegatives | None:
@@ -164,7 +165,8 @@ class Similarity(ProductFormula):
             squares = self._squares(factor)
         far, step = _FAR["32" in str(dtype)]
         long, short = squares[-1] > far, squares[-1] < 1 / far
-        if library(xp) == "numpy" and not (long.any() or short.any()):
+        host = hook_for(xp).on_host(long | short)
+        if host is not None and not host.any():  # which spares a copy of all rows
             return Scaled(factor, None, self._inverse_norms(squares))
         ones = xp.ones_like(squares[-1])
         scale = xp.where(long, ones / step, xp.where(short, ones * step, ones))
@@ -189,13 +191,20 @@ class Similarity(ProductFormula):
             inverse.append(xp.where(positive, 1.0 / xp.sqrt(xp.where(positive, squared, 1.0)), 0.0))
         return inverse
 
-    def norm_gradient(self, x: Scaled, sums: Sequence[Array]) -> Array:
-        """Return the sum over prefixes of x[:, :m] * sums_m / |x[:, :m]|^2, (n, dim)."""
-        suffix, parts = 0.0, []
+    def less_norm_gradient(self, gradient: Array, x: Scaled, sums: Sequence[Array]) -> Array:
+        """Return `gradient` (n, dim) less the sum over prefixes of x[:, :m] * sums_m / |x[:, :m]|^2.
+
+        Written over it, one block of columns at a time, where its library can.
+        """
+        xp, suffix, parts = self.xp, 0.0, []
         for g, block in reversed(list(enumerate(self.nesting.blocks))):
             suffix = suffix + sums[g] * x.inverse[g] * x.inverse[g]
-            parts.append(self.xp.astype(x.rows[:, block], suffix.dtype, copy=False) * suffix[:, None])
-        return self.xp.concat(parts[::-1], axis=1)
+            part = xp.astype(x.rows[:, block], suffix.dtype, copy=False) * suffix[:, None]
+            if can_write(xp):
+                gradient[:, block] -= part
+            else:
+                parts.append(part)
+        return gradient - xp.concat(parts[::-1], axis=1) if parts else gradient
 
 
 class HardNegatives:
@@ -234,7 +243,8 @@ class HardNegatives:
             d_q.append(self._wide((factor[:, None, :] @ self._rows[:, :, block])[:, 0, :]))
             d_rows.append(suffix[:, :, None] * self._wide(self._q.rows[:, block])[:, None, :])
         flat = xp.reshape(xp.concat(d_rows[::-1], axis=2), (-1, self._formula.nesting.dim))
-        flat = self._formula.scale_rows(flat - self._formula.norm_gradient(self._flat, self._sums), self._flat.scale)
+        flat = self._formula.less_norm_gradient(flat, self._flat, self._sums)
+        flat = self._formula.scale_rows(flat, self._flat.scale)
         return xp.concat(d_q[::-1], axis=1), xp.reshape(flat, (*self._shape, self._formula.nesting.dim))
 
     def _wide(self, array: Array) -> Array:
