@@ -131,7 +131,7 @@ class Similarity(ProductFormula):
         d_keys = join_columns(d_k, self.xp)
         if d_keys is not None:
             d_keys = self.less_norm_gradient(d_keys, keys, k_sums)
-        return self.scale_rows(d_keys, keys.scale), -inverse_t * total[0]
+        return self.scale_rows(d_keys, keys.scale), self.xp.reshape(-inverse_t * total, ())
 
     def _own(self, q: Scaled, rows: Arrays) -> HardNegatives | None:
         return HardNegatives(self, q, rows[1]) if len(rows) == 2 else None
