@@ -114,7 +114,7 @@ class CachedStep:
         loss.backward()  # type: ignore[no-untyped-call]
         gradients = [rows.grad for rows in embeddings]
         del embeddings
-        torch.clear_autocast_cache()  # PyTorch before 2.10 uses again what it cast without a graph (its issue 158232)
+        torch.clear_autocast_cache()  # older PyTorch uses again what it cast without a graph (its issue 158232)
         after = _random_states()
         _backward(batches, states, gradients)
         _set_random_states(after)

@@ -242,9 +242,8 @@ def _directions(
     symmetric = _checks.flag(symmetric, "symmetric")
     pairs = _Pairs(*beside_jax(*pairs, xp=xp))
     queries, keys, negatives, temperature, mask, targets = pairs
-    scalar = not hasattr(temperature, "dtype") or isinstance(temperature, float | np.generic)
     named = [("queries", queries), ("keys", keys), *([] if negatives is None else [("negatives", negatives)])]
-    optional = [("mask", mask), ("targets", targets), ("temperature", None if scalar else temperature)]
+    optional = [("mask", mask), ("targets", targets), ("temperature", None if _is_number(temperature) else temperature)]
     xp = namespace(*named, optional=optional, xp=xp)
     for (name, array), axes in zip(named, ("(n, dim)", "(n, dim)", "(n, h, dim)"), strict=False):
         _checks.floating(array, name, xp)
@@ -305,9 +304,14 @@ def _check_some_negative(mask: Array, negatives: Array | None, xp: Namespace) ->
         raise ValueError(msg)
 
 
+def _is_number(value: object) -> bool:
+    """Tell whether a temperature is no array: numbers of NumPy stand beside arrays of every library."""
+    return not hasattr(value, "dtype") or isinstance(value, float | np.generic)
+
+
 def _temperature(value: float | Array, queries: Array, xp: Namespace) -> Array:
     """Return a temperature as a 0-d array, checked to be positive; where it cannot be read, NaN for one that is not."""
-    if not hasattr(value, "dtype") or isinstance(value, float | np.generic):
+    if _is_number(value):
         value = _checks.real(value, "temperature", minimum=0.0, open_minimum=True)
         return full_scalar(value, like=queries, dtype=accumulator_dtype(queries, xp), xp=xp)
     _checks.floating(value, "temperature", xp)

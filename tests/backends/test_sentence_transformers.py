@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from conftest import load
+from processes import results_of
 
 from matryoshka import Nesting
 
@@ -346,8 +347,7 @@ def distributed_loss(*, gather: bool, kind: Any = Loss) -> Any:
 
 
 def test_two_processes_that_gather_equal_one(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(work, (str(tmp_path),), nprocs=2)
-    found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    found = results_of(work, tmp_path)
     arrays = [array.requires_grad_() for array in drawn()]
     loss = sum(distributed_loss(gather=False).compute_loss_from_embeddings(arrays).values())
     loss.backward()

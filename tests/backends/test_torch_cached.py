@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import copy
-import time
 import weakref
 from datetime import timedelta
 from pathlib import Path
@@ -12,14 +11,15 @@ from typing import Any
 
 import pytest
 from conftest import load
+from processes import SECONDS, results_of
 
 torch = load("torch")
-distributed, multiprocessing = load("torch.distributed"), load("torch.multiprocessing")
+distributed = load("torch.distributed")
 modules = load("matryoshka.torch")
 CachedStep, InfoNCE = modules.CachedStep, modules.InfoNCE
 
 NESTING = (2, 3, 7)
-N_PROCESSES, SECONDS = 2, 60
+N_PROCESSES = 2
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 HAS_GLOO = distributed.is_available() and distributed.is_gloo_available()
 
@@ -332,14 +332,6 @@ def work(rank: int, folder: str) -> None:
 @pytest.mark.skipif(not HAS_GLOO, reason="this PyTorch has no gloo")
 def test_two_processes_give_the_gradients_of_one_on_the_joined_batch(tmp_path: Path) -> None:
     """And exchange them once for each encoder, however many pieces there are."""
-    context = multiprocessing.spawn(work, (str(tmp_path),), nprocs=N_PROCESSES, join=False)
-    give_up = time.monotonic() + 2 * SECONDS
-    try:
-        while not context.join(timeout=1):
-            assert time.monotonic() < give_up, "the processes do not end"
-    finally:
-        for process in context.processes:
-            process.kill()
     expected = trained(None)
-    for rank in range(N_PROCESSES):
-        assert_same(torch.load(tmp_path / f"{rank}.pt"), expected)
+    for found in results_of(work, tmp_path, N_PROCESSES):
+        assert_same(found, expected)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import re
-import time
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext, redirect_stdout
@@ -17,9 +16,10 @@ from unittest import mock
 import pytest
 from cases import N_CLASSES, NESTING
 from conftest import load
+from processes import SECONDS, results_of
 
 torch = load("torch")
-distributed, multiprocessing = load("torch.distributed"), load("torch.multiprocessing")
+distributed = load("torch.distributed")
 checkpoint = load("torch.utils.checkpoint").checkpoint
 modules = load("matryoshka.torch")
 
@@ -30,7 +30,7 @@ DOCUMENT = Path(__file__).parents[2].joinpath("docs", "distributed.md").read_tex
 PROGRAMS = re.findall(r"^```python\n(.*?)^```", DOCUMENT, flags=re.MULTILINE | re.DOTALL)
 FULLY_SHARD = getattr(load("torch.distributed.fsdp"), "fully_shard", None)
 NEEDS_FULLY_SHARD = pytest.mark.skipif(FULLY_SHARD is None, reason="this PyTorch has no public fully_shard")
-N_PROCESSES, N, N_EXTRA, SECONDS = 2, 3, 2, 60
+N_PROCESSES, N, N_EXTRA = 2, 3, 2
 LOSSES: dict[str, dict[str, Any]] = {
     "plain": {},
     "symmetric": {"symmetric": True},
@@ -279,16 +279,7 @@ def compiled_and_eager(rank: int) -> list[list[Any]]:
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[Any, Any]]:
     """What each process found."""
-    folder = tmp_path_factory.mktemp("distributed")
-    context = multiprocessing.spawn(work, (str(folder),), nprocs=N_PROCESSES, join=False)
-    give_up = time.monotonic() + 2 * SECONDS
-    try:
-        while not context.join(timeout=1):
-            assert time.monotonic() < give_up, "the processes do not end"
-    finally:
-        for process in context.processes:
-            process.kill()
-    return [torch.load(folder / f"{rank}.pt") for rank in range(N_PROCESSES)]
+    return results_of(work, tmp_path_factory.mktemp("distributed"), N_PROCESSES)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=["f64", "bf16"])
