@@ -21,9 +21,12 @@ from matryoshka.retrieval._rows import HostRows
 METRICS = ("cosine", "ip", "l2")
 
 
-@pytest.fixture
-def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(params=[0, 1 << 30], ids=["in-blocks", "at-once"])
+def small_blocks(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """Let a few thousand rows take every path that millions take."""
+    monkeypatch.setattr(_scan, "_AT_ONCE", request.param)
+    monkeypatch.setattr(_scan, "_SORTED", 64)
+    monkeypatch.setattr(_scan, "_READ", 1 << 11)
     monkeypatch.setattr(_prefix, "_SAMPLED_ROWS", 64)
     monkeypatch.setattr(_prefix, "_SAMPLED_NUMBERS", 0)
     monkeypatch.setattr(_scan, "_SCORES", 512)
@@ -65,6 +68,7 @@ def test_the_order_of_rows_does_not_matter(rng: np.random.Generator, order: str)
 
 @pytest.mark.usefixtures("small_blocks")
 def test_a_threshold_too_high_is_lowered(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_scan, "_AT_ONCE", 0)
     monkeypatch.setattr(_scan, "_rank", lambda k, size, n: 1)
     passes: list[int] = []
     run = _scan._Search.run

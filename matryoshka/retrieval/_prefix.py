@@ -18,9 +18,6 @@ from matryoshka.embeddings import truncate
 from matryoshka.retrieval import _scores
 from matryoshka.retrieval._rows import DeviceRows, HostRows, Rows
 
-_SAFE = 1e-30, 1e30
-"""Squared lengths that are computed as they stand; float32 keeps room below them for short prefixes."""
-
 _SAMPLED_ROWS = 1 << 10
 _SAMPLED_NUMBERS = 1 << 18
 
@@ -55,16 +52,18 @@ class Prefix:
         return self.rows.shape[0]
 
     def queries(self, queries: Array) -> Array:
-        """Return queries (n_queries, at least dim) as they are multiplied with the rows."""
+        """Return queries (n_queries, at least dim), as the metric compares them whole, as the rows are multiplied."""
+        if queries.shape[1] == self.dim and self.metric != "l2":
+            return queries
         prefix = queries[:, : self.dim]
         if self.metric == "cosine":
-            return truncate(prefix, self.dim)
+            return _scores.unit(prefix, self.rows.xp)
         return 2 * prefix if self.metric == "l2" else prefix
 
     def rounding(self, queries: Array) -> Array:
         """Bound, for each prepared query (n_queries,), how far a product may be from the score summed otherwise."""
         xp = self.rows.xp
-        lengths = _scores.lengths(queries, xp)
+        lengths = xp.ones_like(queries[:, 0]) if self.metric == "cosine" else _scores.lengths(queries, xp)
         if self.metric == "l2":
             lengths = lengths + self.longest
         return (self.dim + 8) * float(xp.finfo(queries.dtype).eps) * self.longest * lengths
@@ -157,7 +156,7 @@ def _pass(rows: Rows, width: int, dims: Sequence[int], metric: str) -> _Seen:
     def look(block: slice) -> tuple[Array, list[int], bool, list[Array]]:
         read = rows.read(block, width)
         squares = _scores.squares(read, xp)
-        least, most = _SAFE
+        least, most = _scores.SAFE
         safe = bool(xp.all((squares > least) & (squares < most)))
         bad: list[int] = []
         if not safe:  # look closer: rows may be zero, which is safe, or not finite

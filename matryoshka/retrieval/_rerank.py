@@ -44,6 +44,8 @@ def rerank(
     scores, ids : array (n_queries, at most lists[-1])
         Best first, equal scores by id.
     """
+    if queries.shape[0] == 1:
+        return _descend(rows, metric, queries, ids, dims, lists)
     widths = [dim - start for start, dim in itertools.pairwise((0, *dims))]
     widest = max(m * width for m, width in zip((ids.shape[1], *lists), widths, strict=False))
 
@@ -73,7 +75,8 @@ def _descend(
     rows: Rows, metric: str, queries: Array, ids: Array, dims: Sequence[int], lists: Sequence[int]
 ) -> tuple[Array, Array]:
     xp, total, start = rows.xp, None, 0
-    padded = not isinstance(ids, np.ndarray) or bool((ids[:, :1] < 0).any())  # on a device, nobody waits to look
+    # on a device, nobody waits to look
+    padded = not isinstance(ids, np.ndarray) or bool(ids.size and ids[:, 0].min() < 0)
     for dim, count in zip(dims, lists, strict=True):
         taken = xp.where(ids < 0, xp.zeros_like(ids), ids) if padded else ids
         total = _sums(rows, metric, queries, taken, slice(start, dim), total)
@@ -81,21 +84,27 @@ def _descend(
         if padded:
             scores = xp.where(ids < 0, xp.full_like(scores, -xp.inf), scores)
         best = (top_k if dim == dims[-1] else keep_best)(scores, min(count, ids.shape[1]), xp)
-        ids, total, start = take_along(ids, best, xp), total.take(best, xp), dim
+        ids, start = take_along(ids, best, xp), dim
+        if dim < dims[-1]:
+            total = total.take(best, xp)
     return take_along(scores, best, xp), ids
 
 
 def _sums(rows: Rows, metric: str, queries: Array, ids: Array, columns: slice, before: Sums | None = None) -> Sums:
     """Add columns to the sums `before`; the squares of whole rows are known and need no sum."""
-    xp, m, known = rows.xp, ids.shape[1], None
+    xp, known = rows.xp, None
     if metric == "cosine" and columns.stop == rows.shape[1]:
         known = xp.reshape(xp.take(rows.squares, xp.reshape(ids, (-1,))), ids.shape)
+
+    def add(some: Array) -> Sums:
+        taken = rows.take(some, columns)
+        return sums(metric, queries[:, columns], taken, xp, squares=metric == "cosine" and known is None)
+
     step = max(1, 4 * _NUMBERS // max(1, queries.shape[0] * (columns.stop - columns.start)))
-    parts = []
-    for block in row_blocks(m, step):
-        taken = rows.take(ids[:, block], columns)
-        parts.append(sums(metric, queries[:, columns], taken, xp, squares=metric == "cosine" and known is None))
-    added = parts[0] if len(parts) == 1 else Sums.join(parts, xp)
+    if ids.shape[1] <= step:
+        added = add(ids)
+    else:
+        added = Sums.join([add(ids[:, block]) for block in row_blocks(ids.shape[1], step)], xp)
     total = added if before is None else before.plus(added)
     return total if known is None else Sums(total.products, known)
 

@@ -103,8 +103,10 @@ class HostRows:
             taken: np.ndarray = self.array[ids, columns]
             return taken
         first, last = columns.start // piece, -(-columns.stop // piece)
-        places = ids[:, None] * (dim // piece) + np.arange(first, last)
-        taken = np.take(self.array.reshape(-1, piece), places, axis=0).reshape(ids.size, (last - first) * piece)
+        places = ids * (dim // piece) + first
+        if last - first > 1:
+            places = places[:, None] + np.arange(last - first)
+        taken = self.array.reshape(-1, piece).take(places, axis=0).reshape(ids.size, (last - first) * piece)
         return taken[:, columns.start - first * piece :][:, :width]
 
     def _gather_from_file(self, mapping: _host.Mapping, ids: np.ndarray, columns: slice) -> np.ndarray:

@@ -1,9 +1,12 @@
 """The first stage on the host: every row that can be among the best k, found without sorting anything long.
 
-A random sample of the rows gives each query a threshold that a little more than k rows are expected to reach. Blocks
-of rows are then multiplied with all queries, each block small enough to stay in the cache, and only what reaches the
-threshold is looked at again: of every eight scores the largest is compared first. If too few rows reached the
-threshold of a query, it is searched again with a lower one: the sample decides the speed and never the result.
+Few scores, such as those of one query, are formed all at once. Each is put into one of many groups, and the k-th best
+of the groups' largest is a threshold that at least k rows reach: only groups that reach it are looked at again.
+
+Of many scores, a random sample of the rows gives each query a threshold that a little more than k rows are expected to
+reach. Blocks of rows are then multiplied with all queries, each block small enough to stay in the cache, and only what
+reaches the threshold is looked at again: of every eight scores the largest is compared first. If too few rows reached
+the threshold of a query, it is searched again with a lower one: the sample decides the speed and never the result.
 
 Matrix products round a row differently depending on where it stands. Thresholds leave room for that, and the candidates
 found here are scored anew by one function, so that neither blocks nor threads show in the result.
@@ -19,6 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from matryoshka._array import row_blocks
 from matryoshka._threads import each
 from matryoshka.retrieval._prefix import Prefix
 
@@ -32,6 +36,9 @@ _SERIAL_PRODUCT = 1 << 18
 
 _SERIAL_VECTOR, _VECTOR_ROWS = 9 << 10, 128
 """The same for a matrix times a vector, and the rows from which on a longer matrix gets slower."""
+
+_AT_ONCE = 3 << 20
+"""Scores that are formed at once, and not more than two times as many numbers are read for them again."""
 
 _PENDING = 1 << 21
 """Candidates that are held before all but the best of them are dropped."""
@@ -82,8 +89,10 @@ def candidates(prefix: Prefix, queries: np.ndarray, k: int, score: Score) -> np.
         return np.empty((0, k), np.intp)
     # A product differs from the final score by one rounding at most, so two products of a row differ by two: the slack.
     # The rows of the sample that reach the threshold reach it less the slack in the scan, and a row that may be among
-    # the best lies at most the slack below the k-th best product (`keep_best`): the floor is lower by both.
+    # the best lies at most the slack below the k-th best product (`_keep_best`): the floor is lower by both.
     slack = 2 * prefix.rounding(queries)
+    if len(prefix) * queries.shape[0] <= _AT_ONCE:
+        return _padded(_at_once(prefix, queries, k, slack, score), queries.shape[0], len(prefix))
     sampled, size = prefix.sample.scores(queries), len(prefix.sample)
     rank = _rank(k, size, len(prefix))
     found: list[_Found] = []
@@ -120,11 +129,88 @@ def _threshold(scores: np.ndarray, rank: int) -> np.ndarray:
 
 
 def _padded(found: _Found, n_queries: int, n: int) -> np.ndarray:
+    if n_queries == 1:
+        return np.sort(found.rows)[None, :]
     rows = np.sort(found.queries * n + found.rows) % n
     counts = np.bincount(found.queries, minlength=n_queries)
     ids = np.full((n_queries, counts.max()), -1, np.intp)
     ids[np.arange(ids.shape[1]) >= ids.shape[1] - counts[:, None]] = rows
     return ids
+
+
+def _at_once(prefix: Prefix, queries: np.ndarray, k: int, slack: np.ndarray, score: Score) -> _Found:
+    """Find what may be among the best `k` of each query, from all scores at once."""
+    n, n_queries = len(prefix), queries.shape[0]
+    size = 1 if n <= _SORTED else max(1, min(_LARGEST_GROUP, n // (4 * k)))
+    n_groups = -(-n // size)
+    scores = np.empty((n_queries, size * n_groups), queries.dtype)
+    scores[:, n:] = -np.inf
+    _form(prefix, queries, scores[:, :n])
+    largest = scores if size == 1 else np.maximum.reduce(scores.reshape(n_queries, size, n_groups), axis=1)
+    bounds = np.partition(largest, n_groups - k, axis=1)[:, n_groups - k] - slack
+    places = (largest >= bounds[:, None]).reshape(-1).nonzero()[0]
+    if size > 1:
+        asked = places // n_groups
+        places = places + asked * ((size - 1) * n_groups) + n_groups * np.arange(size)[:, None]
+        places = places[scores.reshape(-1).take(places) >= bounds[asked]]
+    asked, rows = np.divmod(places, scores.shape[1]) if n_queries > 1 else (np.zeros_like(places), places)
+    found = _Found(rows, asked, scores.reshape(-1).take(places))
+    return found if found.rows.size <= 4 * k + _SPARE else _keep_best(found, k, slack, score)[0]
+
+
+def _form(prefix: Prefix, queries: np.ndarray, out: np.ndarray) -> None:
+    """Write the scores (n_queries, n) of all rows."""
+    n, dim = len(prefix), prefix.dim
+    piece = _piece(1, dim) if queries.shape[0] == 1 and n * dim > _READ else 0
+
+    def form(block: slice) -> None:
+        rows, scores = prefix.rows.read(block, dim), out[:, block]
+        if piece and rows.shape[0] % piece == 0:
+            cut = (rows.shape[0] // piece, piece)
+            np.matmul(rows.reshape(*cut, dim), queries[0], out=scores.reshape(cut))
+        else:
+            np.matmul(queries, rows.T, out=scores)
+        if prefix.factor is not None:
+            scores *= prefix.factor[block]
+        if prefix.offset is not None:
+            scores += prefix.offset[block]
+
+    if n * dim <= _READ:
+        form(slice(0, n))
+    elif piece:
+        each(form, row_blocks(n, max(1, _READ // 4 // (dim * piece)) * piece))
+    else:
+        for block in row_blocks(n, max(1, _READ // dim)):
+            form(block)
+
+
+def _piece(n_queries: int, dim: int) -> int:
+    """Return of how many rows OpenBLAS forms the products in the calling thread; 0 if of too few to be worth it."""
+    most = min(_SERIAL_VECTOR // dim, _VECTOR_ROWS) if n_queries == 1 else _SERIAL_PRODUCT // (n_queries * dim)
+    return 1 << (most.bit_length() - 1) if most >= 16 else 0
+
+
+def _keep_best(found: _Found, k: int, slack: np.ndarray, score: Score) -> tuple[_Found, np.ndarray]:
+    """Drop what cannot be among the best `k`, and return the rest and the threshold that no better one undercuts."""
+    found = found.pick(np.argsort(found.queries.astype(np.uint16), kind="stable"))
+    ends = np.cumsum(np.bincount(found.queries, minlength=slack.size))
+    kept, bounds = [], np.full_like(slack, -np.inf)
+    for query, (start, end) in enumerate(zip((0, *ends[:-1]), ends, strict=True)):
+        scores, chosen = found.scores[start:end], np.arange(start, end)
+        if end - start >= k:
+            bounds[query] = np.partition(scores, -k)[-k] - slack[query]
+            chosen = chosen[scores >= bounds[query]]
+        if chosen.size > 4 * k + _SPARE:
+            final = score(query, found.rows[chosen])
+            chosen = np.sort(chosen[np.lexsort((found.rows[chosen], -final))[:k]])
+        kept.append(chosen)
+    return found.pick(np.concatenate(kept)), bounds
+
+
+_LARGEST_GROUP, _SORTED = 16, 1 << 14
+"""Scores of one group, and of how many the k-th best is found as soon as their groups."""
+
+_SPARE = 1 << 12
 
 
 class _Search:
@@ -136,8 +222,7 @@ class _Search:
         n_queries, dim = queries.shape
         self.prefix, self.k, self.floor, self.slack, self.score = prefix, k, floor, slack, score
         self.transposed = np.ascontiguousarray(queries.T)
-        serial = min(_SERIAL_VECTOR // dim, _VECTOR_ROWS) if n_queries == 1 else _SERIAL_PRODUCT // (n_queries * dim)
-        self.piece = 1 << (serial.bit_length() - 1) if serial >= 16 else 0
+        self.piece = _piece(n_queries, dim)
         step = min(_SCORES // n_queries, 1 << 16)
         if not self.piece:
             step = min(step, _READ // dim)
@@ -155,7 +240,7 @@ class _Search:
             results = each(self.block, left) if self.piece else [self.block(start) for start in left]
             held += [found for found in results if found is not None]
             left = [start for start, found in zip(left, results, strict=True) if found is None]
-            best, bounds = self.keep_best(_Found.join(held))
+            best, bounds = _keep_best(_Found.join(held), self.k, self.slack, self.score)
             held = [best]
         return best, bounds >= self.floor
 
@@ -202,25 +287,6 @@ class _Search:
             )
         buffers: tuple[np.ndarray, np.ndarray, np.ndarray] = memory.buffers
         return buffers
-
-    def keep_best(self, found: _Found) -> tuple[_Found, np.ndarray]:
-        """Drop what cannot be among the best k, and return the rest and the threshold that no better one undercuts."""
-        found = found.pick(np.argsort(found.queries.astype(np.uint16), kind="stable"))
-        ends = np.cumsum(np.bincount(found.queries, minlength=self.floor.size))
-        kept, bounds = [], np.full_like(self.floor, -np.inf)
-        for query, (start, end) in enumerate(zip((0, *ends[:-1]), ends, strict=True)):
-            scores, chosen = found.scores[start:end], np.arange(start, end)
-            if end - start >= self.k:
-                bounds[query] = np.partition(scores, -self.k)[-self.k] - self.slack[query]
-                chosen = chosen[scores >= bounds[query]]
-            if chosen.size > 4 * self.k + _SPARE:
-                final = self.score(query, found.rows[chosen])
-                chosen = np.sort(chosen[np.lexsort((found.rows[chosen], -final))[: self.k]])
-            kept.append(chosen)
-        return found.pick(np.concatenate(kept)), bounds
-
-
-_SPARE = 1 << 12
 
 
 def _reach(

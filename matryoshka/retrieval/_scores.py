@@ -12,11 +12,13 @@ Every candidate is scored by these functions alone, whichever way it was found, 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 
 from matryoshka._typing import Array, Namespace
+from matryoshka.embeddings import truncate
 from matryoshka.retrieval._top_k import take_along
 
 METRICS = ("cosine", "ip", "l2")
@@ -79,8 +81,46 @@ def lengths(rows: Array, xp: Namespace) -> Array:
     return xp.sqrt(squares(rows, xp))
 
 
+def unit(rows: Array, xp: Namespace, squared: Array | None = None) -> Array:
+    """Bring rows (n, width) to unit length; `squared` are their squared lengths, if they are known."""
+    if not isinstance(rows, np.ndarray):
+        return truncate(rows, rows.shape[1])
+    squared = squares(rows, np) if squared is None else squared
+    if all_within(squared, *SAFE):
+        scaled: np.ndarray = rows / np.sqrt(squared)[:, None]
+        return scaled
+    safe = (squared > SAFE[0]) & (squared < SAFE[1])
+    scaled = rows / np.sqrt(np.where(safe, squared, 1))[:, None]
+    scaled[~safe] = truncate(rows[~safe], rows.shape[1])
+    return scaled
+
+
+def all_within(values: np.ndarray, least: float, most: float) -> bool:
+    """Tell whether all of `values` (n,) lie strictly within two numbers; NaN does not."""
+    if len(values) < 2:
+        return all(least < value < most for value in values)
+    return bool(least < values.min() and values.max() < most)
+
+
+SAFE = 1e-30, 1e30
+"""Squared lengths that are computed as they stand; float32 keeps room below them for short prefixes."""
+
+
 def _dot(left: Array, right: Array, xp: Namespace) -> Array:
-    if isinstance(right, np.ndarray):
-        # not a matrix product: that rounds a row differently depending on where in the matrix it stands
-        return np.einsum("...d,...d->...", left, right)
-    return xp.sum(left * right, axis=-1)
+    if not isinstance(right, np.ndarray):
+        return xp.sum(left * right, axis=-1)
+    # Not a matrix product: that rounds a row differently depending on where in the matrix it stands.
+    if _WIDE <= right.shape[-1] <= _SERIAL_DOT and _sums_in_one_order():
+        return np.vecdot(left, right)
+    return np.einsum("...d,...d->...", left, right)
+
+
+_WIDE, _SERIAL_DOT = 64, 8192
+"""Columns from which on a call of OpenBLAS for each row pays, and up to which it sums them in one thread."""
+
+
+@cache
+def _sums_in_one_order() -> bool:
+    """Tell whether the matrix library of NumPy is known to sum a row in one way wherever it lies in memory."""
+    config: dict[str, dict[str, dict[str, str]]] = np.show_config(mode="dicts")  # type: ignore[assignment]
+    return "openblas" in config["Build Dependencies"]["blas"]["name"]

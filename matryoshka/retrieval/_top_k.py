@@ -32,11 +32,11 @@ def top_k(values: Array, k: int, xp: Namespace) -> Array:
         Positions, by value and then by position.
     """
     on_host = isinstance(values, np.ndarray)
+    if on_host and (k == values.shape[1] or values.shape[1] <= _FEW):
+        return np.argsort(-values, axis=-1, kind="stable")[:, :k]
     if k < values.shape[1] and (on_host or is_torch_array(values)):
         positions = keep_best(values, k, xp)
         return take_along(positions, top_k(take_along(values, positions, xp), k, xp), xp)
-    if on_host:
-        return np.argsort(-values, axis=-1, kind="stable")
     if is_jax_array(values):
         return _jax_lax().top_k(values, k)[1]  # equal values come by position
     return xp.argsort(values, axis=-1, descending=True, stable=True)[:, :k]
@@ -47,11 +47,15 @@ def keep_best(values: Array, k: int, xp: Namespace) -> Array:
     if k == values.shape[1]:
         positions = arange(k, like=values, xp=xp)[None, :]
         return xp.broadcast_to(positions, (values.shape[0], k))
-    if isinstance(values, np.ndarray):
+    if isinstance(values, np.ndarray) and values.shape[1] > _FEW:
         return _numpy(values, k)
     if is_torch_array(values):
         return _torch(values, k, xp)
     return xp.sort(top_k(values, k, xp), axis=-1)
+
+
+_FEW = 512
+"""Numbers that are sorted sooner than they are parted."""
 
 
 def take_along(array: Array, positions: Array, xp: Namespace) -> Array:

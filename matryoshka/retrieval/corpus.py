@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from matryoshka._array import (
 )
 from matryoshka._typing import Array, Namespace
 from matryoshka.embeddings import truncate
-from matryoshka.retrieval import _bytes, _device, _rerank, _scan
+from matryoshka.retrieval import _bytes, _device, _rerank, _scan, _scores
 from matryoshka.retrieval._host import Sliceable, is_sliceable, view, widen
 from matryoshka.retrieval._prefix import Prefix, build, inspect, product_range
 from matryoshka.retrieval._rows import DeviceRows, HostRows, Rows
@@ -368,7 +368,7 @@ class Corpus:
         xp = self._rows.xp
         scores, ids = (parts[0] if len(parts) == 1 else xp.concat(parts) for parts in zip(*found, strict=True))
         scores, ids = _cut_or_pad(scores, ids, k, xp)
-        if isinstance(self._rows, HostRows):
+        if isinstance(self._rows, HostRows) and type(self._like) is not np.ndarray:
             scores, ids = (from_numpy(array, like=self._like, xp=self._xp) for array in (scores, ids))
         return scores, ids
 
@@ -379,6 +379,26 @@ class Corpus:
 
     def _queries(self, queries: Array) -> Array:
         """Check queries and return them as they are computed with: at unit length under "cosine"."""
+        if self._is_plain(queries) and queries.dtype == self._rows.dtype and queries.shape[1:] == (self.dim,):
+            rows = queries
+        else:
+            rows = self._checked(queries)
+        if is_remote(rows) or not rows.shape[0]:
+            return self._cut(rows, self.dim)
+        xp, squared = self._rows.xp, None
+        if xp is np:
+            squared = _scores.squares(rows, np)
+        if squared is None or not _scores.all_within(squared, *self._lengths_that_fit):
+            _checks.finite_rows(rows, "queries", xp)
+            if self.metric != "cosine":
+                self._check_products(rows)
+        return _scores.unit(rows, xp, squared) if self.metric == "cosine" else rows
+
+    def _is_plain(self, array: Array) -> bool:
+        """Tell whether this is a NumPy array with two axes for a corpus of NumPy arrays: most need no more checks."""
+        return type(array) is np.ndarray and type(self._like) is np.ndarray and array.ndim == 2
+
+    def _checked(self, queries: Array) -> Array:
         namespace(("embeddings", self._like), ("queries", queries))
         _checks.floating(queries, "queries", self._xp)
         if queries.dtype not in (self._like.dtype, accumulator_dtype(self._like, self._xp)):
@@ -386,12 +406,20 @@ class Corpus:
             raise TypeError(msg)
         _checks.ndim(queries, "queries", 2, "(n_queries, dim)")
         _checks.shape(queries, "queries", (queries.shape[0], self.dim), "(n_queries, dim)")
-        rows = self._own(queries)
-        if not is_remote(rows):
-            _checks.finite_rows(rows, "queries", self._rows.xp)
-            if self.metric != "cosine":
-                self._check_products(rows)
-        return self._cut(rows, self.dim)
+        return self._own(queries)
+
+    @cached_property
+    def _lengths_that_fit(self) -> tuple[float, float]:
+        """Squared lengths of queries within which every check of their numbers passes."""
+        least, most = product_range(self._rows.dtype, np)
+        longest, root = self._rows.longest, math.sqrt(self.dim)
+        if self.metric == "cosine" or longest == 0:
+            return 0.0, most
+        if self.metric == "l2":
+            shortest, greatest = -1.0, max(0.0, (math.sqrt(most) - longest) / root)
+        else:
+            shortest, greatest = least / longest * root, most / max(longest, 1.0) / root
+        return math.copysign(shortest * shortest, shortest), min(most, greatest * greatest)
 
     def _check_products(self, queries: Array) -> None:
         """Check that products of queries and rows are numbers of their dtype: they neither overflow nor vanish."""
@@ -421,15 +449,16 @@ class Corpus:
 
     def _candidates(self, ids: Array, like: Array, n_queries: int) -> Array:
         """Check candidates, which are to come from the library of `like`, and return them sorted."""
-        namespace(("embeddings", like), ("ids", ids))
-        xp = namespace(("ids", ids))
-        if not is_integer(ids, xp):
-            msg = f"`ids` must hold integers, got dtype {ids.dtype}; pass the ids that a search returned."
-            raise TypeError(msg)
-        _checks.ndim(ids, "ids", 2, "(n_queries, m)")
-        _checks.shape(ids, "ids", (n_queries, ids.shape[1]), "(n_queries, m)")
-        ids = self._own(ids)
-        xp = namespace(("ids", ids))
+        if not (self._is_plain(ids) and ids.dtype.kind == "i" and ids.shape[0] == n_queries):
+            namespace(("embeddings", like), ("ids", ids))
+            xp = namespace(("ids", ids))
+            if not is_integer(ids, xp):
+                msg = f"`ids` must hold integers, got dtype {ids.dtype}; pass the ids that a search returned."
+                raise TypeError(msg)
+            _checks.ndim(ids, "ids", 2, "(n_queries, m)")
+            _checks.shape(ids, "ids", (n_queries, ids.shape[1]), "(n_queries, m)")
+            ids = self._own(ids)
+        xp = self._rows.xp
         if 0 not in ids.shape and not is_remote(ids):
             least, most = int(xp.min(ids)), int(xp.max(ids))
             if least < -1 or most >= len(self):
