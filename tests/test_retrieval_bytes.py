@@ -12,7 +12,7 @@ from conftest import Library
 from test_retrieval_storage import Slices
 
 from matryoshka import Corpus, Funnel
-from matryoshka.retrieval import CorpusBytes
+from matryoshka.retrieval import CorpusBytes, _scan
 
 N, DIM = 3001, 24
 SIZES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
@@ -52,7 +52,8 @@ def test_lengths_that_must_be_divided_by_count(rows: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("metric", ["cosine", "ip", "l2"])
-def test_what_is_allocated_is_counted(rows: np.ndarray, metric: str) -> None:
+def test_what_is_allocated_is_counted(rows: np.ndarray, metric: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_scan, "_AT_ONCE", 0)
     Corpus(rows, metric=metric).search(rows[:3], 5, dim=7)  # what is made once for all
     tracemalloc.start()
     try:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from matryoshka._typing import Array, Namespace
+from matryoshka.retrieval._bounds import Bounds
 from matryoshka.retrieval._prefix import Prefix
 from matryoshka.retrieval._rows import Rows
 
@@ -25,7 +26,8 @@ class CorpusBytes:
     prefixes : int
         Blocks of the widths in `search_dims` below the full one, and the samples of them that set thresholds.
     lengths : int
-        Numbers kept for each row: squared lengths, and what products are multiplied by or added to.
+        Numbers kept for each row: squared lengths, what products are multiplied by or added to, and what a prefix
+        leaves.
 
     Examples
     --------
@@ -54,8 +56,8 @@ class CorpusBytes:
         return self.total
 
 
-def count(rows: Rows, prefixes: Iterable[Prefix]) -> CorpusBytes:
-    """Count what rows and their prefixes hold, from shapes and dtypes alone."""
+def count(rows: Rows, prefixes: Iterable[Prefix], bounds: Iterable[Bounds]) -> CorpusBytes:
+    """Count what rows, their prefixes and bounds hold, from shapes and dtypes alone."""
     prefixes = tuple(prefixes)
     samples = [sample for prefix in prefixes if (sample := prefix.drawn) is not None]
     return CorpusBytes(
@@ -65,7 +67,8 @@ def count(rows: Rows, prefixes: Iterable[Prefix]) -> CorpusBytes:
         + sum(_size(array, rows.xp) for sample in samples for array in (sample.rows, sample.factor, sample.offset)),
         lengths=_size(rows.squares, rows.xp)
         + _size(rows.scale, rows.xp)
-        + sum(_size(array, rows.xp) for prefix in prefixes for array in (prefix.factor, prefix.offset)),
+        + sum(_size(array, rows.xp) for prefix in prefixes for array in (prefix.factor, prefix.offset))
+        + sum(bound.nbytes for bound in bounds),
     )
 
 

@@ -51,6 +51,11 @@ class HostRows:
         return self._is_array and self._mapping is None
 
     @property
+    def gathers(self) -> bool:
+        """Whether candidates are gathered at once, and not read one by one."""
+        return self._is_array
+
+    @property
     def nbytes(self) -> int:
         """Size of the rows as they are stored."""
         size: int = np.dtype(self.array.dtype).itemsize

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -138,14 +138,56 @@ def _padded(found: _Found, n_queries: int, n: int) -> np.ndarray:
     return ids
 
 
+def merged(ids: np.ndarray, queries: Sequence[int], others: Mapping[int, np.ndarray]) -> np.ndarray:
+    """Put candidates (m, most) of some queries and those of others, (fewer,) each, into one array, -1 in front."""
+    most = max(ids.shape[1], *map(len, others.values()))
+    found = np.full((len(queries) + len(others), most), -1, np.intp)
+    found[queries, most - ids.shape[1] :] = ids
+    for query, own in others.items():
+        found[query, most - len(own) :] = own
+    return found
+
+
 def _at_once(prefix: Prefix, queries: np.ndarray, k: int, slack: np.ndarray, score: Score) -> _Found:
     """Find what may be among the best `k` of each query, from all scores at once."""
-    n, n_queries = len(prefix), queries.shape[0]
-    size = 1 if n <= _SORTED else max(1, min(_LARGEST_GROUP, n // (4 * k)))
-    n_groups = -(-n // size)
-    scores = np.empty((n_queries, size * n_groups), queries.dtype)
+    rows, asked, scores = best(form(prefix, queries, k), len(prefix), k, slack)
+    found = _Found(rows, asked, scores)
+    return found if rows.size <= 4 * k + _SPARE else _keep_best(found, k, slack, score)[0]
+
+
+def form(prefix: Prefix, queries: np.ndarray, k: int) -> np.ndarray:
+    """Return the scores (n_queries, at least n) of all rows, and after them -inf, so that `best` can group them."""
+    n, dim = len(prefix), prefix.dim
+    scores = np.empty((len(queries), -(-n // _group(n, k)) * _group(n, k)), queries.dtype)
     scores[:, n:] = -np.inf
-    _form(prefix, queries, scores[:, :n])
+    piece = _piece(1, dim) if queries.shape[0] == 1 and n * dim > _READ else 0
+
+    def write(block: slice) -> None:
+        rows, out = prefix.rows.read(block, dim), scores[:, block]
+        if piece and rows.shape[0] % piece == 0:
+            cut = (rows.shape[0] // piece, piece)
+            np.matmul(rows.reshape(*cut, dim), queries[0], out=out.reshape(cut))
+        else:
+            np.matmul(queries, rows.T, out=out)
+        if prefix.factor is not None:
+            out *= prefix.factor[block]
+        if prefix.offset is not None:
+            out += prefix.offset[block]
+
+    if n * dim <= _READ:
+        write(slice(0, n))
+    elif piece:
+        each(write, row_blocks(n, max(1, _READ // 4 // (dim * piece)) * piece))
+    else:
+        for block in row_blocks(n, max(1, _READ // dim)):
+            write(block)
+    return scores
+
+
+def best(scores: np.ndarray, n: int, k: int, slack: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return row, query and score of all that lie at most the slack below the `k` best of what `form` returned."""
+    n_queries, size = scores.shape[0], _group(n, k)
+    n_groups = scores.shape[1] // size
     largest = scores if size == 1 else np.maximum.reduce(scores.reshape(n_queries, size, n_groups), axis=1)
     bounds = np.partition(largest, n_groups - k, axis=1)[:, n_groups - k] - slack
     places = (largest >= bounds[:, None]).reshape(-1).nonzero()[0]
@@ -154,34 +196,12 @@ def _at_once(prefix: Prefix, queries: np.ndarray, k: int, slack: np.ndarray, sco
         places = places + asked * ((size - 1) * n_groups) + n_groups * np.arange(size)[:, None]
         places = places[scores.reshape(-1).take(places) >= bounds[asked]]
     asked, rows = np.divmod(places, scores.shape[1]) if n_queries > 1 else (np.zeros_like(places), places)
-    found = _Found(rows, asked, scores.reshape(-1).take(places))
-    return found if found.rows.size <= 4 * k + _SPARE else _keep_best(found, k, slack, score)[0]
+    return rows, asked, scores.reshape(-1).take(places)
 
 
-def _form(prefix: Prefix, queries: np.ndarray, out: np.ndarray) -> None:
-    """Write the scores (n_queries, n) of all rows."""
-    n, dim = len(prefix), prefix.dim
-    piece = _piece(1, dim) if queries.shape[0] == 1 and n * dim > _READ else 0
-
-    def form(block: slice) -> None:
-        rows, scores = prefix.rows.read(block, dim), out[:, block]
-        if piece and rows.shape[0] % piece == 0:
-            cut = (rows.shape[0] // piece, piece)
-            np.matmul(rows.reshape(*cut, dim), queries[0], out=scores.reshape(cut))
-        else:
-            np.matmul(queries, rows.T, out=scores)
-        if prefix.factor is not None:
-            scores *= prefix.factor[block]
-        if prefix.offset is not None:
-            scores += prefix.offset[block]
-
-    if n * dim <= _READ:
-        form(slice(0, n))
-    elif piece:
-        each(form, row_blocks(n, max(1, _READ // 4 // (dim * piece)) * piece))
-    else:
-        for block in row_blocks(n, max(1, _READ // dim)):
-            form(block)
+def _group(n: int, k: int) -> int:
+    """Return how many scores of `n` make a group: so many that groups are few, so few that several times `k` remain."""
+    return 1 if n <= _SORTED else max(1, min(_LARGEST_GROUP, n // (4 * k)))
 
 
 def _piece(n_queries: int, dim: int) -> int:

@@ -24,7 +24,7 @@ from matryoshka._array import (
 )
 from matryoshka._typing import Array, Namespace
 from matryoshka.embeddings import truncate
-from matryoshka.retrieval import _bytes, _device, _rerank, _scan, _scores
+from matryoshka.retrieval import _bounds, _bytes, _device, _rerank, _scan, _scores
 from matryoshka.retrieval._host import Sliceable, is_sliceable, view, widen
 from matryoshka.retrieval._prefix import Prefix, build, inspect, product_range
 from matryoshka.retrieval._rows import DeviceRows, HostRows, Rows
@@ -109,6 +109,7 @@ class Corpus:
     def _hold(self, like: Array, xp: Namespace, metric: str, rows: Rows, prefixes: dict[int, Prefix]) -> None:
         """Take what is known of the rows; `like` is an array like the embeddings, of the library `xp`."""
         self._like, self._xp, self._metric, self._rows, self._prefixes = like, xp, metric, rows, prefixes
+        self._bounds: dict[int, _bounds.Bounds] = {}
 
     def __copy__(self) -> Corpus:
         twin = object.__new__(type(self))
@@ -133,7 +134,7 @@ class Corpus:
     @property
     def nbytes(self) -> _bytes.CorpusBytes:
         """How many bytes the corpus holds now, by part: `CorpusBytes`. Searches at new widths add to them."""
-        return _bytes.count(self._rows, self._prefixes.values())
+        return _bytes.count(self._rows, self._prefixes.values(), self._bounds.values())
 
     def __len__(self) -> int:
         return self._rows.shape[0]
@@ -355,10 +356,23 @@ class Corpus:
 
     def _first_stage(self, prefix: Prefix, queries: Array, k: int) -> Array:
         """Return candidates that hold the best `k` of each query."""
-        prepared = prefix.queries(queries)
         if isinstance(self._rows, DeviceRows):
-            return _device.candidates(prefix, prepared, k, self._rows.xp)
-        return _scan.candidates(prefix, prepared, k, partial(_score, self._rows, self.metric, queries, prefix.dim))
+            return _device.candidates(prefix, prefix.queries(queries), k, self._rows.xp)
+        bounds = self._bounds_of(self._rows) if prefix.dim == self.dim else None
+        found = {} if bounds is None else bounds.candidates(queries, k)
+        left = [i for i in range(len(queries)) if i not in found]
+        some = queries if len(left) == len(queries) else queries[left]
+        ids = _scan.candidates(
+            prefix, prefix.queries(some), k, partial(_score, self._rows, self.metric, some, prefix.dim)
+        )
+        return _scan.merged(ids, left, found) if found else ids
+
+    def _bounds_of(self, rows: HostRows) -> _bounds.Bounds | None:
+        """Return what prunes an exact search, if there is a prefix to prune it by."""
+        dim = _bounds.leading(rows, tuple(self._prefixes))
+        if dim is not None and dim not in self._bounds:
+            self._bounds[dim] = _bounds.Bounds(rows, self._prefixes[dim])
+        return None if dim is None else self._bounds[dim]
 
     def _rerank(self, queries: Array, ids: Array, dims: Sequence[int], lists: Sequence[int]) -> tuple[Array, Array]:
         return _rerank.rerank(self._rows, self.metric, queries, ids, dims, lists)
