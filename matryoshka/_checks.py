@@ -26,6 +26,9 @@ LARGEST_SEQUENCE = 2**18
 LARGEST_RESULT = 2**31
 """As many numbers may one call return, or one layer hold."""
 
+CODES = ("float", "bits")
+"""How a first stage may store and compare prefixes: as the numbers they are, or one bit a column."""
+
 
 def describe(value: object) -> str:
     """Say of what kind a value is, and, where it is one number or a short text, what it is."""
@@ -168,14 +171,18 @@ def sequence(value: object, name: str, of: str, example: str, *, unordered: bool
     return entries
 
 
-def dims(values: object, name: str = "dims") -> tuple[int, ...]:
-    """Return widths as a tuple of ints: at least one, positive, strictly increasing."""
+def dims(values: object, name: str = "dims", *, code: str = "float") -> tuple[int, ...]:
+    """Return widths as a tuple of ints: at least one, positive, strictly increasing.
+
+    After a first stage that is searched in a code the second width may be the first once more, in numbers.
+    """
     found = sequence(values, name, "integers", "for instance (8, 16, 32)")
     widths = tuple(integer(value, f"{name}[{i}]") for i, value in enumerate(found))
     if not widths:
         msg = f"`{name}` must hold at least one width, got none; pass for instance (8, 16, 32)."
         raise ValueError(msg)
-    if min(widths) < 1 or any(a >= b for a, b in itertools.pairwise(widths)):
+    numbers = widths[1:] if code != "float" and widths[1:2] == widths[:1] else widths
+    if min(widths) < 1 or any(a >= b for a, b in itertools.pairwise(numbers)):
         remedy = "drop what is below 1" if min(widths) < 1 else "sort it and drop duplicates"
         msg = f"`{name}` must be positive and strictly increasing, got {widths}; {remedy}."
         raise ValueError(msg)

@@ -21,6 +21,9 @@ class JsonValue:
     _kind: ClassVar[str]
     """What the object calls itself."""
 
+    _before: ClassVar[dict[str, Any]] = {}
+    """Fields that came later, and what they were before: they are left out while they are that still."""
+
     @classmethod
     def from_json(cls, text: str) -> Self:
         """Read what `to_json` wrote.
@@ -34,7 +37,8 @@ class JsonValue:
 
     def to_json(self) -> str:
         """Return the value as JSON text, with its certificate if it has one."""
-        return json.dumps({"kind": self._kind, "version": 1, **dataclasses.asdict(self)})  # type: ignore[call-overload]
+        fields = dataclasses.asdict(self, dict_factory=self._written)  # type: ignore[call-overload]
+        return json.dumps({"kind": self._kind, "version": 1, **fields})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -60,9 +64,14 @@ class JsonValue:
     @classmethod
     def _read(cls, text: str | bytes, source: object) -> Self:
         names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
-        parsed = record(text, kind=cls._kind, keys=names, source=source)
+        parsed = cls._before | record(text, kind=cls._kind, keys=set(names) - set(cls._before), source=source)
         with reading(cls._kind, source):
             return cls(**cls._arguments({name: parsed[name] for name in names}))
+
+    @classmethod
+    def _written(cls, fields: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+        """Return those fields of the value, or of a certificate within it, that are written."""
+        return {name: value for name, value in fields if name not in cls._before or value != cls._before[name]}
 
     @classmethod
     def _arguments(cls, fields: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,9 @@ Two ways of counting stand side by side. *As published*: every stage of a funnel
 *As executed* (`executed=True`): a stage at width d' that follows one at width d adds the products of the columns
 d … d' - 1 to running sums, so a candidate costs d' - d.
 
+A first stage may be searched in a code of one bit a column, 64 of them to a word of eight bytes. It multiplies nothing,
+so that its multiply-adds are 0 and its bytes are what there is to count; the stage after it has no sums to add to.
+
 References
 ----------
 Kusupati et al. (2022), "Matryoshka Representation Learning", section 4.3, tables 8 and 10 to 14, appendices E and I.
@@ -15,7 +18,6 @@ Kusupati et al. (2022), "Matryoshka Representation Learning", section 4.3, table
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 
@@ -101,7 +103,7 @@ def rerank(k: int, dim: int, *, after: int = 0) -> int:
     return k * (dim - _checks.integer(after, "after", minimum=0, maximum=dim - 1))
 
 
-def funnel(n: int, dims: Sequence[int], keep: Sequence[int], *, executed: bool = False) -> int:
+def funnel(n: int, dims: Sequence[int], keep: Sequence[int], *, code: str = "float", executed: bool = False) -> int:
     """Count the multiply-adds of a search at dims[0] followed by reranking ever shorter lists at ever wider prefixes.
 
     Parameters
@@ -109,24 +111,27 @@ def funnel(n: int, dims: Sequence[int], keep: Sequence[int], *, executed: bool =
     n : int
         Rows of the corpus.
     dims : sequence of int
-        Widths of the stages, strictly increasing.
+        Widths of the stages, strictly increasing; after a coded first stage the second may be the first once more.
     keep : sequence of int
         Candidates handed from each stage to the next, one fewer than `dims`, never growing; lists longer than the
         corpus count as `n`.
+    code : {"float", "bits"}, default "float"
+        How the first width is stored and searched.
     executed : bool, default False
         Count running products once instead of every stage from nothing.
 
     Returns
     -------
     int
-        n · dims[0] + Σ keep[j] · dims[j + 1], or with `executed` Σ keep[j] · (dims[j + 1] - dims[j]).
+        n · dims[0] + Σ keep[j] · dims[j + 1], or with `executed` Σ keep[j] · (dims[j + 1] - dims[j]). With a code
+        there is no first term, and the second stage starts from nothing either way.
 
     Raises
     ------
     TypeError
         A width or a count is no integer.
     ValueError
-        `dims` do not increase, `keep` grows, or their lengths do not fit.
+        `dims` do not increase, `keep` grows, their lengths do not fit, or there is no such code.
 
     Notes
     -----
@@ -141,11 +146,13 @@ def funnel(n: int, dims: Sequence[int], keep: Sequence[int], *, executed: bool =
     >>> funnel(1_281_167, dims, keep), funnel(1_281_167, dims, keep, executed=True)
     (20544752, 20529392)
     """
-    n, dims, executed = _count(n, "n"), _checks.dims(dims), _checks.flag(executed, "executed")
+    n, code, executed = _count(n, "n"), _checks.choice(code, "code", _checks.CODES), _checks.flag(executed, "executed")
+    dims = _checks.dims(dims, code=code)
     keep = _checks.keep(keep, len(dims))
-    total = search(n, dims[0])
-    for k, (narrow, wide) in zip(keep, itertools.pairwise(dims), strict=True):
-        total += rerank(min(k, n), wide, after=narrow if executed else 0)
+    total, sums = (search(n, dims[0]), dims[0]) if code == "float" else (0, 0)
+    for k, width in zip(keep, dims[1:], strict=True):
+        total += rerank(min(k, n), width, after=sums if executed else 0)
+        sums = width
     return total
 
 
@@ -178,22 +185,32 @@ def hnsw(n: int, dim: int) -> float:
     return _count(dim, "dim") * math.log2(_count(n, "n"))
 
 
-def search_bytes(n: int, dim: int, *, itemsize: int = 4) -> int:
-    """Count the bytes of corpus that one query reads in an exact search.
+def search_bytes(n: int, dim: int, *, code: str = "float", itemsize: int = 4) -> int:
+    """Count the bytes of corpus that one query reads in a search of all rows.
 
     Parameters
     ----------
     n, dim : int
         As for `search`.
+    code : {"float", "bits"}, default "float"
+        How the rows are stored.
     itemsize : int, default 4
         Bytes per number.
 
     Returns
     -------
     int
-        n · dim · itemsize. Queries answered in one batch share these reads.
+        n · dim · itemsize, or for bits n · ⌈dim / 64⌉ · 8. Queries answered in one batch share these reads.
+
+    Examples
+    --------
+    >>> search_bytes(1_000_000, 512, code="bits") == search_bytes(1_000_000, 16)
+    True
     """
-    return search(n, dim) * _count(itemsize, "itemsize")
+    numbers, itemsize = search(n, dim), _count(itemsize, "itemsize")
+    if _checks.choice(code, "code", _checks.CODES) == "bits":
+        return _count(n, "n") * -(-_count(dim, "dim") // 64) * 8
+    return numbers * itemsize
 
 
 def rerank_bytes(k: int, dim: int, *, after: int = 0, itemsize: int = 4) -> int:
@@ -214,15 +231,23 @@ def rerank_bytes(k: int, dim: int, *, after: int = 0, itemsize: int = 4) -> int:
     return rerank(k, dim, after=after) * _count(itemsize, "itemsize")
 
 
-def funnel_bytes(n: int, dims: Sequence[int], keep: Sequence[int], *, executed: bool = False, itemsize: int = 4) -> int:
+def funnel_bytes(
+    n: int,
+    dims: Sequence[int],
+    keep: Sequence[int],
+    *,
+    code: str = "float",
+    executed: bool = False,
+    itemsize: int = 4,
+) -> int:
     """Count the bytes of corpus that one query reads in a funnel.
 
     Parameters
     ----------
-    n, dims, keep, executed
+    n, dims, keep, code, executed
         As for `funnel`.
     itemsize : int, default 4
-        Bytes per number.
+        Bytes per number that is no code.
 
     Returns
     -------
@@ -234,7 +259,9 @@ def funnel_bytes(n: int, dims: Sequence[int], keep: Sequence[int], *, executed: 
     >>> round(search_bytes(1_281_167, 2048) / funnel_bytes(1_281_167, (16, 2048), (200,), executed=True), 1)
     125.5
     """
-    return funnel(n, dims, keep, executed=executed) * _count(itemsize, "itemsize")
+    widths = _checks.dims(dims, code=_checks.choice(code, "code", _checks.CODES))
+    total = funnel(n, widths, keep, code=code, executed=executed) * _count(itemsize, "itemsize")
+    return total if code == "float" else total + search_bytes(n, widths[0], code=code)
 
 
 def hnsw_bytes(n: int, dim: int, *, itemsize: int = 4) -> float:
@@ -255,7 +282,7 @@ def hnsw_bytes(n: int, dim: int, *, itemsize: int = 4) -> float:
     return hnsw(n, dim) * _count(itemsize, "itemsize") + hnsw(n, 1) * _LINK_BYTES
 
 
-def index_bytes(n: int, dim: int, *, itemsize: int = 4) -> int:
+def index_bytes(n: int, dim: int, *, code: str = "float", itemsize: int = 4) -> int:
     """Count the bytes of `n` stored rows: of a flat index, or of the one store that serves every prefix of MRL.
 
     Parameters
@@ -264,20 +291,22 @@ def index_bytes(n: int, dim: int, *, itemsize: int = 4) -> int:
         Rows.
     dim : int
         Numbers stored per row: the full width for MRL. A prefix block kept for fast search is another such store.
+    code : {"float", "bits"}, default "float"
+        How they are stored.
     itemsize : int, default 4
         Bytes per number.
 
     Returns
     -------
     int
-        n · dim · itemsize.
+        n · dim · itemsize, or for bits n · ⌈dim / 64⌉ · 8.
 
     Examples
     --------
-    >>> index_bytes(1_281_167, 2048)
-    10495320064
+    >>> index_bytes(1_281_167, 2048), index_bytes(1_281_167, 512, code="bits")
+    (10495320064, 81994688)
     """
-    return search_bytes(n, dim, itemsize=itemsize)
+    return search_bytes(n, dim, code=code, itemsize=itemsize)
 
 
 def separate_indexes_bytes(n: int, nesting: NestingLike, *, itemsize: int = 4) -> int:

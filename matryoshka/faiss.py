@@ -153,6 +153,11 @@ class FaissCorpus:
         """Width of the index, at which funnels start."""
         return (self._index.d,)
 
+    @property
+    def codes(self) -> tuple[str]:
+        """How the index compares: "bits" where it is one of faiss' binary indexes, else "float"."""
+        return ("bits",) if isinstance(self._index, faiss.IndexBinary) else ("float",)
+
     def __len__(self) -> int:
         return len(self._corpus)
 

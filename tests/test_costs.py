@@ -107,6 +107,19 @@ def test_bytes_follow_the_multiply_adds() -> None:
     assert math.isclose(costs.hnsw_bytes(1024, 16, itemsize=2), 10 * (32 + 4))
 
 
+def test_codes_are_counted_in_words_of_64_columns() -> None:
+    assert [costs.search_bytes(10, dim, code="bits") for dim in (1, 64, 65, 128, 500)] == [80, 80, 160, 160, 640]
+    assert costs.index_bytes(10, 65, code="bits") == costs.search_bytes(10, 65, code="bits", itemsize=2) == 160
+    assert costs.funnel(10, (4, 4, 8), (5, 3), code="bits") == 5 * 4 + 3 * 8
+    assert costs.funnel(10, (4, 4, 8), (50, 3), code="bits", executed=True) == 10 * 4 + 3 * 4
+    assert costs.funnel_bytes(10, (4, 4, 8), (5, 3), code="bits", itemsize=2) == 2 * (20 + 24) + 80
+    assert costs.funnel_bytes(10, iter((4, 8)), (5,), code="bits", executed=True) == 4 * 40 + 80  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="`code` must be one of 'float', 'bits', got 'int8'"):
+        costs.index_bytes(10, 8, code="int8")
+    with pytest.raises(ValueError, match="`dims` must be positive and strictly increasing"):
+        costs.funnel(10, (4, 4), (5,))
+
+
 def test_one_store_serves_what_took_one_database_per_width() -> None:
     nesting = Nesting((2, 4, 8))
     assert costs.separate_indexes_bytes(10, nesting, itemsize=2) == 10 * 2 * (2 + 4 + 8)

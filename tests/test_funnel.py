@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,28 @@ def test_a_single_width_needs_no_lists() -> None:
         Funnel((8, 16))
 
 
+def test_a_coded_first_stage_multiplies_nothing_and_leaves_no_sums() -> None:
+    plan = Funnel((130, 130, 512, 768), (400, 100, 20), code="bits")
+    assert plan.multiply_adds(1000) == 400 * 130 + 100 * 512 + 20 * 768
+    assert plan.multiply_adds(1000, executed=True) == 400 * 130 + 100 * 382 + 20 * 256
+    assert plan.multiply_adds(50) == 50 * 130 + 50 * 512 + 20 * 768
+    assert plan.bytes(1000) == 1000 * 3 * 8 + 4 * plan.multiply_adds(1000, executed=True)
+    assert plan.bytes(1000, itemsize=2) == 1000 * 3 * 8 + 2 * plan.multiply_adds(1000, executed=True)
+    assert plan.speedup(1000) == 768_000 / plan.multiply_adds(1000)
+    wider = Funnel((64, 768), (9,), code="bits")
+    assert wider.multiply_adds(1000) == wider.multiply_adds(1000, executed=True) == 9 * 768
+    alone = Funnel((64,), code="bits")
+    assert (alone.multiply_adds(9), alone.bytes(9), alone.speedup(9)) == (0, 72, math.inf)
+
+
+def test_bytes_are_those_of_what_is_executed() -> None:
+    plan = Funnel((16, 32, 2048), (200, 100))
+    assert plan.bytes(1000) == 4 * plan.multiply_adds(1000, executed=True) == 4 * (16_000 + 200 * 16 + 100 * 2016)
+    assert Funnel((16,)).bytes(1000, itemsize=8) == 128_000
+    with pytest.raises(ValueError, match="`itemsize` must be an integer >= 1, got 0"):
+        plan.bytes(1000, itemsize=0)
+
+
 def test_halving_is_the_funnel_of_the_paper() -> None:
     paper = Funnel((16, 32, 64, 128, 256, 2048), (200, 100, 50, 25, 10))
     assert Funnel.halving(2048) == paper
@@ -91,9 +114,39 @@ def test_a_funnel_is_a_value() -> None:
         plan.keep = (1,)  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("plan", [Funnel((3,), ()), Funnel((8, 16, 64), (9, 9)), Funnel.halving(768, smallest=12)])
-def test_json_round_trip(plan: Funnel) -> None:
+def test_the_code_is_part_of_the_value() -> None:
+    coded = Funnel((8, 8, 16), (5, 2), code="bits")
+    assert coded == Funnel([8, 8, 16], [5, 2], code="bits")
+    assert Funnel((8, 16), (5,), code="bits") != Funnel((8, 16), (5,)) == Funnel((8, 16), (5,), code="float")
+    assert len({coded, Funnel((8, 8, 16), (5, 2), code="bits")}) == 1
+    assert len({Funnel((8, 16), (5,), code="bits"), Funnel((8, 16), (5,))}) == 2
+    assert repr(coded) == "Funnel((8, 8, 16), (5, 2), code='bits')"
+    assert eval(repr(coded)) == coded
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        Funnel((3,), ()),
+        Funnel((8, 16, 64), (9, 9)),
+        Funnel.halving(768, smallest=12),
+        Funnel((64,), code="bits"),
+        Funnel((64, 64), (5,), code="bits"),
+    ],
+)
+def test_json_round_trip(plan: Funnel, tmp_path: Path) -> None:
     assert Funnel.from_json(plan.to_json()) == plan
+    plan.save(tmp_path / "plan.json")
+    assert Funnel.load(tmp_path / "plan.json") == plan
+
+
+def test_json_without_a_code_is_of_a_funnel_that_searches_numbers() -> None:
+    plan = Funnel((8, 16), (5,))
+    text = '{"kind": "funnel", "version": 1, "dims": [8, 16], "keep": [5], "certificate": null}'
+    assert Funnel.from_json(text) == plan
+    assert json.loads(plan.to_json()) == json.loads(text)  # which versions that know no code read
+    with pytest.raises(ValueError, match="`code` must be one of 'float', 'bits', got 'sharp'"):
+        Funnel.from_json(text.replace('"certificate"', '"code": "sharp", "certificate"'))
 
 
 @pytest.mark.parametrize(
@@ -114,6 +167,14 @@ def test_json_round_trip(plan: Funnel) -> None:
 def test_bad_plans_are_refused(dims: Any, keep: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         Funnel(dims, keep)
+
+
+def test_bad_codes_are_refused() -> None:
+    with pytest.raises(ValueError, match="`code` must be one of 'float', 'bits', got 'int8'; choose one of these"):
+        Funnel((8, 16), (5,), code="int8")
+    for dims in ((8, 8, 8), (8, 16, 16), (8, 4)):
+        with pytest.raises(ValueError, match="`dims` must be positive and strictly increasing"):
+            Funnel(dims, (5,) * (len(dims) - 1), code="bits")
 
 
 def test_bad_halvings_and_counts_are_refused() -> None:

@@ -94,6 +94,7 @@ GOOD: dict[str, tuple[str, Any]] = {
     "bias": ("array", BIAS),
     "budget": ("float", 4.0),
     "certificate": ("object", None),
+    "code": ("str", "bits"),
     "confidence": ("str", "margin"),
     "corpus": ("object", CORPUS),
     "corpus_labels": ("array", LABELS),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 
@@ -53,6 +54,7 @@ BROKEN = {
     "n_choice_queries": NO_COUNTS,
     "recalls": (None, [], [None], [2.0], [math.nan], [0.9] * 50),
     "queries_needed": NO_COUNTS,
+    "code": (None, 1, "", "bit", "BITS", ["bits"]),
 }
 """What no certificate holds, by field."""
 
@@ -81,6 +83,20 @@ def test_a_certificate_that_was_changed_is_refused(value: Cascade | Funnel, name
         changed = record | {"certificate": record["certificate"] | {name: broken}}
         with pytest.raises(ValueError, match=r"`certificate"):
             type(value).from_json(json.dumps(changed))
+
+
+def test_a_certificate_without_a_code_is_of_a_funnel_that_searches_numbers() -> None:
+    plan = CERTIFIED[1]
+    assert isinstance(plan, Funnel)
+    record = json.loads(plan.to_json())
+    assert "code" not in record["certificate"]
+    assert Funnel.from_json(json.dumps(record)).certificate == plan.certificate
+    coded = dataclasses.replace(plan.certificate, code="bits")  # type: ignore[type-var]
+    assert Funnel(plan.dims, plan.keep, code="bits", certificate=coded).certificate == coded
+    again = Funnel.from_json(Funnel(plan.dims, plan.keep, code="bits", certificate=coded).to_json())
+    assert (again.code, again.certificate) == ("bits", coded)
+    with pytest.raises(ValueError, match="`certificate` must be about this funnel, .* with float, got .* with bits"):
+        Funnel(plan.dims, plan.keep, certificate=coded)
 
 
 @pytest.mark.parametrize("bad", [None, "0.9", 2.0, -0.1, math.nan])

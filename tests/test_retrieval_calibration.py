@@ -127,6 +127,7 @@ class Elsewhere:
 
     def __init__(self, corpus: Corpus, search_dims: tuple[int, ...] | None, missing: float = 0.0) -> None:
         self.search_dims, self.dim, self.metric = search_dims, corpus.dim, corpus.metric
+        self.codes = ("float",)
         self._corpus, self._missing, self.plans = corpus, missing, set[Funnel]()
 
     def __len__(self) -> int:

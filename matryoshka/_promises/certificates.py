@@ -39,7 +39,7 @@ class _Tested:
         return dataclasses.asdict(self)  # type: ignore[call-overload, no-any-return]
 
     @classmethod
-    def check(cls, certificate: object, **plan: tuple[float, ...]) -> None:
+    def check(cls, certificate: object, **plan: tuple[float, ...] | str) -> None:
         """Check that a certificate, if there is one, is of this class and about the plan with these fields."""
         if certificate is None:
             return
@@ -214,6 +214,8 @@ class RecallCertificate(_Tested):
         Which of these the funnel is; None where none passed, and the funnel is the exact search.
     queries_needed : int
         Tested queries on fewer of which no funnel can pass, even with perfect recall on all of them.
+    code : str
+        In which code the funnel searches its first width; "float" in files from before there was another.
     """
 
     _kind, _maker, _subject = "funnel", "Funnel.calibrate", "this funnel"
@@ -231,11 +233,14 @@ class RecallCertificate(_Tested):
     recalls: tuple[float, ...]
     chosen: int | None
     queries_needed: int
+    code: str = "float"
 
     def __post_init__(self) -> None:
         counts = ("k", "n_rows", "n_queries", "n_choice_queries", "queries_needed")
-        self._check_fields(shares=("recall", "delta"), counts=counts, options={"metric": ("cosine", "ip", "l2")})
-        _checks.keep(self.keep, len(_checks.dims(self.dims, "certificate.dims")), "certificate.keep")
+        options = {"metric": ("cosine", "ip", "l2"), "code": _checks.CODES}
+        self._check_fields(shares=("recall", "delta"), counts=counts, options=options)
+        widths = _checks.dims(self.dims, "certificate.dims", code=self.code)
+        _checks.keep(self.keep, len(widths), "certificate.keep")
         for i, recall in enumerate(self.recalls):
             _share(recall, f"recalls[{i}]", closed=True)
         self._agree("recalls", len(self.recalls), len(self.p_values), "one for each of the p-values")
@@ -243,6 +248,7 @@ class RecallCertificate(_Tested):
         self._agree("chosen", self.chosen, last, "the last of the p-values that passed")
         if self.chosen is None:
             self._agree("keep", self.keep, (), "as nothing but the exact search passed")
+            self._agree("code", self.code, "float", "as nothing but the exact search passed")
 
     def __str__(self) -> str:
         promise = f"expected recall@{self.k} >= {self.recall:g} with probability >= {1 - self.delta:g}"

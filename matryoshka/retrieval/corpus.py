@@ -132,6 +132,11 @@ class Corpus:
         return tuple(sorted(self._prefixes))
 
     @property
+    def codes(self) -> tuple[str, ...]:
+        """Codes in which a funnel may search its first width."""
+        return _checks.CODES if isinstance(self._rows, HostRows) else ("float",)
+
+    @property
     def nbytes(self) -> _bytes.CorpusBytes:
         """How many bytes the corpus holds now, by part: `CorpusBytes`. Searches at new widths add to them."""
         return _bytes.count(self._rows, self._prefixes.values(), self._bounds.values())
@@ -494,6 +499,9 @@ class Corpus:
         if not isinstance(funnel, Funnel):
             msg = f"`funnel` must be a Funnel, got {type(funnel).__name__}; pass Funnel(dims, keep)."
             raise TypeError(msg)
+        if funnel.code != "float":
+            msg = f"`funnel` must search numbers, got code {funnel.code!r}; leave `code` out."
+            raise ValueError(msg)
         _checks.dims_within(funnel.dims, self.dim, "funnel.dims")
         if funnel.keep and k > funnel.keep[-1]:
             msg = (

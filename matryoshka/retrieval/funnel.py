@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, Self, runtime_checkable
@@ -26,6 +27,8 @@ class Searchable(Protocol):
         The similarity: "cosine", "ip" or "l2".
     search_dims : tuple of int, or None
         Widths at which funnels may start; None: at any. A `Corpus` names those it has ready, and takes any other too.
+    codes : tuple of str, or None
+        Codes in which a funnel may search its first width; None: any. A `Funnel` says which there are.
 
     Notes
     -----
@@ -52,6 +55,10 @@ class Searchable(Protocol):
     def search_dims(self) -> tuple[int, ...] | None:
         """Widths at which funnels may start; None: at any."""
 
+    @property
+    def codes(self) -> tuple[str, ...] | None:
+        """Codes in which a funnel may search its first width; None: any."""
+
     def __len__(self) -> int: ...
 
     def search(self, queries: Array, k: int, *, funnel: Funnel | None = None) -> tuple[Array, Array]:
@@ -70,10 +77,15 @@ class Funnel(JsonValue):
     Parameters
     ----------
     dims : sequence of int
-        Widths of the stages, positive and strictly increasing: the exact search, then each reranking.
+        Widths of the stages, positive and strictly increasing: the search, then each reranking. After a coded first
+        stage the second width may be the first once more.
     keep : sequence of int, default ()
         Candidates handed from each stage to the next, one fewer than `dims`, positive and never growing. The last
         bounds how many results a search can return. A single width has none.
+    code : {"float", "bits"}, default "float"
+        How the first width is stored and searched: as it is, exactly; or one bit a column, the sign of what remains
+        after the mean of the rows is subtracted, by the number of signs that differ, equal numbers by id. What a coded
+        search found is scored in numbers by the next stage, or at the same width where there is none.
     certificate : RecallCertificate, optional
         What `calibrate` promised; no part of what funnels are compared by.
 
@@ -82,7 +94,7 @@ class Funnel(JsonValue):
     TypeError
         A width or a count is no integer.
     ValueError
-        The widths do not increase, the lists grow, or their numbers do not fit.
+        The widths do not increase, the lists grow, their numbers do not fit, or there is no such code.
 
     Notes
     -----
@@ -99,22 +111,34 @@ class Funnel(JsonValue):
     127.7
     >>> Funnel.from_json(funnel.to_json()) == funnel
     True
+    >>> coded = Funnel((512, 512, 2048), (200, 20), code="bits")
+    >>> coded.bytes(1_000_000), Funnel((16, 2048), (200,)).bytes(1_000_000)
+    (64532480, 65625600)
     """
 
     _kind: ClassVar[str] = "funnel"
+    _before: ClassVar[dict[str, Any]] = {"code": "float"}
 
     dims: tuple[int, ...]
     keep: tuple[int, ...]
+    code: str
     certificate: RecallCertificate | None = field(compare=False)
 
     def __init__(
-        self, dims: Iterable[int], keep: Iterable[int] = (), *, certificate: RecallCertificate | None = None
+        self,
+        dims: Iterable[int],
+        keep: Iterable[int] = (),
+        *,
+        code: str = "float",
+        certificate: RecallCertificate | None = None,
     ) -> None:
-        widths = _checks.dims(dims)
+        code = _checks.choice(code, "code", _checks.CODES)
+        widths = _checks.dims(dims, code=code)
         lists = _checks.keep(keep, len(widths))
-        RecallCertificate.check(certificate, dims=widths, keep=lists)
+        RecallCertificate.check(certificate, dims=widths, keep=lists, code=code)
         object.__setattr__(self, "dims", widths)
         object.__setattr__(self, "keep", lists)
+        object.__setattr__(self, "code", code)
         object.__setattr__(self, "certificate", certificate)
 
     @classmethod
@@ -227,7 +251,7 @@ class Funnel(JsonValue):
 
         question = _calibration.Question.of(corpus, k, dims, longest)
         certificate = _calibration.certify(question, queries, recall=recall, delta=delta, seed=seed)
-        return cls(certificate.dims, certificate.keep, certificate=certificate)
+        return cls(certificate.dims, certificate.keep, code=certificate.code, certificate=certificate)
 
     @classmethod
     def pareto(
@@ -268,14 +292,37 @@ class Funnel(JsonValue):
         Returns
         -------
         int
-            As `costs.funnel`, which says how both ways count.
+            As `costs.funnel`, which says how both ways count. A coded first stage multiplies nothing and counts 0,
+            although it takes time: compare what codes are in with `bytes`, or by the clock.
 
         Examples
         --------
         >>> Funnel((16, 2048), (200,)).multiply_adds(1_281_167)
         20908272
         """
-        return costs.funnel(n, self.dims, self.keep, executed=executed)
+        return costs.funnel(n, self.dims, self.keep, code=self.code, executed=executed)
+
+    def bytes(self, n: int, *, itemsize: int = 4) -> int:
+        """Count the bytes of corpus that one query reads on `n` rows.
+
+        Parameters
+        ----------
+        n : int
+            Rows of the corpus.
+        itemsize : int, default 4
+            Bytes of a number that is no code.
+
+        Returns
+        -------
+        int
+            As `costs.funnel_bytes` counts what is executed.
+
+        Examples
+        --------
+        >>> Funnel((256, 2048), (100,), code="bits").bytes(1_281_167)
+        41816544
+        """
+        return costs.funnel_bytes(n, self.dims, self.keep, code=self.code, executed=True, itemsize=itemsize)
 
     def speedup(self, n: int, of: int | None = None, *, executed: bool = False) -> float:
         """Divide the multiply-adds of a single shot by those of this funnel.
@@ -292,8 +339,8 @@ class Funnel(JsonValue):
         Returns
         -------
         float
-            How many times fewer multiply-adds; 1 for a single shot against itself. On the clock it is less: choosing
-            candidates takes time as well.
+            How many times fewer multiply-adds; 1 for a single shot against itself, infinity where nothing but a coded
+            stage is counted. On the clock it is less: choosing candidates takes time as well, and so does a code.
 
         Examples
         --------
@@ -301,10 +348,12 @@ class Funnel(JsonValue):
         (1.0, 16.0)
         """
         width = self.dims[-1] if of is None else _checks.integer(of, "of", minimum=1)
-        return costs.search(n, width) / self.multiply_adds(n, executed=executed)
+        single, own = costs.search(n, width), self.multiply_adds(n, executed=executed)
+        return single / own if own else math.inf
 
     def __repr__(self) -> str:
-        return f"Funnel({self.dims}, {self.keep})"
+        code = "" if self.code == "float" else f", code={self.code!r}"
+        return f"Funnel({self.dims}, {self.keep}{code})"
 
     @classmethod
     def _arguments(cls, fields: dict[str, Any]) -> dict[str, Any]:
