@@ -90,7 +90,7 @@ class Layout:
         raise FileExistsError(msg)
 
 
-CORPUS = Layout("corpus", "corpus.json", r"(embeddings|squares|scale|prefix-\d+)\.npy")
+CORPUS = Layout("corpus", "corpus.json", r"(embeddings|squares|scale|(prefix|bits|mean)-\d+)\.npy")
 """What Corpus.save writes."""
 
 ROTATION = Layout("rotation", "rotation.json", r"(matrix|energy)\.npy")

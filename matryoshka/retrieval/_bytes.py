@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from matryoshka._typing import Array, Namespace
 from matryoshka.retrieval._bounds import Bounds
+from matryoshka.retrieval._codes import Code
 from matryoshka.retrieval._prefix import Prefix
 from matryoshka.retrieval._rows import Rows
 
@@ -28,24 +29,27 @@ class CorpusBytes:
     lengths : int
         Numbers kept for each row: squared lengths, what products are multiplied by or added to, and what a prefix
         leaves.
+    codes : int
+        Rows in bits, with their means, and the samples of them that set thresholds.
 
     Examples
     --------
     >>> import numpy as np
     >>> from matryoshka import Corpus
     >>> Corpus(np.ones((1000, 64), np.float32), search_dims=(16,)).nbytes
-    CorpusBytes(rows=256000, mapped=0, prefixes=64000, lengths=4000)
+    CorpusBytes(rows=256000, mapped=0, prefixes=64000, lengths=4000, codes=0)
     """
 
     rows: int
     mapped: int
     prefixes: int
     lengths: int
+    codes: int = 0
 
     @property
     def memory(self) -> int:
         """All but what is mapped."""
-        return self.rows + self.prefixes + self.lengths
+        return self.rows + self.prefixes + self.lengths + self.codes
 
     @property
     def total(self) -> int:
@@ -56,8 +60,8 @@ class CorpusBytes:
         return self.total
 
 
-def count(rows: Rows, prefixes: Iterable[Prefix], bounds: Iterable[Bounds]) -> CorpusBytes:
-    """Count what rows, their prefixes and bounds hold, from shapes and dtypes alone."""
+def count(rows: Rows, prefixes: Iterable[Prefix], codes: Iterable[Code], bounds: Iterable[Bounds]) -> CorpusBytes:
+    """Count what rows, their prefixes, codes and bounds hold, from shapes and dtypes alone."""
     prefixes = tuple(prefixes)
     samples = [sample for prefix in prefixes if (sample := prefix.drawn) is not None]
     return CorpusBytes(
@@ -69,6 +73,7 @@ def count(rows: Rows, prefixes: Iterable[Prefix], bounds: Iterable[Bounds]) -> C
         + _size(rows.scale, rows.xp)
         + sum(_size(array, rows.xp) for prefix in prefixes for array in (prefix.factor, prefix.offset))
         + sum(bound.nbytes for bound in bounds),
+        codes=sum(code.nbytes for code in codes),
     )
 
 

@@ -14,21 +14,28 @@ import numpy as np
 from matryoshka import _checks, _files, _folders, _values
 from matryoshka._array import to_numpy
 from matryoshka._typing import Array
+from matryoshka.retrieval._codes import WORD, Code, of_words
 from matryoshka.retrieval._prefix import Prefix, of_block
 from matryoshka.retrieval._rows import HostRows, Rows
 from matryoshka.retrieval._scores import METRICS
 
 _DTYPES = ("float16", "bfloat16", "float32", "float64")
 _KEYS = ("metric", "shape", "dtype", "search_dims", "scaled")
+_BITS = "bits"
+"""Key of the widths that are coded, where there are any: folders from before there were codes have none."""
 
 
-def save(path: str | os.PathLike[str], rows: Rows, prefixes: dict[int, Prefix], metric: str) -> None:
+def save(
+    path: str | os.PathLike[str], rows: Rows, prefixes: dict[int, Prefix], bits: dict[int, Code], metric: str
+) -> None:
     """Write everything to a new folder, which takes its place only when it is whole."""
-    prefixes = dict(prefixes)  # searches on other threads may add to them
+    prefixes, bits = dict(prefixes), dict(bits)  # searches on other threads may add to them
     small = {"squares": rows.squares}
     if rows.scale is not None:
         small["scale"] = rows.scale
     small |= {f"prefix-{dim}": prefixes[dim].rows.array for dim in prefixes if dim < rows.shape[1]}
+    for dim, code in bits.items():
+        small |= {f"bits-{dim}": code.words, f"mean-{dim}": code.mean}
     with _folders.new_folder(path, _folders.CORPUS) as folder:
         dtype, checksum = _write_rows(folder / "embeddings.npy", rows)
         checksums = {"embeddings": checksum}
@@ -45,6 +52,8 @@ def save(path: str | os.PathLike[str], rows: Rows, prefixes: dict[int, Prefix], 
             "search_dims": sorted(prefixes),
             "scaled": rows.scale is not None,
         }
+        if bits:
+            record[_BITS] = sorted(bits)
         text = json.dumps(_values.sealed(record, checksums))
         (folder / _folders.CORPUS.record).write_text(text, encoding="utf-8")
 
@@ -72,7 +81,9 @@ def _read(folder: Path, text: bytes, *, mmap: bool, verify: bool) -> tuple[dict[
             _values.check_sum(checksums[name], _checksum(array), source=file)
         if name in ("squares", "scale"):
             _check_lengths(array, file, positive=name == "scale")
-    _values.check_seal(record, _KEYS, source=source)
+    for dim in record.get(_BITS, ()):
+        _check_bits(arrays[f"bits-{dim}"], arrays[f"mean-{dim}"], folder / f"bits-{dim}.npy")
+    _values.check_seal(record, (*_KEYS, _BITS), source=source)
     return record, arrays
 
 
@@ -96,13 +107,34 @@ def _expected(record: dict[str, Any]) -> dict[str, tuple[tuple[int, ...], np.dty
     for width in record["search_dims"]:
         if _checks.integer(width, "search_dims", minimum=1, maximum=dim) < dim:
             expected[f"prefix-{width}"] = (n, width), sums
+    for width in _coded(record):
+        expected[f"bits-{width}"] = (-(-width // WORD), n), np.dtype(np.uint64)
+        expected[f"mean-{width}"] = (width,), sums
     return expected
 
 
-def restore(record: dict[str, Any], arrays: dict[str, Array], rows: Rows) -> tuple[Rows, dict[int, Prefix]]:
-    """Return rows with what was derived from them, and their prefixes; `arrays` are of the library of `rows`."""
+def _coded(record: dict[str, Any]) -> list[int]:
+    """Return the widths that are coded."""
+    widths = record.get(_BITS, [])
+    if not isinstance(widths, list):
+        msg = f"`{_BITS}` must be a list, got {_checks.describe(widths)}; save the corpus anew."
+        raise ValueError(msg)  # noqa: TRY004 (the file's content is wrong, not the kind of an argument)
+    return [_checks.integer(width, _BITS, minimum=1, maximum=record["shape"][1]) for width in widths]
+
+
+def restore(
+    record: dict[str, Any], arrays: dict[str, Array], rows: Rows
+) -> tuple[Rows, dict[int, Prefix], dict[int, Code]]:
+    """Return rows with what was derived from them, their prefixes, and on the host their codes.
+
+    The `arrays` are of the library of `rows`.
+    """
     rows, metric = rows.knowing(scale=arrays.get("scale"), squares=arrays["squares"]), record["metric"]
-    return rows, {dim: of_block(rows, dim, metric, arrays.get(f"prefix-{dim}")) for dim in record["search_dims"]}
+    prefixes = {dim: of_block(rows, dim, metric, arrays.get(f"prefix-{dim}")) for dim in record["search_dims"]}
+    if not isinstance(rows, HostRows):
+        return rows, prefixes, {}
+    bits = {dim: of_words(rows, arrays[f"bits-{dim}"], arrays[f"mean-{dim}"], metric) for dim in record.get(_BITS, ())}
+    return rows, prefixes, bits
 
 
 def _shape(sizes: object) -> tuple[int, int]:
@@ -136,9 +168,20 @@ def _check_lengths(array: np.ndarray, file: Path, *, positive: bool) -> None:
         raise ValueError(msg)
 
 
+def _check_bits(words: np.ndarray, mean: np.ndarray, file: Path) -> None:
+    """Check that a code and its mean are such as we write, also where a record was made to fit other files."""
+    left_over = len(mean) % WORD
+    if not np.isfinite(mean).all() or (left_over and (words[-1] >> np.uint64(left_over)).any()):
+        msg = (
+            f"`{file}` must hold {len(mean)} bits for each row, and the file of their mean finite numbers, got others; "
+            "the folder is damaged or mixed from several: save the corpus anew."
+        )
+        raise ValueError(msg)
+
+
 def _checksum(array: np.ndarray) -> int:
     """Return the CRC-32 of the numbers of an array, of whose file a few megabytes stay mapped."""
-    if array.ndim == 1:
+    if array.ndim == 1 or array.dtype == np.uint64:  # codes are read into memory
         return zlib.crc32(array.data.cast("B"))
     rows, checksum = HostRows(array), 0
     for block in rows.blocks():

@@ -24,7 +24,7 @@ from matryoshka._array import (
 )
 from matryoshka._typing import Array, Namespace
 from matryoshka.embeddings import truncate
-from matryoshka.retrieval import _bounds, _bytes, _device, _rerank, _scan, _scores
+from matryoshka.retrieval import _bounds, _bytes, _codes, _device, _rerank, _scan, _scores
 from matryoshka.retrieval._host import Sliceable, is_sliceable, view, widen
 from matryoshka.retrieval._prefix import Prefix, build, inspect, product_range
 from matryoshka.retrieval._rows import DeviceRows, HostRows, Rows
@@ -54,6 +54,9 @@ class Corpus:
     search_dims : sequence of int, default ()
         Widths at which funnels will start: a contiguous block of these prefixes is built now. For any other width it
         is built at the first search and kept.
+    code : {"float", "bits"}, default "float"
+        In which code funnels will start at these widths, as in `Funnel`: "bits" builds one bit a column instead of the
+        block. Any other width and code is built when a funnel first asks for it.
 
     Raises
     ------
@@ -61,7 +64,8 @@ class Corpus:
         `embeddings` is no floating-point array, or one that is stored in the byte order of other machines or in more
         than 64 bits a number.
     ValueError
-        `embeddings` has no rows, no columns, or numbers that are not finite; or `search_dims` or `metric` do not fit.
+        `embeddings` has no rows, no columns, or numbers that are not finite; or `search_dims`, `metric` or `code` do
+        not fit.
 
     Notes
     -----
@@ -81,6 +85,10 @@ class Corpus:
     numbers each in float32 or float64. A copy (`copy.copy`) shares the rows and the blocks; blocks that it builds later
     are its own.
 
+    Bits take n x width / 8 bytes and two passes more. They say on which side of the mean of all rows a number lies, so
+    they compare directions around it: "cosine" is always served, "ip" and "l2" where the longest row is at most 1.25
+    times as long as the shortest that is not zero. They are compared on the host engine only.
+
     Examples
     --------
     >>> import numpy as np
@@ -91,7 +99,12 @@ class Corpus:
     """
 
     def __init__(
-        self, embeddings: Array | Sliceable, *, metric: str = "cosine", search_dims: Iterable[int] = ()
+        self,
+        embeddings: Array | Sliceable,
+        *,
+        metric: str = "cosine",
+        search_dims: Iterable[int] = (),
+        code: str = "float",
     ) -> None:
         like = np.empty(0, embeddings.dtype) if is_sliceable(embeddings) else embeddings
         xp = namespace(("embeddings", like))
@@ -102,18 +115,30 @@ class Corpus:
         _checks.not_empty(embeddings, "embeddings", axis=1)
         metric = _checks.choice(metric, "metric", METRICS)
         widths = _search_dims(search_dims, embeddings.shape[1])
+        coded = _checks.choice(code, "code", _checks.CODES) == "bits"
         rows = _rows_of(embeddings, xp)
         rows.check()
-        self._hold(like, xp, metric, *inspect(rows, widths, metric))
+        rows, prefixes = inspect(rows, () if coded else widths, metric)
+        bits = _codes.build(_codes.checked(rows, metric, "code"), widths, metric) if coded else {}
+        self._hold(like, xp, metric, rows, prefixes, bits)
 
-    def _hold(self, like: Array, xp: Namespace, metric: str, rows: Rows, prefixes: dict[int, Prefix]) -> None:
+    def _hold(
+        self,
+        like: Array,
+        xp: Namespace,
+        metric: str,
+        rows: Rows,
+        prefixes: dict[int, Prefix],
+        bits: dict[int, _codes.Code],
+    ) -> None:
         """Take what is known of the rows; `like` is an array like the embeddings, of the library `xp`."""
-        self._like, self._xp, self._metric, self._rows, self._prefixes = like, xp, metric, rows, prefixes
+        self._like, self._xp, self._metric, self._rows = like, xp, metric, rows
+        self._prefixes, self._bits = prefixes, bits
         self._bounds: dict[int, _bounds.Bounds] = {}
 
     def __copy__(self) -> Corpus:
         twin = object.__new__(type(self))
-        twin._hold(self._like, self._xp, self._metric, self._rows, dict(self._prefixes))
+        twin._hold(self._like, self._xp, self._metric, self._rows, dict(self._prefixes), dict(self._bits))
         return twin
 
     @property
@@ -129,23 +154,24 @@ class Corpus:
     @property
     def search_dims(self) -> tuple[int, ...]:
         """Widths that are ready to search: those declared, and those searched since."""
-        return tuple(sorted(self._prefixes))
+        return tuple(sorted({*self._prefixes, *self._bits}))
 
     @property
     def codes(self) -> tuple[str, ...]:
-        """Codes in which a funnel may search its first width."""
-        return _checks.CODES if isinstance(self._rows, HostRows) else ("float",)
+        """Codes in which a funnel may search its first width: those that serve these rows where they are."""
+        return _checks.CODES if _codes.serves(self._rows, self.metric) else ("float",)
 
     @property
     def nbytes(self) -> _bytes.CorpusBytes:
         """How many bytes the corpus holds now, by part: `CorpusBytes`. Searches at new widths add to them."""
-        return _bytes.count(self._rows, self._prefixes.values(), self._bounds.values())
+        return _bytes.count(self._rows, self._prefixes.values(), self._bits.values(), self._bounds.values())
 
     def __len__(self) -> int:
         return self._rows.shape[0]
 
     def __repr__(self) -> str:
-        return f"Corpus({len(self)} x {self.dim}, metric={self.metric!r}, search_dims={self.search_dims})"
+        bits = f", in bits at {tuple(sorted(self._bits))}" if self._bits else ""
+        return f"Corpus({len(self)} x {self.dim}, metric={self.metric!r}, search_dims={self.search_dims}{bits})"
 
     def search(
         self,
@@ -173,7 +199,8 @@ class Corpus:
         first_stage : callable, optional
             An index of your own, asked for candidates in place of the exact search at the first width: called with the
             prefixes of the queries (n_queries, width), at unit length under "cosine", and a count, it returns so many
-            ids for each or fewer, in their library, -1 for none. `prefixes` gives what to fill it with.
+            ids for each or fewer, in their library, -1 for none. `prefixes` gives what to fill it with. Where the
+            funnel starts in bits it is called with the codes of the queries, as `prefixes` gives those of the rows.
 
         Returns
         -------
@@ -190,7 +217,7 @@ class Corpus:
             are given.
         ValueError
             `queries` has another width or numbers that are not finite, lies on another device, or `k`, `dim` or
-            `funnel` do not fit.
+            `funnel` do not fit, or the funnel starts in a code that does not serve these rows.
         """
         rows = self._queries(queries)
         if dim is not None and funnel is not None:
@@ -198,17 +225,17 @@ class Corpus:
             raise TypeError(msg)
         dims, lists = self._stages(dim, funnel, k, rows.shape[0])
         self._rows.check()
+        code = None if funnel is None or funnel.code == "float" else self._code(dims[0])
         if first_stage is not None:
             _checks.function(first_stage, "first_stage")
-            found = first_stage(self._cut(rows, dims[0]), min(lists[0], len(self)))
-            ids = self._candidates(found, rows, rows.shape[0])
+            asked = self._cut(rows, dims[0]) if code is None else code.bytes_of(code.queries(rows))
+            ids = self._candidates(first_stage(asked, min(lists[0], len(self))), rows, rows.shape[0])
             return self._results([self._rerank(rows, ids, *_later(dims, lists))], k)
         lists = tuple(min(count, len(self)) for count in lists)
-        prefix, found = self._prefix(dims[0]), []
-        for part in row_blocks(rows.shape[0], max(1, min(_QUERIES, _CANDIDATES // lists[0]))):
-            ids = self._first_stage(prefix, rows[part, :], lists[0])
-            found.append(self._rerank(rows[part, :], ids, dims, lists))
-        return self._results(found, k)
+        find = partial(self._first_stage, self._prefix(dims[0])) if code is None else partial(_coded, code)
+        stages = (dims, lists) if code is None else _later(dims, lists)
+        parts = row_blocks(rows.shape[0], max(1, min(_QUERIES, _CANDIDATES // lists[0])))
+        return self._results([self._rerank(rows[at, :], find(rows[at, :], lists[0]), *stages) for at in parts], k)
 
     def rerank(
         self, queries: Array, ids: Array, k: int, *, dim: int | None = None, funnel: Funnel | None = None
@@ -251,13 +278,15 @@ class Corpus:
         self._rows.check()
         return self._results([self._rerank(rows, candidates, *_later(dims, lists))], k)
 
-    def prefixes(self, dim: int) -> Iterator[tuple[slice, Array]]:
+    def prefixes(self, dim: int, *, code: str = "float") -> Iterator[tuple[slice, Array]]:
         """Give the prefixes of all rows a block at a time, to fill an index of your own.
 
         Parameters
         ----------
         dim : int
             Their width, at most that of the corpus.
+        code : {"float", "bits"}, default "float"
+            How they are given.
 
         Yields
         ------
@@ -265,19 +294,23 @@ class Corpus:
             Which rows of the corpus.
         prefixes : array (rows, dim)
             As the metric compares them: at unit length under "cosine". In float32 or float64, NumPy where the corpus
-            is in main memory, else of its library. Not to be written to.
+            is in main memory, else of its library. Not to be written to. With "bits" an array (rows, ⌈dim / 8⌉) of
+            uint8, column 0 being the lowest bit of the first byte: 1 where the number lies below the mean of the rows.
 
         Raises
         ------
         TypeError, ValueError
-            `dim` is no integer within [1, width].
+            `dim` is no integer within [1, width], or there is no such code, or it does not serve these rows.
         """
         dim = _checks.integer(dim, "dim", minimum=1, maximum=self.dim)
         self._rows.check()
+        if _checks.choice(code, "code", _checks.CODES) == "bits":
+            bits = self._code(dim, "code")
+            return ((block, bits.bytes_of(bits.words[:, block].T)) for block in self._rows.blocks())
         return ((block, self._cut(self._rows.read(block, dim), dim)) for block in self._rows.blocks())
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the corpus to a folder: rows, lengths and the prefixes built so far.
+        """Write the corpus to a folder: rows, lengths, and the prefixes and codes built so far.
 
         Parameters
         ----------
@@ -299,7 +332,7 @@ class Corpus:
         from matryoshka.retrieval import _store  # with what it needs of the standard library, slow to load
 
         self._rows.check()
-        _store.save(path, self._rows, self._prefixes, self.metric)
+        _store.save(path, self._rows, self._prefixes, self._bits, self.metric)
 
     @classmethod
     def load(
@@ -312,7 +345,7 @@ class Corpus:
         path : path
             The folder.
         mmap : bool, default False
-            Leave the rows in their file and read only those that are needed; prefixes are read either way.
+            Leave the rows in their file and read only those that are needed; prefixes and codes are read either way.
         verify : bool, default False
             With `mmap`, read the rows once and compare them with their checksum too, as is done with all that is read
             into memory. Checksums tell of damage, not of intent; folders from before there were any are taken as they
@@ -323,7 +356,8 @@ class Corpus:
         Returns
         -------
         Corpus
-            With the prefixes that were saved. bfloat16, which NumPy lacks, takes float32 queries there.
+            With the prefixes that were saved, and the codes where they can be searched. bfloat16, which NumPy lacks,
+            takes float32 queries there.
 
         Raises
         ------
@@ -342,7 +376,8 @@ class Corpus:
         rows: Rows
         if view(like) is None:
             embeddings = from_numpy(widen(arrays.pop("embeddings")), like=like, xp=xp)
-            arrays = {name: from_numpy(array, like=like, xp=xp) for name, array in arrays.items()}
+            plain = {name: array for name, array in arrays.items() if array.dtype != np.uint64}  # codes stay behind
+            arrays = {name: from_numpy(array, like=like, xp=xp) for name, array in plain.items()}
             rows = DeviceRows(xp.astype(embeddings, dtype, copy=False), xp)
         else:
             rows = HostRows(arrays["embeddings"])
@@ -355,9 +390,12 @@ class Corpus:
         """Return prefixes as the metric compares them."""
         return truncate(rows, dim, normalize=self.metric == "cosine")
 
-    def _adopt(self, other: Corpus, dim: int) -> None:
-        """Take over the block of one width that a copy has built."""
-        self._prefixes[dim] = other._prefix(dim)
+    def _adopt(self, other: Corpus, dim: int, code: str = "float") -> None:
+        """Take over the block, or the code, of one width that a copy has built."""
+        if code == "bits":
+            self._bits[dim] = other._code(dim)
+        else:
+            self._prefixes[dim] = other._prefix(dim)
 
     def _first_stage(self, prefix: Prefix, queries: Array, k: int) -> Array:
         """Return candidates that hold the best `k` of each query."""
@@ -395,6 +433,11 @@ class Corpus:
         if dim not in self._prefixes:
             self._prefixes[dim] = build(self._rows, dim, self.metric)
         return self._prefixes[dim]
+
+    def _code(self, dim: int, name: str = "funnel.code") -> _codes.Code:
+        if dim not in self._bits:
+            self._bits |= _codes.build(_codes.checked(self._rows, self.metric, name), (dim,), self.metric)
+        return self._bits[dim]
 
     def _queries(self, queries: Array) -> Array:
         """Check queries and return them as they are computed with: at unit length under "cosine"."""
@@ -499,9 +542,6 @@ class Corpus:
         if not isinstance(funnel, Funnel):
             msg = f"`funnel` must be a Funnel, got {type(funnel).__name__}; pass Funnel(dims, keep)."
             raise TypeError(msg)
-        if funnel.code != "float":
-            msg = f"`funnel` must search numbers, got code {funnel.code!r}; leave `code` out."
-            raise ValueError(msg)
         _checks.dims_within(funnel.dims, self.dim, "funnel.dims")
         if funnel.keep and k > funnel.keep[-1]:
             msg = (
@@ -515,6 +555,11 @@ class Corpus:
 def _later(dims: tuple[int, ...], lists: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return the stages after the search at dims[0]; where there are none, candidates are scored at that width."""
     return (dims[1:], lists[1:]) if len(dims) > 1 else (dims, lists)
+
+
+def _coded(code: _codes.Code, queries: np.ndarray, k: int) -> np.ndarray:
+    """Return the ids of the `k` rows nearest to each query in a code."""
+    return _codes.candidates(code, code.queries(queries), k)
 
 
 def _score(rows: Rows, metric: str, queries: Array, dim: int, query: int, ids: np.ndarray) -> Array:
