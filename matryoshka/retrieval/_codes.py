@@ -65,7 +65,7 @@ class Code:
     length: float
 
     def __len__(self) -> int:
-        return self.words.shape[1]
+        return int(self.words.shape[1])
 
     @property
     def dim(self) -> int:

@@ -21,7 +21,7 @@ from matryoshka.retrieval._scores import METRICS
 
 _DTYPES = ("float16", "bfloat16", "float32", "float64")
 _KEYS = ("metric", "shape", "dtype", "search_dims", "scaled")
-_BITS = "bits"
+_BITS = "search_bits"
 """Key of the widths that are coded, where there are any: folders from before there were codes have none."""
 
 
