@@ -39,14 +39,16 @@ class FaissCorpus:
     ----------
     corpus : Corpus
         The rows, their metric, and the later stages.
-    index : faiss.Index or str
-        An index, or a text for ``faiss.index_factory`` such as "Flat", "HNSW32", "IVF1024,Flat" or "IVF1024,PQ8". An
-        empty index is trained if it must be, and filled; one with as many rows as the corpus is taken to hold its
-        prefixes in their order (of unit length under "cosine"). It is kept, not copied.
+    index : faiss.Index, faiss.IndexBinary or str
+        An index, or a text for ``faiss.index_factory`` such as "Flat", "HNSW32", "IVF1024,Flat", "IVF1024,PQ8" or
+        "SQ8", or for ``faiss.index_binary_factory`` such as "BFlat", "BHNSW32" or "BIVF1024". An empty index is trained
+        if it must be, and filled; one with as many rows as the corpus is taken to hold what `Corpus.prefixes` gives of
+        them in their order (of unit length under "cosine", codes in a binary one). It is kept, not copied.
     dim : int, optional
         Leading columns that the index holds. By default all, or as many as an index that is given is wide.
     parameters : str, default ""
-        Search-time settings as ``faiss.ParameterSpace`` reads them, such as "nprobe=16" or "efSearch=64".
+        Search-time settings as ``faiss.ParameterSpace`` reads them, such as "nprobe=16" or "efSearch=64". It does not
+        know binary indexes: set theirs in place.
     seed : int, default 0
         Draws the rows to train on.
 
@@ -61,6 +63,9 @@ class FaissCorpus:
     "cosine" and "ip" make indexes of inner products, "l2" of Euclidean distances; an index of Euclidean distances
     that is given serves "cosine" too. faiss computes in float32 and runs on the threads that OMP_NUM_THREADS names, as
     the rest of the search does. On several threads it builds other graphs from run to run.
+
+    A binary index holds one bit a column, as a funnel with ``code="bits"`` compares them, so funnels start in bits
+    there and nowhere else. Its width is a multiple of 8, and it serves what bits serve: see `Corpus.codes`.
 
     A funnel that was certified on the corpus alone is not certified here: `Funnel.calibrate` takes a FaissCorpus too,
     and then promises what the index finds with the settings that it has.
@@ -89,6 +94,12 @@ class FaissCorpus:
         else:
             self._index = _given(index, dim, corpus)
             _tune(self._index, parameters)
+        if not set(self.codes) <= set(corpus.codes):
+            msg = (
+                f"`index` must hold numbers for this corpus, got {type(self._index).__name__}: bits serve rows in main "
+                f"memory, and of nearly one length under metric {self.metric!r}; pass 'Flat' or 'HNSW32'."
+            )
+            raise ValueError(msg)
         if self._index.ntotal == 0:
             with _threads():
                 self._train(np.random.default_rng(seed))
@@ -111,7 +122,7 @@ class FaissCorpus:
 
         Returns
         -------
-        faiss.Index
+        faiss.Index or faiss.IndexBinary
             Neither trained nor filled.
 
         Raises
@@ -124,7 +135,10 @@ class FaissCorpus:
         text = _checks.text(text, "text")
         rule = f"`index` must be a factory string of faiss for {dim} columns, such as 'HNSW32', got {text!r}"
         with _explained(rule):
-            index = faiss.index_factory(dim, text, _METRICS[metric][0])
+            binary = text.startswith("B")  # no other text does
+            index = (
+                faiss.index_binary_factory(dim, text) if binary else faiss.index_factory(dim, text, _METRICS[metric][0])
+            )
         _tune(index, parameters)
         return index
 
@@ -156,7 +170,7 @@ class FaissCorpus:
     @property
     def codes(self) -> tuple[str]:
         """How the index compares: "bits" where it is one of faiss' binary indexes, else "float"."""
-        return ("bits",) if isinstance(self._index, faiss.IndexBinary) else ("float",)
+        return ("bits",) if _is_binary(self._index) else ("float",)
 
     def __len__(self) -> int:
         return len(self._corpus)
@@ -178,9 +192,9 @@ class FaissCorpus:
         dim : int, optional
             Search exactly at this width, without the index: ``Funnel((dim,))`` asks the index of that width.
         funnel : Funnel, optional
-            It starts at the width of the index, which is asked for ``keep[0]`` candidates, or for `k` without later
-            stages. With neither this nor `dim` the search is exact at full width, without the index; so it is with the
-            full width alone where the index is narrower.
+            It starts at the width of the index and in its code; the index is asked for ``keep[0]`` candidates, or for
+            `k` without later stages. With neither this nor `dim` the search is exact at full width, without the index;
+            so it is with the full width alone where the index is narrower.
 
         Returns
         -------
@@ -191,12 +205,16 @@ class FaissCorpus:
         Raises
         ------
         TypeError, ValueError
-            As for `Corpus.search`, or the funnel starts at another width than that of the index.
+            As for `Corpus.search`, or the funnel starts at another width than that of the index, or in another code.
         """
-        if dim is not None or not isinstance(funnel, Funnel) or funnel.dims == (self.dim,) != self.search_dims:
+        whole = isinstance(funnel, Funnel) and funnel == Funnel((self.dim,))
+        if dim is not None or not isinstance(funnel, Funnel) or (whole and not self._starts(funnel)):
             return self._corpus.search(queries, k, dim=dim, funnel=funnel)
         if funnel.dims[:1] != self.search_dims:
             msg = f"`funnel` must start at the width of the index, {self._index.d}, got {funnel.dims}; change one."
+            raise ValueError(msg)
+        if funnel.code not in self.codes:
+            msg = f"`funnel.code` must be that of the index, {self.codes[0]!r}, got {funnel.code!r}; change one."
             raise ValueError(msg)
         return self._corpus.search(queries, k, funnel=funnel, first_stage=self._find)
 
@@ -239,9 +257,11 @@ class FaissCorpus:
         with _folders.new_folder(path, _LAYOUT) as folder:
             self._corpus.save(folder / _CORPUS)
             with _explained(f"`path` must be a folder that can be written, got {os.fspath(path)!r}", OSError):
-                faiss.write_index(self._index, str(folder / _INDEX))
+                write = faiss.write_index_binary if _is_binary(self._index) else faiss.write_index
+                write(self._index, str(folder / _INDEX))
             checksums = {name: _files.checksum(folder / file) for name, file in _CHECKED.items()}
-            record = _values.sealed({"kind": _LAYOUT.kind, "version": 1}, checksums)
+            code = {"code": "bits"} if _is_binary(self._index) else {}
+            record = _values.sealed({"kind": _LAYOUT.kind, "version": 1, **code}, checksums)
             (folder / _LAYOUT.record).write_text(json.dumps(record), encoding="utf-8")
 
     @classmethod
@@ -274,11 +294,14 @@ class FaissCorpus:
         read = partial(_read, mmap=mmap, verify=verify, like=like)
         return cls(*_folders.read_folder(path, _LAYOUT, read, by="FaissCorpus.save"))
 
+    def _starts(self, funnel: Funnel) -> bool:
+        return funnel.dims[:1] == self.search_dims and funnel.code in self.codes
+
     def _train(self, rng: np.random.Generator) -> None:
         if self._index.is_trained:
             return
         most, n = _TRAINING_ROWS, len(self)
-        if (inverted := faiss.try_extract_index_ivf(self._index)) is not None:
+        if (inverted := _inverted(self._index)) is not None:
             most = max(most, _ROWS_PER_LIST * inverted.nlist)
             inverted.cp.min_points_per_centroid = 1  # there are no more rows to be asked for: faiss need not warn
         drawn = np.sort(rng.choice(n, size=min(n, most), replace=False))
@@ -288,14 +311,15 @@ class FaissCorpus:
             self._index.train(np.concatenate(parts))
 
     def _fill(self) -> None:
-        named = isinstance(self._index, faiss.IndexIDMap | faiss.IndexIDMap2)
+        named = isinstance(self._index, faiss.IndexIDMap | faiss.IndexIDMap2 | faiss.IndexBinaryIDMap)
         add = self._index.add_with_ids if named else lambda rows, _: self._index.add(rows)
         with _explained("`index` must take rows"):
             for at, rows in self._blocks():
                 add(rows, np.arange(at.start, at.stop))
 
     def _blocks(self) -> Iterator[tuple[slice, np.ndarray]]:
-        return ((at, _as_faiss_reads(rows, "embeddings")) for at, rows in self._corpus.prefixes(self._index.d))
+        blocks = self._corpus.prefixes(self._index.d, code=self.codes[0])
+        return ((at, _as_faiss_reads(rows, "embeddings")) for at, rows in blocks)
 
     def _find(self, prefixes: Array, count: int) -> Array:
         """Return the ids (n_queries, count) that the index finds, in the library of the prefixes."""
@@ -322,28 +346,48 @@ def _read(folder: Path, text: bytes, *, mmap: bool, verify: bool, like: Array | 
     record = _values.record(text, kind=_LAYOUT.kind, keys=(), source=source)
     with _values.reading(_LAYOUT.kind, source):
         checksums = _values.checksums(record, _CHECKED)
+        code = _checks.choice(record.get("code", "float"), "code", _checks.CODES)
     corpus = Corpus.load(folder / _CORPUS, mmap=mmap, verify=verify, like=like)
     for name, checked in _CHECKED.items():
         if checksums is not None and (folder / checked).exists():  # faiss crashes on some damaged files
             _values.check_sum(checksums[name], _files.checksum(folder / checked), source=folder / checked)
-    _values.check_seal(record, (), source=source)
+    _values.check_seal(record, ("code",), source=source)
     with _explained(f"`{file}` must be the index that FaissCorpus.save wrote: save the corpus anew"):
-        index = faiss.read_index(str(file))
+        index = (faiss.read_index if code == "float" else faiss.read_index_binary)(str(file))
     if index.ntotal == 0:
         msg = f"`{file}` must hold {len(corpus)} rows, got none; save the corpus anew."
         raise ValueError(msg)
     return corpus, index
 
 
+def _is_binary(index: Any) -> bool:
+    return isinstance(index, faiss.IndexBinary)
+
+
+def _inverted(index: Any) -> Any:
+    """Return the inverted file that an index is or has within, or None."""
+    if _is_binary(index):
+        return index if isinstance(index, faiss.IndexBinaryIVF) else None
+    return faiss.try_extract_index_ivf(index)
+
+
 def _tune(index: Any, parameters: str) -> None:
     parameters = _checks.text(parameters, "parameters")
+    if _is_binary(index):
+        if parameters:
+            msg = (
+                f"`parameters` must be empty for a binary index, got {parameters!r}; "
+                "set it in place, for instance with `indexed.index.nprobe = 16`."
+            )
+            raise ValueError(msg)
+        return
     with _explained(f"`parameters` must be settings of this index, got {parameters!r}"):
         faiss.ParameterSpace().set_index_parameters(index, parameters)
 
 
 def _given(index: Any, dim: int | None, corpus: Corpus) -> Any:
     """Check an index that was made elsewhere, and return it."""
-    if not isinstance(index, faiss.Index):
+    if not isinstance(index, faiss.Index | faiss.IndexBinary):
         msg = f"`index` must be a faiss.Index or a factory string, got {type(index).__name__}; pass 'Flat' or 'HNSW32'."
         raise TypeError(msg)
     if dim is not None and _checks.integer(dim, "dim") != index.d:
@@ -352,7 +396,7 @@ def _given(index: Any, dim: int | None, corpus: Corpus) -> Any:
     if index.d > corpus.dim:
         msg = f"`index` must hold at most the {corpus.dim} columns of the corpus, got {index.d}; make a narrower one."
         raise ValueError(msg)
-    if (got := index.metric_type) not in _METRICS[corpus.metric]:
+    if not _is_binary(index) and (got := index.metric_type) not in _METRICS[corpus.metric]:
         names = {_IP: "inner products", _L2: "Euclidean distances"}
         kinds = " or ".join(names[kind] for kind in _METRICS[corpus.metric])
         msg = f"`index` must compute {kinds} for metric {corpus.metric!r}, got {names.get(got, got)}; remake it."
@@ -364,8 +408,13 @@ def _given(index: Any, dim: int | None, corpus: Corpus) -> Any:
 
 
 def _as_faiss_reads(rows: Array, name: str) -> np.ndarray:
-    """Return rows in float32, in which faiss computes; where that is less than they hold, their sizes must fit it."""
+    """Return rows in float32, in which faiss computes; where that is less than they hold, their sizes must fit it.
+
+    Codes stay what they are.
+    """
     host = to_numpy(rows)
+    if host.dtype == np.uint8:
+        return np.ascontiguousarray(host)
     if host.dtype == np.float64 and host.size:
         largest = float(np.abs(host).max())
         if largest > _LARGEST or 0 < largest < 1 / _LARGEST:

@@ -60,7 +60,15 @@ def test_an_exact_index_gives_what_the_corpus_gives(
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize(
     ("text", "parameters"),
-    [("HNSW16", "efSearch=80"), ("IVF8,Flat", "nprobe=8"), ("IVF4,PQ3x4", "nprobe=4"), ("SQ8", ""), ("PCA6,Flat", "")],
+    [
+        ("HNSW16", "efSearch=80"),
+        ("IVF8,Flat", "nprobe=8"),
+        ("IVF4,PQ3x4", "nprobe=4"),
+        ("SQ8", ""),
+        ("SQ4", ""),
+        ("IVF4,SQ8", "nprobe=4"),
+        ("PCA6,Flat", ""),
+    ],
 )
 def test_any_index_finds_candidates(
     rows: np.ndarray, queries: np.ndarray, metric: str, text: str, parameters: str
@@ -181,6 +189,103 @@ def test_an_empty_index_is_checked_without_rows() -> None:
         FaissCorpus.empty_index("PQ5", 12)
     with pytest.raises(ValueError, match="`parameters` must be settings of this index, got 'probes=3'"):
         FaissCorpus.empty_index("Flat", 12, parameters="probes=3")
+
+
+def coded(rows: np.ndarray) -> np.ndarray:
+    """Rows of nearly one length, which bits serve under every metric."""
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("dim", [8, 16, 24])
+def test_a_binary_index_gives_what_bits_give(rows: np.ndarray, queries: np.ndarray, metric: str, dim: int) -> None:
+    corpus = Corpus(coded(rows), metric=metric)
+    indexed = FaissCorpus(corpus, "BFlat", dim=dim)
+    assert (indexed.codes, indexed.search_dims) == (("bits",), (dim,))
+    for plan in (Funnel((dim, dim), (400,), code="bits"), Funnel((dim, dim, 24)[-2:], (400,), code="bits")):
+        same(indexed.search(queries, 9, funnel=plan), corpus.search(queries, 9, funnel=plan))
+    found, wanted = (of.search(queries, 30, funnel=Funnel((dim,), code="bits"))[1] for of in (indexed, corpus))
+    assert metrics.overlap_at_k(found, wanted, 30) > 0.8  # faiss leaves open which of equal distances come
+    same(indexed.search(queries, 9), corpus.search(queries, 9))
+    same(indexed.search(queries, 9, funnel=Funnel((24,))), corpus.search(queries, 9))
+
+
+@pytest.mark.parametrize("text", ["BHNSW16", "BIVF8", "BHash4"])
+def test_any_binary_index_finds_candidates(rows: np.ndarray, text: str) -> None:
+    corpus = Corpus(coded(rows))
+    indexed = FaissCorpus(corpus, text, dim=24)
+    if text == "BIVF8":
+        indexed.index.nprobe = 8
+    ids = indexed.search(coded(rows)[:9], 1, funnel=Funnel((24, 24), (20,), code="bits"))[1]
+    np.testing.assert_array_equal(ids[:, 0], np.arange(9))
+
+
+def test_a_binary_index_that_is_full_is_taken_as_it_is(rows: np.ndarray, queries: np.ndarray) -> None:
+    corpus, plan = Corpus(rows), Funnel((16, 24), (400,), code="bits")
+    index = faiss.IndexBinaryFlat(16)
+    for _, codes in corpus.prefixes(16, code="bits"):
+        index.add(np.ascontiguousarray(codes))
+    same(FaissCorpus(corpus, index).search(queries, 5, funnel=plan), corpus.search(queries, 5, funnel=plan))
+    named = faiss.IndexBinaryIDMap(faiss.IndexBinaryFlat(16))
+    same(FaissCorpus(corpus, named).search(queries, 5, funnel=plan), corpus.search(queries, 5, funnel=plan))
+
+
+def test_funnels_start_in_the_code_of_the_index(rows: np.ndarray, queries: np.ndarray) -> None:
+    corpus = Corpus(rows)
+    plain, binary = FaissCorpus(corpus, "Flat", dim=8), FaissCorpus(corpus, "BFlat", dim=8)
+    assert (plain.codes, FaissCorpus(corpus, "SQ8", dim=8).codes) == (("float",), ("float",))
+    with pytest.raises(ValueError, match=r"`funnel.code` must be that of the index, 'float', got 'bits'; change one"):
+        plain.search(queries, 5, funnel=Funnel((8, 24), (20,), code="bits"))
+    with pytest.raises(ValueError, match=r"`funnel.code` must be that of the index, 'bits', got 'float'; change one"):
+        binary.search(queries, 5, funnel=Funnel((8, 24), (20,)))
+    with pytest.raises(ValueError, match="`funnel` must start at the width of the index, 8"):
+        binary.search(queries, 5, funnel=Funnel((24,), code="bits"))
+    whole = FaissCorpus(corpus, "BFlat")
+    same(whole.search(queries, 5, funnel=Funnel((24,))), corpus.search(queries, 5))
+
+
+def test_what_bits_do_not_serve_takes_no_binary_index(rows: np.ndarray) -> None:
+    message = "`index` must hold numbers for this corpus, got IndexBinaryFlat: bits serve rows in main memory"
+    for metric in ("ip", "l2"):
+        with pytest.raises(ValueError, match=message):
+            FaissCorpus(Corpus(rows, metric=metric), "BFlat", dim=8)
+    strict = load("array_api_strict")
+    with pytest.raises(ValueError, match=message):
+        FaissCorpus(Corpus(strict.asarray(rows)), faiss.IndexBinaryFlat(8))
+    with pytest.raises(ValueError, match="`index` must be a factory string of faiss for 12 columns, .* got 'BFlat'"):
+        FaissCorpus(Corpus(rows), "BFlat", dim=12)
+    with pytest.raises(ValueError, match="`parameters` must be empty for a binary index, got 'nprobe=3'; set it in"):
+        FaissCorpus(Corpus(rows), "BIVF8", dim=8, parameters="nprobe=3")
+    with pytest.raises(ValueError, match="`index` must be empty or hold the 400 rows of the corpus, got 1 rows"):
+        index = faiss.IndexBinaryFlat(8)
+        index.add(np.zeros((1, 1), np.uint8))
+        FaissCorpus(Corpus(rows), index)
+
+
+@pytest.mark.parametrize("mmap", [False, True])
+@pytest.mark.parametrize("text", ["BFlat", "BHNSW8", "BIVF8"])
+def test_save_and_load_a_binary_index(
+    tmp_path: Path, rows: np.ndarray, queries: np.ndarray, text: str, mmap: bool
+) -> None:
+    original, plan = FaissCorpus(Corpus(rows), text, dim=16), Funnel((16, 24), (30,), code="bits")
+    original.save(tmp_path / "saved")
+    loaded = FaissCorpus.load(tmp_path / "saved", mmap=mmap)
+    assert repr(loaded) == repr(original)
+    same(loaded.search(queries, 9, funnel=plan), original.search(queries, 9, funnel=plan))
+    record = json.loads((tmp_path / "saved" / "faiss.json").read_text())
+    assert record["code"] == "bits"
+    del record["code"]
+    (tmp_path / "saved" / "faiss.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=r"`.*index.faiss` must be the index|`.*faiss.json` must be as it was saved"):
+        FaissCorpus.load(tmp_path / "saved")
+
+
+@pytest.mark.parametrize("module", ["torch", "jax.numpy"])
+def test_a_binary_index_beside_other_libraries(rows: np.ndarray, queries: np.ndarray, module: str) -> None:
+    library, plan = load(module), Funnel((16, 24), (400,), code="bits")
+    found = FaissCorpus(Corpus(library.asarray(rows)), "BFlat", dim=16).search(library.asarray(queries), 5, funnel=plan)
+    agree(found, Corpus(rows).search(queries, 5, funnel=plan))
+    assert type(found[0]) is type(found[1]) is type(library.asarray(rows))
 
 
 def test_no_queries(rows: np.ndarray) -> None:
