@@ -192,6 +192,7 @@ OWN: dict[tuple[str, str], tuple[str, Any]] = {
     ("head_parameters", "bias"): ("flag", True),
     ("Cascade.certify", "temperature"): ("flag", False),
     ("Cascade.from_json", "text"): ("json", CASCADE.to_json()),
+    ("Corpus", "code"): ("str", "float"),  # under "ip" these rows are not of one length
     ("Corpus.rerank", "dim"): ("int", None),
     ("Corpus.search", "dim"): ("int", None),
     ("Corpus.search", "first_stage"): ("callable", None),

@@ -81,6 +81,10 @@ class Code:
             return _encode(truncate(queries, self.dim), self.mean)
         return _encode(truncate(queries, queries.shape[1])[:, : self.dim] * queries.dtype.type(self.length), self.mean)
 
+    def candidates(self, queries: np.ndarray, k: int) -> np.ndarray:
+        """Return the ids (n_queries, k), in ascending order, of the rows nearest to queries at full width."""
+        return candidates(self, self.queries(queries), k)
+
     def bytes_of(self, words: np.ndarray) -> np.ndarray:
         """Return codes (rows, ⌈dim / 64⌉) as bytes (rows, ⌈dim / 8⌉), column 0 being the lowest bit of the first."""
         return np.ascontiguousarray(words, "<u8").view(np.uint8)[:, : -(-self.dim // 8)]

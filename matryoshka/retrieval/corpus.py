@@ -232,7 +232,7 @@ class Corpus:
             ids = self._candidates(first_stage(asked, min(lists[0], len(self))), rows, rows.shape[0])
             return self._results([self._rerank(rows, ids, *_later(dims, lists))], k)
         lists = tuple(min(count, len(self)) for count in lists)
-        find = partial(self._first_stage, self._prefix(dims[0])) if code is None else partial(_coded, code)
+        find = partial(self._first_stage, self._prefix(dims[0])) if code is None else code.candidates
         stages = (dims, lists) if code is None else _later(dims, lists)
         parts = row_blocks(rows.shape[0], max(1, min(_QUERIES, _CANDIDATES // lists[0])))
         return self._results([self._rerank(rows[at, :], find(rows[at, :], lists[0]), *stages) for at in parts], k)
@@ -555,11 +555,6 @@ class Corpus:
 def _later(dims: tuple[int, ...], lists: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return the stages after the search at dims[0]; where there are none, candidates are scored at that width."""
     return (dims[1:], lists[1:]) if len(dims) > 1 else (dims, lists)
-
-
-def _coded(code: _codes.Code, queries: np.ndarray, k: int) -> np.ndarray:
-    """Return the ids of the `k` rows nearest to each query in a code."""
-    return _codes.candidates(code, code.queries(queries), k)
 
 
 def _score(rows: Rows, metric: str, queries: Array, dim: int, query: int, ids: np.ndarray) -> Array:
