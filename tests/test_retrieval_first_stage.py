@@ -136,7 +136,7 @@ def test_products_are_as_exact_as_thresholds_expect(rng: np.random.Generator, me
     queries = rng.normal(size=(5, 700)).astype(np.float32)
     searched = Corpus(rows, metric=metric, search_dims=(dim,))
     prefix = searched._prefixes[dim]
-    prepared = prefix.queries(searched._queries(queries))
+    prepared = prefix.queries(searched._arguments.queries(queries))
     found = prefix.sample.scores(prepared).T
     exact = np.array([[retrieval_similarity(q, x, dim, metric) for x in rows] for q in queries])
     if metric == "l2":  # products leave out what is the same for all rows

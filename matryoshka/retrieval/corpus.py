@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cached_property, partial
+from functools import partial
 
 import numpy as np
 
 from matryoshka import _checks
 from matryoshka._array import (
-    accumulator_dtype,
-    arange,
-    count_true,
     from_numpy,
-    full,
-    is_floating,
-    is_integer,
-    is_remote,
     namespace,
     row_blocks,
 )
 from matryoshka._typing import Array, Namespace
 from matryoshka.embeddings import truncate
-from matryoshka.retrieval import _bounds, _bytes, _codes, _device, _rerank, _scan, _scores
+from matryoshka.retrieval import _bounds, _bytes, _codes, _device, _rerank, _scan
+from matryoshka.retrieval._arguments import Arguments
 from matryoshka.retrieval._host import Sliceable, is_sliceable, view, widen
-from matryoshka.retrieval._prefix import Prefix, build, inspect, product_range
+from matryoshka.retrieval._prefix import Prefix, build, inspect
 from matryoshka.retrieval._rows import DeviceRows, HostRows, Rows
 from matryoshka.retrieval._scores import METRICS
 from matryoshka.retrieval.funnel import Funnel
@@ -132,19 +125,20 @@ class Corpus:
         bits: dict[int, _codes.Code],
     ) -> None:
         """Take what is known of the rows; `like` is an array like the embeddings, of the library `xp`."""
-        self._like, self._xp, self._metric, self._rows = like, xp, metric, rows
-        self._prefixes, self._bits = prefixes, bits
+        self._rows, self._prefixes, self._bits = rows, prefixes, bits
+        self._arguments = Arguments(rows, metric, like, xp)
         self._bounds: dict[int, _bounds.Bounds] = {}
 
     def __copy__(self) -> Corpus:
         twin = object.__new__(type(self))
-        twin._hold(self._like, self._xp, self._metric, self._rows, dict(self._prefixes), dict(self._bits))
+        arguments = self._arguments
+        twin._hold(arguments.like, arguments.xp, self.metric, self._rows, dict(self._prefixes), dict(self._bits))
         return twin
 
     @property
     def metric(self) -> str:
         """The similarity: "cosine", "ip" or "l2"."""
-        return self._metric
+        return self._arguments.metric
 
     @property
     def dim(self) -> int:
@@ -219,7 +213,7 @@ class Corpus:
             `queries` has another width or numbers that are not finite, lies on another device, or `k`, `dim` or
             `funnel` do not fit, or the funnel starts in a code that does not serve these rows.
         """
-        rows = self._queries(queries)
+        rows = self._arguments.queries(queries)
         if dim is not None and funnel is not None:
             msg = "at most one of `dim` and `funnel` may be given, got both; leave one out."
             raise TypeError(msg)
@@ -229,13 +223,14 @@ class Corpus:
         if first_stage is not None:
             _checks.function(first_stage, "first_stage")
             asked = self._cut(rows, dims[0]) if code is None else code.bytes_of(code.queries(rows))
-            ids = self._candidates(first_stage(asked, min(lists[0], len(self))), rows, rows.shape[0])
-            return self._results([self._rerank(rows, ids, *_later(dims, lists))], k)
+            ids = self._arguments.candidates(first_stage(asked, min(lists[0], len(self))), rows, rows.shape[0])
+            return self._arguments.results([self._rerank(rows, ids, *_later(dims, lists))], k)
         lists = tuple(min(count, len(self)) for count in lists)
         find = partial(self._first_stage, self._prefix(dims[0])) if code is None else code.candidates
         stages = (dims, lists) if code is None else _later(dims, lists)
         parts = row_blocks(rows.shape[0], max(1, min(_QUERIES, _CANDIDATES // lists[0])))
-        return self._results([self._rerank(rows[at, :], find(rows[at, :], lists[0]), *stages) for at in parts], k)
+        found = [self._rerank(rows[at, :], find(rows[at, :], lists[0]), *stages) for at in parts]
+        return self._arguments.results(found, k)
 
     def rerank(
         self, queries: Array, ids: Array, k: int, *, dim: int | None = None, funnel: Funnel | None = None
@@ -269,14 +264,14 @@ class Corpus:
         ValueError
             As for `search`, or `ids` has not one row per query, or holds an id outside [-1, n).
         """
-        rows = self._queries(queries)
-        candidates = self._candidates(ids, self._like, rows.shape[0])
+        rows = self._arguments.queries(queries)
+        candidates = self._arguments.candidates(ids, self._arguments.like, rows.shape[0])
         if (dim is None) == (funnel is None):
             msg = "exactly one of `dim` and `funnel` must be given, got both or neither; leave one out."
             raise TypeError(msg)
         dims, lists = self._stages(dim, funnel, k, rows.shape[0])
         self._rows.check()
-        return self._results([self._rerank(rows, candidates, *_later(dims, lists))], k)
+        return self._arguments.results([self._rerank(rows, candidates, *_later(dims, lists))], k)
 
     def prefixes(self, dim: int, *, code: str = "float") -> Iterator[tuple[slice, Array]]:
         """Give the prefixes of all rows a block at a time, to fill an index of your own.
@@ -420,15 +415,6 @@ class Corpus:
     def _rerank(self, queries: Array, ids: Array, dims: Sequence[int], lists: Sequence[int]) -> tuple[Array, Array]:
         return _rerank.rerank(self._rows, self.metric, queries, ids, dims, lists)
 
-    def _results(self, found: Sequence[tuple[Array, Array]], k: int) -> tuple[Array, Array]:
-        """Join parts, cut or pad them to `k`, and give them back in the library of the corpus."""
-        xp = self._rows.xp
-        scores, ids = (parts[0] if len(parts) == 1 else xp.concat(parts) for parts in zip(*found, strict=True))
-        scores, ids = _cut_or_pad(scores, ids, k, xp)
-        if isinstance(self._rows, HostRows) and type(self._like) is not np.ndarray:
-            scores, ids = (from_numpy(array, like=self._like, xp=self._xp) for array in (scores, ids))
-        return scores, ids
-
     def _prefix(self, dim: int) -> Prefix:
         if dim not in self._prefixes:
             self._prefixes[dim] = build(self._rows, dim, self.metric)
@@ -438,98 +424,6 @@ class Corpus:
         if dim not in self._bits:
             self._bits |= _codes.build(_codes.checked(self._rows, self.metric, name), (dim,), self.metric)
         return self._bits[dim]
-
-    def _queries(self, queries: Array) -> Array:
-        """Check queries and return them as they are computed with: at unit length under "cosine"."""
-        if self._is_plain(queries) and queries.dtype == self._rows.dtype and queries.shape[1:] == (self.dim,):
-            rows = queries
-        else:
-            rows = self._checked(queries)
-        if is_remote(rows) or not rows.shape[0]:
-            return self._cut(rows, self.dim)
-        xp, squared = self._rows.xp, None
-        if xp is np:
-            squared = _scores.squares(rows, np)
-        if squared is None or not _scores.all_within(squared, *self._lengths_that_fit):
-            _checks.finite_rows(rows, "queries", xp)
-            if self.metric != "cosine":
-                self._check_products(rows)
-        return _scores.unit(rows, xp, squared) if self.metric == "cosine" else rows
-
-    def _is_plain(self, array: Array) -> bool:
-        """Tell whether this is a NumPy array with two axes for a corpus of NumPy arrays: most need no more checks."""
-        return type(array) is np.ndarray and type(self._like) is np.ndarray and array.ndim == 2
-
-    def _checked(self, queries: Array) -> Array:
-        namespace(("embeddings", self._like), ("queries", queries))
-        _checks.floating(queries, "queries", self._xp)
-        if queries.dtype not in (self._like.dtype, accumulator_dtype(self._like, self._xp)):
-            msg = f"`queries` must have the dtype of the corpus, {self._like.dtype}, got {queries.dtype}; cast them."
-            raise TypeError(msg)
-        _checks.ndim(queries, "queries", 2, "(n_queries, dim)")
-        _checks.shape(queries, "queries", (queries.shape[0], self.dim), "(n_queries, dim)")
-        return self._own(queries)
-
-    @cached_property
-    def _lengths_that_fit(self) -> tuple[float, float]:
-        """Squared lengths of queries within which every check of their numbers passes."""
-        least, most = product_range(self._rows.dtype, np)
-        longest, root = self._rows.longest, math.sqrt(self.dim)
-        if self.metric == "cosine" or longest == 0:
-            return 0.0, most
-        if self.metric == "l2":
-            shortest, greatest = -1.0, max(0.0, (math.sqrt(most) - longest) / root)
-        else:
-            shortest, greatest = least / longest * root, most / max(longest, 1.0) / root
-        return math.copysign(shortest * shortest, shortest), min(most, greatest * greatest)
-
-    def _check_products(self, queries: Array) -> None:
-        """Check that products of queries and rows are numbers of their dtype: they neither overflow nor vanish."""
-        xp, longest = self._rows.xp, self._rows.longest
-        if longest == 0:
-            return
-        least, most = product_range(self._rows.dtype, xp)
-        largest, root = xp.max(xp.abs(queries), axis=-1), math.sqrt(self.dim)  # a query is at most `root` as long
-        if self.metric == "l2":
-            bad = largest > (math.sqrt(most) - longest) / root
-        else:
-            bad = (largest > most / max(longest, 1.0) / root) | ((largest > 0) & (largest < least / longest))
-        if count := count_true(bad, xp):
-            msg = (
-                f"`queries` must be as long as products with rows of length {longest:.1g} allow under metric "
-                f"{self.metric!r} in {self._rows.dtype}, got {count} of {queries.shape[0]} that are too long or too "
-                "short; divide them by one number, under 'l2' the embeddings as well, which keeps the order."
-            )
-            raise ValueError(msg)
-
-    def _own(self, array: Array) -> Array:
-        """Bring an argument to where the rows are computed with."""
-        if isinstance(self._rows, DeviceRows):
-            wide = is_floating(array, self._xp)
-            return self._xp.astype(array, self._rows.dtype, copy=False) if wide else array
-        return widen(view(array)) if is_floating(array, self._xp) else view(array)
-
-    def _candidates(self, ids: Array, like: Array, n_queries: int) -> Array:
-        """Check candidates, which are to come from the library of `like`, and return them sorted."""
-        if not (self._is_plain(ids) and ids.dtype.kind == "i" and ids.shape[0] == n_queries):
-            namespace(("embeddings", like), ("ids", ids))
-            xp = namespace(("ids", ids))
-            if not is_integer(ids, xp):
-                msg = f"`ids` must hold integers, got dtype {ids.dtype}; pass the ids that a search returned."
-                raise TypeError(msg)
-            _checks.ndim(ids, "ids", 2, "(n_queries, m)")
-            _checks.shape(ids, "ids", (n_queries, ids.shape[1]), "(n_queries, m)")
-            ids = self._own(ids)
-        xp = self._rows.xp
-        if 0 not in ids.shape and not is_remote(ids):
-            least, most = int(xp.min(ids)), int(xp.max(ids))
-            if least < -1 or most >= len(self):
-                msg = (
-                    f"`ids` must lie within [-1, {len(self)}), got {least} to {most}; "
-                    "pass row numbers of this corpus, or -1 for padding."
-                )
-                raise ValueError(msg)
-        return xp.sort(xp.astype(ids, arange(1, like=ids, xp=xp).dtype, copy=False), axis=-1)
 
     def _stages(
         self, dim: int | None, funnel: Funnel | None, k: int, n_queries: int
@@ -585,14 +479,3 @@ def _search_dims(values: Iterable[int], dim: int) -> tuple[int, ...]:
     widths = _checks.dims(found, "search_dims")
     _checks.dims_within(widths, dim, "search_dims")
     return widths
-
-
-def _cut_or_pad(scores: Array, ids: Array, k: int, xp: Namespace) -> tuple[Array, Array]:
-    missing = k - ids.shape[1]
-    if missing <= 0:
-        return scores[:, :k], ids[:, :k]
-    pad = (ids.shape[0], missing)
-    return (
-        xp.concat([scores, full(pad, -xp.inf, like=scores, xp=xp)], axis=-1),
-        xp.concat([ids, full(pad, -1, like=ids, xp=xp)], axis=-1),
-    )
