@@ -256,6 +256,9 @@ def test_zeros_and_constant_columns_have_a_sign(rng: np.random.Generator, metric
     corpus = Corpus(rows, metric=metric)
     for plan in (Funnel((8,), code="bits"), Funnel((6, 8), (20,), code="bits"), Funnel((7, 7), (9,), code="bits")):
         assert_found(corpus.search(queries, 5, funnel=plan), expected(rows, queries, 5, plan, metric))
+    axes = np.concatenate([np.eye(3), 0 - np.eye(3)])  # half of whose numbers are the mean itself
+    plan, queries = Funnel((3,), code="bits"), np.array([[-1.0, -0.1, -0.2], [0.5, -0.6, 0.7]])
+    assert_found(Corpus(axes, metric=metric).search(queries, 3, funnel=plan), expected(axes, queries, 3, plan, metric))
     for same in (np.zeros((9, 3)), np.full((9, 3), 0.1)):
         ids = Corpus(same, metric=metric).search(np.ones((1, 3)), 4, funnel=Funnel((3,), code="bits"))[1]
         assert ids.tolist() == [[0, 1, 2, 3]]

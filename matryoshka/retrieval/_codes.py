@@ -207,7 +207,7 @@ def candidates(code: Code, queries: np.ndarray, k: int) -> np.ndarray:
     # Ends: once the rank exceeds the sample every row is near enough.
     todo = np.arange(len(queries))
     while todo.size:
-        limits = _limits(sampled[todo], rank, code.dim)
+        limits = _limits(sampled[todo], rank, WORD * len(code.words))
         left = []
         for query, found in zip(todo, _Search(code, queries[todo], k, limits).run(), strict=True):
             if len(found) < k:
