@@ -102,6 +102,8 @@ class HostRows:
         """Gather pieces of rows as if they were short rows: NumPy copies whole rows far faster than parts of rows."""
         dim, width = self.shape[1], columns.stop - columns.start
         piece = math.gcd(dim, columns.start, columns.stop)
+        if piece < _SHORT_PIECE and 2 * width >= dim:
+            piece = dim
         if piece < _SHORTEST_PIECE:  # pieces that also hold a few columns before or after
             piece = min(math.gcd(dim, 1 << 16), 1 << (width - 1).bit_length())
         if piece < _SHORTEST_PIECE or not self.array.flags.c_contiguous:
@@ -130,7 +132,8 @@ class HostRows:
         return np.concatenate([empty, *rows])[where.reshape(-1)]
 
 
-_SHORTEST_PIECE = 8
+_SHORTEST_PIECE, _SHORT_PIECE = 8, 128
+"""Numbers of pieces that are not worth it at all, and instead of which the most of a row is as well read whole."""
 
 
 class DeviceRows:
