@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
+from pathlib import Path
 from typing import Any
 
-from matryoshka import _files
+from matryoshka import _files, _folders
 from matryoshka._commands._options import folder, publish, require_plots, widths
 from matryoshka.audit import audit
+from matryoshka.rotation import Rotation
 
 
 def add(commands: Any) -> None:
@@ -16,7 +19,7 @@ def add(commands: Any) -> None:
         "audit",
         help="tell whether embeddings can be truncated",
         description="Tell from embeddings alone whether they can be cut to a prefix, down to which width, and what "
-        "that loses, beside random columns and principal directions. Prints a verdict and a table.",
+        "that loses, beside random columns and after a rotation. Prints a verdict, a table and a recommendation.",
     )
     parser.add_argument("embeddings", metavar="EMB.npy", help="array (rows, columns); large files are sampled")
     parser.add_argument("--labels", metavar="L.npy", help="array (rows,) of class ids: adds accuracies to the table")
@@ -28,13 +31,41 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "-o", "--output", type=folder, metavar="DIR", help="write audit.txt, audit.json and audit.png to this folder"
     )
+    parser.add_argument(
+        "--rotation",
+        type=rotation_folder,
+        metavar="DIR",
+        help="fit a rotation on the file, and write it to this folder: new, empty, or one that holds a rotation",
+    )
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:
-    """Audit, print the result, and then write it."""
+    """Audit, print the result, and then write it, and a rotation."""
     require_plots(options.output, "-o")
+    _check_apart(options.output, options.rotation)
     embeddings = _files.load_array(options.embeddings, "EMB.npy", mmap=True)
     labels = None if options.labels is None else _files.load_array(options.labels, "--labels")
+    rotation = None if options.rotation is None else Rotation.fit(embeddings)
     report = audit(embeddings, labels=labels, dims=options.dims, k=options.k, seed=options.seed)
     publish(report, "audit", options.output, dpi=150)
+    if rotation is not None:
+        rotation.save(options.rotation)
+        where = os.fspath(options.rotation)
+        print(f"wrote {where}: Rotation.load({where!r}).apply(rows) turns rows and queries, before they are cut")
+
+
+def _check_apart(output: Path | None, rotation: Path | None) -> None:
+    if output is not None and rotation is not None and output.resolve() == rotation.resolve():
+        msg = f"`--rotation` must be another folder than `-o`, got {os.fspath(rotation)!r} for both; choose two."
+        raise ValueError(msg)
+
+
+def rotation_folder(text: str) -> Path:
+    """Read the path of a folder to write a rotation to: that it can be, and holds nothing else, is known at once."""
+    path = folder(text)
+    try:
+        _folders.ROTATION.check_replaceable(text, path)
+    except FileExistsError as error:
+        raise argparse.ArgumentTypeError(str(error).rstrip(".")) from None
+    return path

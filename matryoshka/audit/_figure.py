@@ -1,4 +1,4 @@
-"""The audit as a picture: what prefixes keep beside random, last and principal columns."""
+"""The audit as a picture: what prefixes keep beside random, last and rotated columns."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from matryoshka import _pictures
 from matryoshka.audit._report import Audit
 from matryoshka.audit._rule import KEPT
 
-_PREFIX, _RANDOM, _PCA = _pictures.BLUE, _pictures.GREY, _pictures.GREEN
+_PREFIX, _RANDOM, _OTHER = _pictures.BLUE, _pictures.GREY, _pictures.GREEN
 
 
 def figure(audit: Audit) -> Any:
@@ -34,7 +34,9 @@ def _kept(axes: Any, audit: Audit) -> None:
     dims, kept = _dims(audit), _percent(audit, "kept")
     axes.set_ylabel(f"of the {audit.k} nearest neighbours at full width, kept (%)")
     axes.set_title(f"{audit.n_queries:,} queries among {audit.n_audited:,} rows", fontsize=10)
-    axes.plot(dims, _percent(audit, "pca"), "--", color=_PCA, lw=1.2, label="principal directions of these rows")
+    if audit.n_fitted:
+        label = f"first columns after a rotation fitted on {audit.n_fitted:,} others"
+        axes.plot(dims, _percent(audit, "rotated"), "--", color=_OTHER, lw=1.2, label=label)
     axes.fill_between(dims, _percent(audit, "random_low"), _percent(audit, "random_high"), color=_RANDOM, alpha=0.25)
     random = f"random columns (mean and range of {audit.orders} orders)"
     axes.plot(dims, _percent(audit, "random"), color=_RANDOM, label=random)
@@ -55,7 +57,7 @@ def _kept(axes: Any, audit: Audit) -> None:
 
 def _accuracy(axes: Any, audit: Audit) -> None:
     axes.plot(_dims(audit), _percent(audit, "nearest_neighbor_accuracy"), "-o", color=_PREFIX)
-    axes.plot(_dims(audit), _percent(audit, "nearest_class_mean_accuracy"), "--s", color=_PCA)
+    axes.plot(_dims(audit), _percent(audit, "nearest_class_mean_accuracy"), "--s", color=_OTHER)
     _pictures.legend_below(axes, ["nearest neighbour", "nearest class mean"])
     axes.set_ylabel("accuracy of the first columns (%)")
     axes.set_title("against the labels", fontsize=10)

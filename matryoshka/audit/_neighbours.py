@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -42,8 +42,28 @@ def survival(sample: Sample, dims: tuple[int, ...], exact: np.ndarray) -> Surviv
 
 def mean_kept(rows: np.ndarray, dims: tuple[int, ...], exact: np.ndarray) -> np.ndarray:
     """Return the mean share of neighbours that the prefixes of `rows` keep (G,)."""
-    scores = _scores(rows, len(exact), dims)
-    return np.array([_kept(at, np.take_along_axis(at, exact, axis=1)).mean() for at in scores])
+    return np.asarray(kept_among(rows, dims, exact, (exact.shape[1],))[0].mean(axis=1))
+
+
+def kept_among(rows: np.ndarray, dims: tuple[int, ...], exact: np.ndarray, lists: Sequence[int]) -> np.ndarray:
+    """Return the share of neighbours in lists of some lengths that prefixes of `rows` find (lists, G, q)."""
+    return np.stack([_in_lists(scores, exact, lists) for scores in _scores(rows, len(exact), dims)], axis=1)
+
+
+def kept_by_bits(rows: np.ndarray, dims: tuple[int, ...], exact: np.ndarray, length: int) -> np.ndarray:
+    """Return the mean share of neighbours in lists that are found by one bit a column (G,).
+
+    A bit tells whether a column of the prefix, brought to unit length, exceeds its mean; rows compare by how many bits
+    they share. Of rows that share as many, each is as likely to make the list.
+    """
+    shares = []
+    for dim in dims:
+        prefixes = truncate(rows, dim)
+        signs = np.where(prefixes > prefixes.mean(axis=0), np.float32(1), np.float32(-1))
+        scores = signs[: len(exact)] @ signs.T  # whole numbers, and so exact
+        np.fill_diagonal(scores, -np.inf)
+        shares.append(_in_lists(scores, exact, (length,)).mean())
+    return np.array(shares)
 
 
 def principal(rows: np.ndarray) -> np.ndarray:
@@ -93,11 +113,19 @@ def _scores(rows: np.ndarray, n_queries: int, dims: tuple[int, ...]) -> Iterator
         start = dim
 
 
-def _kept(scores: np.ndarray, own: np.ndarray) -> np.ndarray:
-    """Return the share of `own` scores (q, k) among the k best of all (q,); ties share the places they tie for."""
-    k = own.shape[1]
-    last = np.partition(scores, -k, axis=1)[:, -k, None]
+def _in_lists(scores: np.ndarray, exact: np.ndarray, lists: Sequence[int]) -> np.ndarray:
+    own = np.take_along_axis(scores, exact, axis=1)
+    return np.stack([_kept(scores, own, length) for length in lists])
+
+
+def _kept(scores: np.ndarray, own: np.ndarray, length: int | None = None) -> np.ndarray:
+    """Return the share of `own` scores (q, k) among the best k, or `length`, of all (q,).
+
+    Ties share the places they tie for.
+    """
+    length = own.shape[1] if length is None else length
+    last = np.partition(scores, -length, axis=1)[:, -length, None]
     above = np.count_nonzero(scores > last, axis=1)
     tied = np.count_nonzero(scores == last, axis=1)
     at_last = np.count_nonzero(own == last, axis=1)
-    return np.asarray((np.count_nonzero(own > last, axis=1) + at_last * (k - above) / tied) / k)
+    return np.asarray((np.count_nonzero(own > last, axis=1) + at_last * (length - above) / tied) / own.shape[1])

@@ -4,66 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from matryoshka._pictures import table
-from matryoshka.audit._rule import KEPT, LEVEL, LOST, SHARE, WORTH
+from matryoshka.audit import _words
+from matryoshka.audit._rows import AuditRow
+from matryoshka.audit._rule import LOST, SHARE, FirstStage
 from matryoshka.retrieval import Funnel
-
-
-class AuditRow(NamedTuple):
-    """What an audit found at one width. Shares lie within [0, 1].
-
-    Attributes
-    ----------
-    dim : int
-        The width.
-    energy : float
-        Share of the squared length of the rows that lies in the prefix; dim / full width without any order.
-    kept : float
-        Share of the nearest neighbours at full width that the prefix keeps, mean over queries.
-    kept_low, kept_high : float
-        Its 95 % bootstrap interval over queries.
-    random : float
-        The same share for random columns, mean over the random orders.
-    random_low, random_high : float
-        The lowest and the highest of the random orders.
-    last : float
-        The same share for the last columns.
-    pca : float
-        The same share for the leading principal directions of the audited rows.
-    worth : float
-        How many random columns keep as much, per column of the prefix.
-    p_value : float
-        Probability of so large a lead over random columns at any width, if the columns have no order.
-    nearest_neighbor_accuracy, nearest_class_mean_accuracy : float or None
-        Accuracies of the prefix, where labels were given.
-    """
-
-    dim: int
-    energy: float
-    kept: float
-    kept_low: float
-    kept_high: float
-    random: float
-    random_low: float
-    random_high: float
-    last: float
-    pca: float
-    worth: float
-    p_value: float
-    nearest_neighbor_accuracy: float | None = None
-    nearest_class_mean_accuracy: float | None = None
-
-    @property
-    def beats_random(self) -> bool:
-        """Tell whether the prefix passes the first two parts of the rule."""
-        return self.p_value <= LEVEL and self.worth >= WORTH
-
-    @property
-    def passes(self) -> bool:
-        """Tell whether the prefix passes all three parts of the rule."""
-        return self.beats_random and self.kept_low >= KEPT
 
 
 @dataclass(frozen=True)
@@ -87,6 +34,15 @@ class Audit:
         Random column orders compared with.
     seed : int
         Seed of all sampling.
+    n_fitted, n_rotated : int
+        Rows that the rotation was fitted on, none of them measured, and rows among which it was measured; 0 where
+        there were too few.
+    first_stage : FirstStage or None
+        The cheapest stage tried, in bytes a row, whose list of 10 `k` of the `n_rotated` or else `n_audited` rows holds
+        95 % of the neighbours: columns in float32 or in one bit each, rotated if that is recommended. None if there is
+        none, or for fewer than 100 `k` rows.
+    cut : int or None
+        A width whose own `k` nearest rows do as well as the funnel, at no more multiply-adds.
     """
 
     rows: tuple[AuditRow, ...]
@@ -98,6 +54,10 @@ class Audit:
     n_duplicates: int
     orders: int
     seed: int
+    n_fitted: int = 0
+    n_rotated: int = 0
+    first_stage: FirstStage | None = None
+    cut: int | None = None
 
     @property
     def dim(self) -> int:
@@ -123,20 +83,12 @@ class Audit:
     @property
     def verdict(self) -> str:
         """The answer in one sentence."""
-        if self.smallest_dim is not None:
-            row = next(row for row in self.rows if row.dim == self.smallest_dim)
-            return (
-                f"Yes: truncates down to {row.dim:,} of {self.dim:,} columns, which keep {_percent(row.kept)} of the "
-                f"{self.k} nearest neighbours, as many as {round(row.worth * row.dim):,} random columns would."
-            )
-        if any(row.beats_random for row in self.rows[:-1]):
-            return (
-                "No: the leading columns are better than random ones, but no prefix keeps half of the "
-                f"{self.k} nearest neighbours."
-            )
-        if any(row.p_value <= LEVEL for row in self.rows[:-1]):
-            return "No: the leading columns are hardly better than random ones."
-        return "No: the leading columns are no better than random ones."
+        return _words.verdict(self.rows, self.k)
+
+    @property
+    def recommendation(self) -> str:
+        """What to do with these embeddings: rotate, cut, or neither, and what a search best starts with."""
+        return _words.recommendation(self.rows, self.k, self.n_fitted, self.n_rotated, self.first_stage)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -148,8 +100,20 @@ class Audit:
             )
         if self.n_duplicates:
             found.append(f"{self.n_duplicates:,} rows were dropped: another row has the same direction.")
-        if self.n_audited < 5 * self.dim:
-            found.append(f"{self.n_audited:,} rows are few for {self.dim:,} directions: the PCA column flatters.")
+        if not self.n_fitted:
+            found.append(
+                f"rotated: not measured: a Rotation is fitted on at least {self.dim:,} rows, and those that it is "
+                "measured on must be others."
+            )
+        elif self.n_rotated == self.n_audited:
+            found.append(
+                f"rotated: by a Rotation fitted on {self.n_fitted:,} rows that are neither queries nor candidates."
+            )
+        else:
+            found.append(
+                f"rotated: among {self.n_rotated:,} of these rows, by a Rotation fitted on {self.n_fitted:,} others; "
+                "among more rows fewer are kept. gain is over the prefix among the same rows."
+            )
         return tuple(found)
 
     def to_json(self) -> str:
@@ -161,10 +125,12 @@ class Audit:
             An object of kind "audit".
         """
         record: dict[str, Any] = {"kind": "audit", "version": 1}
-        record |= {name: getattr(self, name) for name in ("truncates", "smallest_dim", "ladder", "verdict", "notes")}
+        record |= {name: getattr(self, name) for name in _DERIVED}
         record |= vars(self) | {"rows": [row._asdict() for row in self.rows]}
         if self.funnel is not None:
             record["funnel"] = {"dims": self.funnel.dims, "keep": self.funnel.keep}
+        if self.first_stage is not None:
+            record["first_stage"] = self.first_stage._asdict()
         return json.dumps(record)
 
     def figure(self) -> Any:
@@ -186,31 +152,34 @@ class Audit:
         return figure(self)
 
     def __str__(self) -> str:
-        return "\n".join((self.verdict, "", *_table(self), "", *_advice(self), *self.notes))
+        return "\n".join((self.verdict, "", *_table(self), "", *_advice(self), *self.notes, "", self.recommendation))
 
 
+_DERIVED = ("truncates", "smallest_dim", "ladder", "verdict", "recommendation", "notes")
 _LEGEND = (
     "energy: squared length that lies in the first columns; 95 %: interval of kept; range: of the random orders;",
-    "last: the last columns instead of the first; PCA: the leading principal directions of these rows;",
+    "last: the last columns instead of the first; rotated: the first ones after a rotation fitted on other rows;",
+    "gain: what that keeps beyond the prefix, a 95 % interval in points;",
     "worth: random columns that keep as much, per column; p: chance of such a lead if the order meant nothing.",
 )
 
 
 def _table(audit: Audit) -> list[str]:
     labelled = audit.rows[0].nearest_neighbor_accuracy is not None
-    header = ["dim", "energy", "kept", "95 %", "random", "range", "last", "PCA", "worth", "p"]
+    header = ["dim", "energy", "kept", "95 %", "random", "range", "last", "rotated", "gain", "worth", "p"]
     lines = [header + (["1-NN", "class mean"] if labelled else []) + [""]]
     for row in audit.rows:
         full = row.dim == audit.dim
         cells = [
             str(row.dim),
-            _percent(row.energy),
-            _percent(row.kept),
+            _words.percent(row.energy),
+            _words.percent(row.kept),
             f"{100 * row.kept_low:.0f}-{100 * row.kept_high:.0f}",
-            _percent(row.random),
+            _words.percent(row.random),
             f"{100 * row.random_low:.0f}-{100 * row.random_high:.0f}",
-            _percent(row.last),
-            _percent(row.pca),
+            _words.percent(row.last),
+            "" if row.rotated is None else _words.percent(row.rotated),
+            "" if full else _interval(row.gain_low, row.gain_high),
             "" if full else f"{row.worth:.2f} x",
             "" if full else f"{row.p_value:.2f}",
         ]
@@ -230,10 +199,10 @@ def _advice(audit: Audit) -> list[str]:
     lines = [f"Ladder: {', '.join(map(str, audit.ladder))}"]
     if len(audit.funnel.dims) == 1:
         none = (
-            f"Funnel: none pays for {audit.n_rows:,} rows: to lose at most {_percent(LOST)} of the neighbours, each "
-            f"would rerank more than {_percent(SHARE)} of the rows or cost as much as an exact search."
+            f"Funnel: none pays for {audit.n_rows:,} rows: to lose at most {_words.percent(LOST)} of the neighbours, "
+            f"each would rerank more than {_words.percent(SHARE)} of the rows or cost as much as an exact search."
         )
-        return [*lines, none]
+        return [*lines, none, *_cut(audit)]
     stages = " > ".join(map(str, audit.funnel.dims))
     lists = ", ".join(map(str, audit.funnel.keep))
     executed, published = (audit.funnel.speedup(audit.n_rows, executed=executed) for executed in (True, False))
@@ -241,8 +210,18 @@ def _advice(audit: Audit) -> list[str]:
         f"Funnel: {stages}, keep {lists}: {executed:.1f} x fewer multiply-adds over {audit.n_rows:,} rows as executed, "
         f"{published:.1f} x as the paper counts; check it with Funnel.calibrate."
     )
-    return [*lines, plan]
+    return [*lines, plan, *_cut(audit)]
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %"
+def _cut(audit: Audit) -> list[str]:
+    if audit.cut is None:
+        return []
+    line = (
+        f"Plain cut: corpus.search(queries, {audit.k}, dim={audit.cut}) does as well, at {audit.dim / audit.cut:.1f} x "
+        "fewer multiply-adds than an exact search."
+    )
+    return [line]
+
+
+def _interval(low: float | None, high: float | None) -> str:
+    return "" if low is None or high is None else f"{round(100 * low):+d} {round(100 * high):+d}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,9 +19,43 @@ KEPT = 0.5
 LOST = 0.01
 """The share of neighbours that a recommended funnel may lose, over all its stages."""
 
+GAIN = 0.05
+"""The share of neighbours that a rotation must keep beyond the prefix to be recommended."""
+STAGE = 0.95
+"""The share of neighbours that the list of a recommended first stage must hold."""
+CANDIDATES = 10
+"""The length of that list, in lists of k."""
+
 SHARE = 0.01
 """The longest list of a recommended funnel, as a share of all rows: rows that are fetched one by one cost far more time
 than multiply-adds tell, and of many queries at once a longer list takes more than the exact search."""
+
+
+class FirstStage(NamedTuple):
+    """What a search could start with, and how many of the neighbours are in its list.
+
+    Attributes
+    ----------
+    dim : int
+        Columns compared.
+    code : {"float", "bits"}
+        How they are stored: in float32, or one bit each.
+    rotated : bool
+        Whether the rows are rotated before.
+    bytes : int
+        Bytes a row; bits fill whole words of 64.
+    kept : float
+        Share of the nearest neighbours in its list, mean over queries.
+    candidates : int
+        Length of the list.
+    """
+
+    dim: int
+    code: str
+    rotated: bool
+    bytes: int
+    kept: float
+    candidates: int
 
 
 def order_test(kept: np.ndarray) -> np.ndarray:
@@ -66,6 +101,21 @@ def cheapest_funnel(places: np.ndarray, dims: Sequence[int], n_rows: int, n_audi
 
     pay = (funnel for funnel in map(plan, _paths(len(dims))) if all(kept <= SHARE * n_rows for kept in funnel.keep))
     return min(pay, key=lambda funnel: funnel.multiply_adds(n_rows, executed=True))
+
+
+def plain_cut(places: np.ndarray, dims: Sequence[int], n_rows: int, n_audited: int, funnel: Funnel) -> int | None:
+    """Return the narrowest width whose own k nearest rows lose at most 1 %, where the funnel costs no less."""
+    k = places.shape[-1]
+    lost = np.mean(np.ceil(places * (n_rows / n_audited)) > k, axis=(1, 2))
+    dim = next((dim for dim, share in zip(dims[:-1], lost, strict=False) if share <= LOST), None)
+    if dim is None or n_rows * dim > funnel.multiply_adds(n_rows, executed=True):
+        return None
+    return dim
+
+
+def cheapest_stage(stages: Sequence[FirstStage]) -> FirstStage | None:
+    """Return the first stage of the fewest bytes a row that holds enough of the neighbours; of equals the first."""
+    return min((stage for stage in stages if stage.kept >= STAGE), key=lambda stage: stage.bytes, default=None)
 
 
 def _paths(n_widths: int) -> Iterator[Sequence[int]]:

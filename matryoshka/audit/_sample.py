@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 
 from matryoshka import _checks
-from matryoshka._array import take_rows, to_numpy
+from matryoshka._array import row_blocks, take_rows, to_numpy
 from matryoshka._typing import Array, Namespace
 from matryoshka.embeddings import truncate
+
+_BLOCK = 4096
 
 
 class Sample(NamedTuple):
@@ -17,6 +20,8 @@ class Sample(NamedTuple):
 
     rows: np.ndarray
     """(n, dim), float32, unit length."""
+    ids: np.ndarray
+    """(n,): which rows of the embeddings they are."""
     labels: np.ndarray | None
     """(n,)."""
     n_queries: int
@@ -46,7 +51,7 @@ def draw(
     rows = to_numpy(take_rows(embeddings, drawn, xp)).astype(np.float64)
     bad = drawn[~np.isfinite(rows).all(axis=1)].tolist()
     _checks.no_bad_rows(bad, len(drawn), "embeddings", drawn_from=n_total)
-    rows = truncate(rows, rows.shape[1]).astype(np.float32)
+    rows = _unit(rows)
     first = _first_of_each(rows)
     if len(first) <= 2 * k:
         msg = (
@@ -57,6 +62,7 @@ def draw(
     order = rng.permutation(first)
     return Sample(
         rows=rows[order],
+        ids=drawn[order],
         labels=None if labels is None else to_numpy(take_rows(labels, drawn[order], xp)),
         n_queries=min(len(first), max_queries),
         n_total=n_total,
@@ -64,9 +70,40 @@ def draw(
     )
 
 
+def draw_others(embeddings: Array, sample: Sample, most: int, *, rng: np.random.Generator, xp: Namespace) -> np.ndarray:
+    """Draw at most `most` rows, as they are, that are not audited, nor zeros, nor along an audited one."""
+    audited = np.sort(sample.ids)
+    n_others = sample.n_total - len(audited)
+    drawn = np.sort(rng.choice(n_others, size=min(n_others, most), replace=False))
+    drawn += np.searchsorted(audited - np.arange(len(audited)), drawn, side="right")  # steps over the audited ones
+    rows = read(embeddings, drawn, xp)
+    bad = drawn[~np.isfinite(rows).all(axis=1)].tolist()
+    _checks.no_bad_rows(bad, len(drawn), "embeddings", drawn_from=sample.n_total)
+    seen = set(_directions(sample.rows))
+    parts = row_blocks(len(rows), _BLOCK)
+    new = [direction not in seen for part in parts for direction in _directions(_unit(rows[part]))]
+    return np.asarray(rows[np.asarray(new, dtype=bool) & rows.any(axis=1)])
+
+
+def read(embeddings: Array, ids: np.ndarray, xp: Namespace) -> np.ndarray:
+    """Return some rows as they are, on the host; integers as float64."""
+    rows = to_numpy(take_rows(embeddings, ids, xp))
+    return np.asarray(rows if np.issubdtype(rows.dtype, np.floating) else rows.astype(np.float64))
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    return truncate(rows.astype(np.float64, copy=False), rows.shape[1]).astype(np.float32)
+
+
+def _directions(rows: np.ndarray) -> Iterator[bytes]:
+    """Give the direction of each row of unit length, to six digits."""
+    for row in rows:
+        yield (np.round(row, 6) + np.float32(0.0)).tobytes()
+
+
 def _first_of_each(rows: np.ndarray) -> np.ndarray:
-    """Return the rows whose direction, to six digits, no earlier row has."""
+    """Return the rows whose direction no earlier row has."""
     seen: dict[bytes, int] = {}
-    for i, row in enumerate(rows):
-        seen.setdefault((np.round(row, 6) + np.float32(0.0)).tobytes(), i)
+    for i, direction in enumerate(_directions(rows)):
+        seen.setdefault(direction, i)
     return np.fromiter(seen.values(), dtype=np.int64, count=len(seen))

@@ -1,0 +1,89 @@
+"""What an audit says in sentences: each is true of the row of the table that it names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from matryoshka.audit._rows import AuditRow
+from matryoshka.audit._rule import KEPT, LEVEL, WORTH, FirstStage
+
+
+def verdict(rows: Sequence[AuditRow], k: int) -> str:
+    """Tell whether the embeddings can be cut."""
+    *cut, full = rows
+    if (row := next((row for row in cut if row.passes), None)) is not None:
+        random = row.worth * row.dim
+        return (
+            f"Yes: truncates down to {row.dim:,} of {full.dim:,} columns, which keep {percent(row.kept)} of the {k} "
+            f"nearest neighbours, as many as {random:,.{0 if random >= 10 else 1}f} random columns would."
+        )
+    if ahead := [row for row in cut if row.beats_random]:
+        return _too_little(max(ahead, key=lambda row: row.kept), cut, k)
+    if ahead := [row for row in cut if row.p_value <= LEVEL]:
+        if all(row.worth < WORTH for row in cut):
+            return "No: the leading columns are hardly better than random ones."
+        return f"No: the first {ahead[0].dim:,} columns are better than random ones, but hardly."
+    if ahead := [row for row in cut if row.kept > row.random_high]:
+        row = min(ahead, key=lambda row: row.p_value)
+        return f"No: the first {row.dim:,} columns keep more than random ones, but not surely."
+    return "No: the leading columns are no better than random ones."
+
+
+def _too_little(row: AuditRow, cut: Sequence[AuditRow], k: int) -> str:
+    """Say that columns better than random ones keep too little, without contradicting what the table shows."""
+    kept = percent(row.kept)
+    if all(_shows_less_than_half(other.kept) for other in cut):
+        return (
+            f"No: the leading columns are better than random ones, but no prefix keeps half of the {k} nearest "
+            f"neighbours: the first {row.dim:,} keep {kept}."
+        )
+    much = (
+        f"only {kept} of the {k} nearest neighbours."
+        if _shows_less_than_half(row.kept)
+        else (f"{kept} of the {k} nearest neighbours, not surely half of them.")
+    )
+    return f"No: the first {row.dim:,} columns are better than random ones, but keep {much}"
+
+
+def _shows_less_than_half(share: float) -> bool:
+    return round(100 * share) < 100 * KEPT
+
+
+def recommendation(
+    rows: Sequence[AuditRow], k: int, n_fitted: int, n_rotated: int, first_stage: FirstStage | None
+) -> str:
+    """Tell what to do, in one sentence, and in another what a search best starts with."""
+    *cut, full = rows
+    passing = next((row for row in cut if row.passes), None)
+    helped = [row for row in cut if row.rotation_helps]
+    cutting = "Do not cut" if passing is None else f"Cut to {passing.dim:,} columns"
+    if helped:
+        row = next((row for row in helped if (row.rotated or 0.0) >= KEPT), helped[-1])
+        rotated, gain = row.rotated or 0.0, row.gain or 0.0
+        advice = (
+            f"Rotate first{'' if passing is None else ' all the same'}: after a rotation fitted on {n_fitted:,} other "
+            f"rows, {row.dim:,} columns keep {percent(rotated)} of the {k} nearest neighbours (prefix: "
+            f"{percent(rotated - gain)}, both among {n_rotated:,} rows); "
+            "matryoshka audit EMB.npy --rotation DIR writes one."
+        )
+    elif n_fitted:
+        advice = f"{cutting}; a rotation fitted on {n_fitted:,} other rows hardly helps."
+    else:
+        needed = max(2 * full.dim, 4 * k + 2)
+        advice = f"{cutting}; whether a rotation would help takes {needed:,} rows of different directions to tell."
+    return advice if first_stage is None else f"{advice} {_start(first_stage, rotates=bool(helped))}"
+
+
+def _start(stage: FirstStage, *, rotates: bool) -> str:
+    form, code = ("in one bit each", ', code="bits"') if stage.code == "bits" else ("in float32", "")
+    turned = (" after the rotation" if stage.rotated else " without the rotation") if rotates else ""
+    return (
+        f"Cheapest first stage: {stage.dim:,} columns {form}{turned}, {stage.bytes:,} bytes a row, whose best "
+        f"{stage.candidates:,} rows hold {percent(stage.kept)} of the neighbours: "
+        f"Corpus(rows, search_dims=({stage.dim},){code})."
+    )
+
+
+def percent(share: float) -> str:
+    """Return a share as text."""
+    return f"{100 * share:.0f} %"
