@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -11,8 +12,8 @@ import numpy as np
 import pytest
 from conftest import Library, load
 
-from matryoshka import Funnel, Nesting, audit, costs
-from matryoshka.audit import Audit, AuditRow, _neighbours, _rule, _sample
+from matryoshka import Funnel, Nesting, Rotation, audit, costs
+from matryoshka.audit import Audit, AuditRow, _neighbours, _rotation, _rule, _sample
 
 
 def nested(rng: np.random.Generator, n: int = 200, dim: int = 48, decay: float = 0.93) -> np.ndarray:
@@ -322,7 +323,17 @@ def report_of(*rows: AuditRow) -> Audit:
         ({}, 4, "Yes: truncates down to 4 of 8 columns, which keep 60 %"),
         ({"p_value": 0.02}, None, "No: the leading columns are no better than random ones."),
         ({"worth": 1.05}, None, "No: the leading columns are hardly better than random ones."),
-        ({"kept_low": 0.49}, None, "No: the leading columns are better than random ones, but no prefix keeps half"),
+        (
+            {"kept_low": 0.49},
+            None,
+            "No: the first 4 columns are better than random ones, but keep 60 % of the 5 nearest ",
+        ),
+        (
+            {"kept": 0.4, "kept_low": 0.3},
+            None,
+            "No: the leading columns are better than random ones, but no prefix keeps half of the 5 nearest ",
+        ),
+        ({"p_value": 0.02, "kept": 0.7}, None, "No: the first 4 columns keep more than random ones, but not surely."),
     ],
 )
 def test_every_part_of_the_rule_decides(values: dict[str, float], smallest: int | None, verdict: str) -> None:
@@ -334,6 +345,314 @@ def test_every_part_of_the_rule_decides(values: dict[str, float], smallest: int 
 
 def test_the_full_width_never_makes_a_yes() -> None:
     assert not report_of(row(4, p_value=1.0), row(8)).truncates
+
+
+def cells(rng: np.random.Generator, dim: int) -> AuditRow:
+    """A row as no embeddings would give it, near the bounds of the rule more often than not."""
+    kept = rng.choice([rng.uniform(), rng.normal(0.5, 0.01)])
+    low, high = np.clip(kept + np.array([-1, 1]) * rng.exponential(0.03), 0, 1)
+    random_low, random, random_high = np.sort(np.clip(kept + rng.normal(0, 0.1, size=3), 0, 1))
+    p_value, worth = rng.choice([0.01, 0.011, 0.3]), max(0.5, rng.normal(1.1, 0.2))
+    return row(
+        dim,
+        kept=kept,
+        kept_low=low,
+        kept_high=high,
+        p_value=p_value,
+        worth=worth,
+        random=random,
+        random_low=random_low,
+        random_high=random_high,
+    )
+
+
+def is_true(verdict: str, rows: list[AuditRow]) -> bool:
+    """Read a verdict, and compare each of its claims with the one row that it names, or with all if it names none."""
+    numbers = re.search(r"(?:down to|the first) (\d+)", verdict)
+    of = [each for each in rows if numbers is None or each.dim == int(numbers[1])]
+    clearly = [each.p_value <= 0.01 and each.worth >= 1.1 for each in of]
+    claims = [len(of) == 1 if numbers else len(of) == len(rows)]
+    if (share := re.search(r"keep (?:only )?(\d+) %", verdict)) is not None:
+        claims.append(share[1] == f"{100 * of[0].kept:.0f}")
+    if verdict.startswith("Yes"):
+        many = float(re.search(r"as many as ([\d.,]+) random", verdict)[1].replace(",", ""))
+        claims += [clearly[0], of[0].kept_low >= 0.5, many > of[0].dim]
+        claims.append(not any(each.passes for each in rows if each.dim < of[0].dim))
+    else:
+        claims.append(not any(each.passes for each in rows))
+    if "are better than random ones, but" in verdict and "hardly" not in verdict:
+        claims += [clearly[0], of[0].kept_low < 0.5]
+    if "no prefix keeps half" in verdict:
+        claims.append(all(f"{100 * each.kept:.0f}" < "50" or each.kept < 0.1 for each in rows))
+    if "keep only" in verdict:
+        claims.append(int(share[1]) < 50)
+    if "not surely half" in verdict:
+        claims.append(int(share[1]) >= 50)
+    if "hardly" in verdict:
+        claims += [any(each.p_value <= 0.01 and each.worth < 1.1 for each in of), not any(clearly)]
+    if "keep more than random ones, but not surely" in verdict:
+        claims += [of[0].kept > of[0].random_high, of[0].p_value > 0.01]
+    if "no better than random ones" in verdict:
+        claims += [each.p_value > 0.01 and each.kept <= each.random_high for each in of]
+    return all(claims)
+
+
+def test_no_verdict_contradicts_its_table() -> None:
+    rng, seen = np.random.default_rng(5), set()
+    for _ in range(5_000):
+        dims = np.sort(rng.choice(np.arange(1, 200), size=rng.integers(1, 6), replace=False)).tolist()
+        rows = [cells(rng, dim) for dim in dims]
+        verdict = report_of(*rows, row(256)).verdict
+        assert is_true(verdict, rows), (verdict, rows)
+        seen.add(re.sub(r"[\d.,]+", "", verdict))
+    assert len(seen) == 8  # every wording was tried
+
+
+def test_a_narrow_lead_does_not_hide_that_wider_prefixes_keep_half(rng: np.random.Generator) -> None:
+    rows = (row(4, kept=0.33, kept_low=0.3), row(8, kept=0.6, p_value=0.4), row(16))
+    assert report_of(*rows).verdict == (
+        "No: the first 4 columns are better than random ones, but keep only 33 % of the 5 nearest neighbours."
+    )
+
+
+# The rotation
+
+
+def turned(rng: np.random.Generator, n: int, dim: int = 24, decay: float = 0.8) -> np.ndarray:
+    """Rows around a mean, whose spectrum no column shows."""
+    turn = np.linalg.qr(rng.normal(size=(dim, dim)))[0]
+    return (rng.normal(size=(n, dim)) * decay ** np.arange(dim)) @ turn + 0.2
+
+
+@pytest.fixture
+def fitted(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
+    """Rows that the audit fits rotations on, while the test runs."""
+    found = []
+
+    class Recorder(Rotation):
+        @classmethod
+        def fit(cls, embeddings: Any, **options: Any) -> Rotation:
+            found.append(np.array(embeddings))
+            return Rotation.fit(embeddings, **options)
+
+    monkeypatch.setattr(_rotation, "Rotation", Recorder)
+    return found
+
+
+def directions(rows: np.ndarray) -> set[bytes]:
+    return {direction.tobytes() for direction in np.round(unit(rows.astype(np.float64)), 5) + 0.0}
+
+
+@pytest.mark.parametrize(("n", "n_fitted", "n_rotated"), [(400, 96, 60), (90, 30, 60), (60, 30, 30), (83, 53, 30)])
+def test_the_rotation_is_measured_on_rows_that_did_not_fit_it(
+    rng: np.random.Generator, fitted: list[np.ndarray], n: int, n_fitted: int, n_rotated: int
+) -> None:
+    rows = turned(rng, n)
+    report = audit(rows, max_rows=60, k=4, dims=(3, 7))
+    assert (report.n_audited, report.n_fitted, report.n_rotated) == (60, n_fitted, n_rotated)
+    (used,) = fitted
+    assert len(used) == len(directions(used)) == n_fitted
+    assert directions(used) < directions(rows)
+    sample = draw(rows, max_rows=60, max_queries=400, k=4)
+    measured = sample.rows[:n_rotated].astype(np.float64)
+    assert not directions(used) & directions(measured)
+    matrix = np.linalg.svd(used)[2].T
+    for each in report.rows:
+        kept = kept_oracle(measured @ matrix, np.arange(each.dim), 4, n_rotated)
+        plain = kept_oracle(measured, np.arange(each.dim), 4, n_rotated)
+        assert each.rotated == pytest.approx(kept)
+        assert each.gain == pytest.approx(kept - plain, abs=1e-9)
+        assert each.gain_low <= each.gain <= each.gain_high
+    where = "that are neither queries nor candidates" if n_rotated == 60 else "others; among more rows fewer"
+    assert f"fitted on {n_fitted} {'rows ' if n_rotated == 60 else ''}{where}" in str(report)
+
+
+@pytest.mark.parametrize(("dim", "k"), [(24, 3), (24, 20), (300, 3)])
+def test_too_few_rows_leave_the_column_empty_and_are_told(rng: np.random.Generator, dim: int, k: int) -> None:
+    rows = turned(rng, 700, dim)
+    few = audit(rows[: 2 * k + 1], k=k, max_rows=400)
+    assert all(each.rotated is each.gain is each.gain_low is each.gain_high is None for each in few.rows)
+    assert (few.n_fitted, few.n_rotated) == (0, 0)
+    assert f"rotated: not measured: a Rotation is fitted on at least {dim} rows" in str(few)
+    needed = int(re.search(r"would help takes (\d+) rows of different directions to tell", few.recommendation)[1])
+    assert audit(rows[: needed - 2], k=k).rows[0].rotated is None
+    assert audit(rows[:needed], k=k, max_rows=400).rows[0].rotated is not None
+
+
+def test_copies_of_audited_rows_fit_nothing(rng: np.random.Generator, fitted: list[np.ndarray]) -> None:
+    few = turned(rng, 70)
+    copies = few[rng.integers(0, 70, size=3000)] * rng.uniform(1, 3, size=(3000, 1))
+    report = audit(np.concatenate((copies, np.zeros((500, 24)))), max_rows=2000, k=3)
+    assert report.n_rotated == report.n_audited // 2
+    (used,) = fitted
+    assert len(used) == report.n_audited - report.n_rotated
+
+
+def test_rows_of_zeros_fit_nothing(rng: np.random.Generator) -> None:
+    rows = turned(rng, 80)
+    sample = draw(rows, max_rows=30)
+    others = np.setdiff1d(np.arange(80), sample.ids)
+    rows[others[7:]] = 0.0
+    found = _sample.draw_others(rows, sample, 99, rng=rng, xp=np)
+    np.testing.assert_array_equal(found, rows[others[:7]])
+
+
+def test_what_does_not_help_is_not_recommended() -> None:
+    for seed in range(5):
+        rows = np.random.default_rng(seed).normal(size=(1500, 24))
+        report = audit(rows, max_rows=500)
+        assert max(each.gain for each in report.rows) < 0.05
+        assert report.recommendation == "Do not cut; a rotation fitted on 96 other rows hardly helps."
+    sorted_already = audit(np.random.default_rng(0).normal(size=(1500, 24)) * 0.7 ** np.arange(24), max_rows=500)
+    assert sorted_already.recommendation.startswith(
+        "Cut to 12 columns; a rotation fitted on 96 other rows hardly helps."
+    )
+
+
+def test_a_rotation_that_helps_is_recommended(rng: np.random.Generator) -> None:
+    report = audit(turned(rng, 3000), max_rows=800, dims=(3, 6, 12))
+    assert not report.truncates
+    named = next(each for each in report.rows if each.rotation_helps and each.rotated >= 0.5)
+    assert report.recommendation.startswith(
+        f"Rotate first: after a rotation fitted on 96 other rows, {named.dim} columns keep {100 * named.rotated:.0f} % "
+        f"of the 10 nearest neighbours (prefix: {100 * named.kept:.0f} %, both among 800 rows); "
+        "matryoshka audit EMB.npy --rotation DIR writes one."
+    )
+    assert str(report).endswith(f"\n\n{report.recommendation}")
+
+
+def test_vectors_that_can_be_cut_may_gain_too(rng: np.random.Generator) -> None:
+    rows = turned(rng, 2000, 24, 0.75) @ np.diag(0.93 ** np.arange(24))
+    report = audit(rows, max_rows=600)
+    assert report.truncates
+    assert report.recommendation.startswith("Rotate first all the same: ")
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ([(0.3, 0.06, 0.01), (0.55, 0.05, 0.04), (0.9, 0.06, 0.05)], 8),  # the narrowest that keeps half
+        ([(0.3, 0.06, 0.01), (0.4, 0.06, 0.01), (0.9, 0.04, 0.03)], 8),  # the widest that helps
+        ([(0.6, 0.06, -0.01), (0.6, 0.049, 0.04), (0.9, 0.04, 0.03)], None),
+    ],
+)
+def test_the_rule_of_the_recommendation(values: list[tuple[float, ...]], named: int | None) -> None:
+    rows = [
+        row(dim, p_value=0.5, rotated=rotated, gain=gain, gain_low=low, gain_high=0.1)
+        for dim, (rotated, gain, low) in zip((4, 8, 16), values, strict=True)
+    ]
+    report = replace(report_of(*rows, row(32)), n_fitted=99, n_rotated=9)
+    expected = "Do not cut; a rotation fitted" if named is None else f"Rotate first: .* {named} columns keep "
+    assert re.match(expected, report.recommendation)
+
+
+def test_rows_that_are_not_finite_are_named_wherever_they_are_read(rng: np.random.Generator) -> None:
+    rows = rng.normal(size=(300, 6))
+    audited = draw(rows, k=10, max_rows=60).ids
+    rows[np.setdiff1d(np.arange(300), audited)] = np.inf
+    with pytest.raises(
+        ValueError, match=r"`embeddings` must be finite, got NaN or infinity in 24 of 24 rows drawn from 300"
+    ):
+        audit(rows, max_rows=60)
+
+
+# First stages
+
+
+def bits_oracle(rows: np.ndarray, dim: int, k: int, length: int, n_queries: int) -> float:
+    """The expected share of neighbours among the `length` of fewest differing bits, one query at a time."""
+    prefixes = unit(rows[:, :dim])
+    bits = prefixes > prefixes.mean(axis=0)
+    total = 0.0
+    for query in range(n_queries):
+        cosine, others = unit(rows) @ unit(rows)[query], [i for i in range(len(rows)) if i != query]
+        nearest = sorted(others, key=lambda i: -cosine[i])[:k]
+        distance = {i: sum(bits[i] != bits[query]) for i in others}
+        for i in nearest:
+            nearer = sum(distance[j] < distance[i] for j in others)
+            as_near = sum(distance[j] == distance[i] for j in others)
+            total += min(1.0, max(0.0, (length - nearer) / as_near))
+    return total / (k * n_queries)
+
+
+def test_first_stages_against_loops(rng: np.random.Generator) -> None:
+    rows = turned(rng, 120, 10, 0.9)
+    sample = draw(rows, k=1, max_queries=7, max_rows=120)
+    columns, stages = _rotation.measure(_rotation.Trial(sample, None, 0), (2, 5, 10), 1, rng)
+    assert columns == {}
+    found = {(stage.code, stage.dim): stage for stage in stages}
+    assert len(found) == len(stages) == 5
+    exact = sample.rows.astype(np.float64)
+    for (code, dim), stage in found.items():
+        assert (stage.candidates, stage.rotated, stage.bytes) == (10, False, 8 if code == "bits" else 4 * dim)
+        if code == "bits":
+            assert stage.kept == pytest.approx(bits_oracle(exact, dim, 1, 10, 7))
+        else:
+            best = [np.argsort(-(unit(exact[:, :dim]) @ unit(exact[q, None, :dim])[0]))[:11] for q in range(7)]
+            nearest = [np.argsort(-(exact @ exact[q]))[1] for q in range(7)]
+            assert stage.kept == pytest.approx(np.mean([i in ids for i, ids in zip(nearest, best, strict=True)]))
+    _, few = _rotation.measure(_rotation.Trial(sample._replace(rows=sample.rows[:99]), None, 0), (2, 10), 1, rng)
+    assert few == []
+
+
+def test_the_cheapest_first_stage_holds_95_percent() -> None:
+    def stage(size: int, kept: float, code: str = "float") -> _rule.FirstStage:
+        return _rule.FirstStage(4, code, False, size, kept, 100)
+
+    stages = [stage(64, 0.99), stage(32, 0.949), stage(48, 0.95), stage(48, 0.96)]
+    assert _rule.cheapest_stage(stages) == stages[2]
+    assert _rule.cheapest_stage(stages[1:2]) is _rule.cheapest_stage([]) is None
+
+
+def test_the_first_stage_is_part_of_the_recommendation(rng: np.random.Generator) -> None:
+    groups = np.repeat(rng.normal(size=(60, 64)), 40, axis=0)
+    report = audit(groups + 0.2 * rng.normal(size=groups.shape), max_queries=100)
+    stage = report.first_stage
+    assert (stage.code, stage.candidates) == ("bits", 100)
+    assert stage.kept >= 0.95
+    assert stage.bytes == 8 * -(-stage.dim // 64)
+    assert f"Cheapest first stage: {stage.dim} columns in one bit each" in report.recommendation
+    assert f'Corpus(rows, search_dims=({stage.dim},), code="bits").' in report.recommendation
+    assert json.loads(report.to_json())["first_stage"] == stage._asdict()
+    assert "the rotation" not in report.recommendation
+    gained = tuple(each._replace(gain=0.1, gain_low=0.1) for each in report.rows)
+    assert "in one bit each without the rotation, " in replace(report, rows=gained).recommendation
+    floats = report.first_stage._replace(code="float", rotated=True, bytes=4 * stage.dim)
+    text = replace(report, rows=gained, first_stage=floats).recommendation
+    assert f"{stage.dim} columns in float32 after the rotation, {4 * stage.dim} bytes a row" in text
+    assert f"Corpus(rows, search_dims=({stage.dim},))." in text
+
+
+@pytest.mark.parametrize("gain", [0.0, 0.06])
+def test_rotated_stages_need_a_rotation_that_is_recommended(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, gain: float
+) -> None:
+    plain, rotated = (_rule.FirstStage(4, "float", size == 16, size, 0.99, 100) for size in (32, 16))
+    columns = {name: np.full(3, gain) for name in ("rotated", "gain", "gain_low", "gain_high")}
+    monkeypatch.setattr(_rotation, "measure", lambda *_: (columns, [plain, rotated]))
+    assert audit(nested(rng)).first_stage == (rotated if gain else plain)
+
+
+# A plain cut
+
+
+def test_a_plain_cut_that_does_as_well_is_named() -> None:
+    places = np.stack([np.full((50, 4), place) for place in (9, 4, 4)])
+    funnel = Funnel((2, 64), (9,))
+    assert _rule.plain_cut(places, (2, 32, 64), 1000, 1000, Funnel((64,))) == 32
+    assert _rule.plain_cut(places, (2, 32, 64), 1000, 1000, funnel) is None  # the funnel costs less
+    assert _rule.plain_cut(places, (2, 32, 64), 2000, 1000, Funnel((64,))) is None  # of more rows others come before
+    places[1].flat[:2] = 5
+    assert _rule.plain_cut(places, (2, 32, 64), 1000, 1000, Funnel((64,))) == 32
+    places[1].flat[:3] = 5
+    assert _rule.plain_cut(places, (2, 32, 64), 1000, 1000, Funnel((64,))) is None
+
+
+def test_a_plain_cut_is_printed(rng: np.random.Generator) -> None:
+    report = audit(nested(rng, decay=0.5))
+    assert report.cut == 12
+    assert "Plain cut: corpus.search(queries, 10, dim=12) does as well, at 4.0 x fewer multiply-adds" in str(report)
+    assert "Plain cut" not in str(replace(report, cut=None))
 
 
 def test_printed_and_as_json(rng: np.random.Generator) -> None:
@@ -350,6 +669,9 @@ def test_printed_and_as_json(rng: np.random.Generator) -> None:
     assert record["funnel"] == {"dims": list(report.funnel.dims), "keep": list(report.funnel.keep)}
     assert [entry["dim"] for entry in record["rows"]] == list(Nesting.halving(48).dims) == [12, 24, 48]
     assert record["rows"][0]["kept"] == report.rows[0].kept
+    assert record["rows"][0]["rotated"] == report.rows[0].rotated
+    assert record["recommendation"] == report.recommendation
+    assert (record["n_fitted"], record["n_rotated"], record["first_stage"]) == (100, 100, None)
     assert json.loads(audit(shuffle(nested(rng), 0)).to_json())["funnel"] is None
 
 

@@ -13,7 +13,7 @@ import pytest
 from commands import Capture, assert_refused, assert_usage_refused, names
 from conftest import load
 
-from matryoshka import audit
+from matryoshka import Rotation, audit
 from matryoshka.cli import main
 
 
@@ -57,6 +57,62 @@ def test_writes_table_figure_and_json(rows: np.ndarray, exists: bool, capsys: Ca
     assert Path("out", "audit.png").read_bytes().startswith(b"\x89PNG")
     assert len(names("out")) == 3 + exists
     assert "wrote out" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_fits_and_writes_a_rotation(rows: np.ndarray, exists: bool, capsys: Capture) -> None:
+    if exists:
+        Rotation.fit(rows[:40]).save("turn")
+    assert main(["audit", "rows.npy", "--rotation", "turn"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"{audit(rows)}\n")
+    assert printed.endswith(
+        "wrote turn: Rotation.load('turn').apply(rows) turns rows and queries, before they are cut\n"
+    )
+    assert Rotation.load("turn") == Rotation.fit(rows)
+    assert names() == ["rows.npy", "turn"]
+
+
+@pytest.mark.parametrize(
+    ("folder", "message"),
+    [
+        ("full", "got 'full', which holds other things and no rotation.json; choose another path"),
+        ("mixed", "got 'mixed', which also holds mine.txt; move that elsewhere or choose another path"),
+        ("rows.npy", "'rows.npy' must be a folder, or a new one in a folder that exists"),
+        ("absent/turn", "'absent/turn' must be a folder, or a new one in a folder that exists"),
+    ],
+)
+def test_a_folder_of_other_things_is_refused_before_any_work(
+    rows: np.ndarray, folder: str, message: str, capsys: Capture
+) -> None:
+    Path("full").mkdir()
+    Rotation.fit(rows).save("mixed")
+    for place in ("full", "mixed"):
+        Path(place, "mine.txt").write_text("stays", encoding="utf-8")
+    assert_usage_refused(f"audit absent.npy --rotation {folder}", message, capsys)
+    assert (names("full"), "mine.txt" in names("mixed")) == (["mine.txt"], True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("rows.npy -o out --rotation out", "`--rotation` must be another folder than `-o`, got 'out' for both"),
+        ("few.npy --rotation turn", "`embeddings` must have at least as many rows as columns, 32, got 31"),
+        ("whole.npy --rotation turn", "`embeddings` must hold floating-point numbers, got dtype int8"),
+    ],
+)
+def test_no_rotation_is_written_of_rows_that_have_none(
+    rows: np.ndarray, arguments: str, message: str, capsys: Capture
+) -> None:
+    load("matplotlib")
+    np.save("few.npy", rows[:31])
+    np.save("whole.npy", np.round(20 * rows).astype(np.int8))
+    before = names()
+    assert main(["audit", *arguments.split()]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert message in printed.err
+    assert names() == before
 
 
 def test_runs_as_a_module(rows: np.ndarray) -> None:

@@ -104,9 +104,9 @@ def audit(
     **The recommendation** is to rotate first if that surely keeps more at some width: the 95 % interval of the gain
     lies above 0, and the gain is 5 points or more; embeddings that pass the rule may gain, too. It names the narrowest
     such width that keeps half of the neighbours. Of 100 `k` rows or more it also names the stage with which a search
-    starts at the fewest bytes a row, such that its best 10 `k` of the measured rows hold 95 % of the neighbours: columns
-    in float32, or in one bit each (the sign of a column of the prefix, of unit length, less its mean), rotated only
-    where that is recommended. Lists grow with the rows: `Funnel.calibrate` finds their lengths.
+    starts at the fewest bytes a row, such that its best 10 `k` of the rows measured hold 95 % of the neighbours:
+    columns in float32, or in one bit each (the sign of a column of the prefix, of unit length, less its mean), rotated
+    only where that is recommended. Lists grow with the rows: `Funnel.calibrate` finds their lengths.
 
     A no does not say that nothing can be cut: random columns of redundant embeddings keep a lot, as the table shows.
     It says that the leading columns are not to be preferred. A yes does not prove training with MRL: columns sorted by

@@ -92,7 +92,7 @@ def read(embeddings: Array, ids: np.ndarray, xp: Namespace) -> np.ndarray:
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:
-    return truncate(rows.astype(np.float64, copy=False), rows.shape[1]).astype(np.float32)
+    return np.asarray(truncate(rows.astype(np.float64, copy=False), rows.shape[1]), dtype=np.float32)
 
 
 def _directions(rows: np.ndarray) -> Iterator[bytes]:
