@@ -149,7 +149,8 @@ class Rotation:
         -----
         Fewer rows than columns span no more directions than there are rows. What new rows hold along the others would
         be reported as energy 0, and in arbitrary order: wider prefixes can then keep less than they did unrotated.
-        Some ten times as many rows as columns leave little to gain.
+        Some four times as many rows as columns leave little to gain: of 384 columns of sentence embeddings, 1,536
+        rows to fit on kept within a point of the neighbours that 7,500 did.
 
         Sums are formed in float64 on the host, whatever the embeddings are: sample x dim^2 / 2 multiply-adds, and
         some ten dim^3 for the eigenvectors. Memory: a block of 16 MB and a few dim x dim matrices. Numbers are scaled
