@@ -18,6 +18,7 @@ from test_retrieval_storage import Slices
 
 from matryoshka import Corpus, Funnel, _threads, metrics
 from matryoshka.retrieval import _codes
+from matryoshka.retrieval._rows import HostRows
 
 METRICS = ("cosine", "ip", "l2")
 
@@ -189,6 +190,15 @@ def test_equal_codes_come_by_id(rng: np.random.Generator, monkeypatch: pytest.Mo
         assert_found(Corpus(rows).search(queries, k, funnel=plan), expected(rows, queries, k, plan, "cosine"))
     same = Corpus(np.tile(kinds[:1], (700, 1)))
     np.testing.assert_array_equal(same.search(queries, 100, funnel=Funnel((5,), code="bits"))[1][2], np.arange(100))
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_blocks_may_be_done_in_any_order() -> None:
+    code = _codes.build(HostRows(np.zeros((200, 5))).knowing(scale=None, squares=np.zeros(200)), (5,), "cosine")[5]
+    search = _codes._Search(code, np.zeros((1, 1), np.uint64), 3, [0])
+    turns = ((128, [128, 129, 130]), (64, [64, 65, 66]), (128, []), (0, [0, 1, 2]), (64, []))  # as threads come to them
+    for start, ids in turns:
+        assert search.block(slice(start, start + 64))[0][0].tolist() == ids
 
 
 def test_a_sample_that_misleads_costs_time_only(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -288,9 +288,9 @@ class _Search(_Scan):
         return found
 
     def keep_best(self, query: int, parts: Sequence[_Found]) -> _Found:
-        """Join what blocks found, in their order, and drop all but the best k."""
+        """Join what blocks found, in their order, and drop all but the best k; blocks that are left come after all."""
         ids, distances = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-        return self.nearest(query, ids, distances, int(ids[-1]) if ids.size else 0)
+        return self.nearest(query, ids, distances, 0)
 
     def nearest(self, query: int, ids: np.ndarray, distances: np.ndarray, start: int) -> _Found:
         """Keep the best k, equal distances by id, and hold later rows to them: those from `start` on come after all."""
