@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks import clock
 from benchmarks.losses.cases import CASES, SENTENCES, Case
 
 COMPARED = ("numpy", "torch", "jax", "keras", "tensorflow", "sentence-transformers")
 MEMORY = ("torch", "jax", "numpy", SENTENCES)
-THREAD_VARIABLES = (
-    *(f"{name}_NUM_THREADS" for name in ("OMP", "OPENBLAS", "MKL")),
-    *("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "NPROC"),
-)
 FIXED = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 """Hands freed arrays back to the system, so that the peak is that of live arrays."""
 
@@ -48,7 +42,7 @@ def main() -> None:
         run(arguments.device, arguments.divide, arguments.output)
     else:
         # Imports come after the thread count: XLA and TensorFlow take as many threads as there are cores for them.
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-arguments.threads :])
+        clock.keep_to(arguments.threads)
         from benchmarks.losses import measure
 
         case = CASES[arguments.case]
@@ -104,16 +98,13 @@ def _row(case: Case, framework: str) -> dict[str, Any]:
 
 
 def _process(task: str, case: Case, framework: str, threads: int, **env: str) -> dict[str, Any]:
-    env |= dict.fromkeys(THREAD_VARIABLES, str(threads)) | {"TF_CPP_MIN_LOG_LEVEL": "3"}
+    env["TF_CPP_MIN_LOG_LEVEL"] = "3"
     if threads == 1:
         env["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false"
     if framework.startswith("keras"):
         env["KERAS_BACKEND"] = framework.removeprefix("keras-")
-    command = [sys.executable, "-m", "benchmarks.losses", task, str(CASES.index(case)), framework, str(threads)]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | env, check=False)
-    if done.returncode != 0:
-        sys.exit(f"{' '.join(command)}\n{done.stderr}")
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+    arguments = (task, CASES.index(case), framework, threads)
+    return dict(json.loads(list(clock.process("benchmarks.losses", arguments, threads, **env))[-1]))
 
 
 if __name__ == "__main__":

@@ -18,9 +18,10 @@ from typing import Any
 
 import torch
 
+from benchmarks.clock import BURST, Step, burst, rounds, summary
 from benchmarks.losses import torch_steps
 from benchmarks.losses.cases import CASES, LARGEST, Case
-from benchmarks.losses.measure import BURST, Step, burst, n_bytes, rounds, summary
+from benchmarks.losses.measure import n_bytes
 from benchmarks.losses.torch_steps import Function
 from benchmarks.table import lines, measured, setting
 
