@@ -90,9 +90,10 @@ def bench(session: nox.Session) -> None:
     install(session, "-e", ".[torch,jax,keras,sentence-transformers]", group="bench")
     Path("report").mkdir(exist_ok=True)
     pytest_suites = {path.stem.removeprefix("test_") for path in Path("benchmarks").glob("test_*.py")}
-    for suite in session.posargs or sorted(pytest_suites | {"losses"}):
-        if suite == "losses":  # takes the clock of processes of its own
-            session.run("python", "-m", "benchmarks.losses")
+    apart = {"losses", "retrieval"}  # take the clock of processes of their own
+    for suite in session.posargs or sorted(pytest_suites | apart):
+        if suite in apart:
+            session.run("python", "-m", f"benchmarks.{suite}")
             continue
         session.run("pytest", f"benchmarks/test_{suite}.py", f"--benchmark-json=report/bench-{suite}.json")
         session.run("python", "-m", "benchmarks.table", suite)

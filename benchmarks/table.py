@@ -1,4 +1,4 @@
-"""From a run of a suite to a table: `python -m benchmarks.table retrieval` after `nox -s bench -- retrieval`.
+"""From a run of a suite to a table: `python -m benchmarks.table cascade` after `nox -s bench -- cascade`.
 
 Reads report/bench-SUITE.json as pytest-benchmark wrote it, and writes report/SUITE.md: a table per group, a row per
 benchmark, medians, and the ratio to the row of the group that is marked as the reference. With `--store`, the run goes
@@ -101,7 +101,7 @@ def _table(rows: list[dict[str, Any]]) -> list[str]:
     for row in rows:
         cells = [_cell(column, row.get(column)) for column in columns]
         ratio = [f"{row['median_s'] / reference:.2f}"] if reference else []
-        table.append([row["row"], *cells, _seconds(row["median_s"]), *ratio])
+        table.append([row["row"], *cells, seconds(row["median_s"]), *ratio])
     return lines(titles, table)
 
 
@@ -127,7 +127,7 @@ def _cell(column: str, value: Any) -> str:
     )
 
 
-def _seconds(value: float) -> str:
+def seconds(value: float) -> str:
     for unit, scale in (("s", 1.0), ("ms", 1e3)):
         if value * scale >= 1.0:
             return f"{value * scale:.3g} {unit}"
