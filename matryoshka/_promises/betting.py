@@ -43,8 +43,38 @@ def p_value(losses: np.ndarray, bound: float, delta: float) -> float:
 
 
 def draws_needed(bound: float, delta: float) -> int:
-    """Return a number of draws below which no test can reach `delta`: there is no loss, and every stake is full.
+    """Return the fewest draws, without any loss among them, for which `p_value` is at most `delta`.
 
-    The first stakes are lower, so the test itself takes a few more: 238 for 232 at 0.01 and 0.1.
+    Parameters
+    ----------
+    bound, delta : float
+        As for `p_value`.
+
+    Returns
+    -------
+    int
+        238 for 0.01 and 0.1. Above a million it is that of a larger bound, scaled up, which is at most some
+        thousandths too high.
+
+    Notes
+    -----
+    The first stakes are lower than 1, so this is more than the log(1 / delta) / log(1 + bound) of full ones.
     """
-    return math.ceil(math.log(1 / delta) / math.log1p(bound))
+    full = math.ceil(math.log(1 / delta) / math.log1p(bound))
+    if full > _PLAYED:  # what a small bound wins in n draws, one that is n / m times as large wins in m
+        scale = 2 * full / _PLAYED
+        return math.ceil(scale * draws_needed(scale * bound, delta))
+    too_few, enough = full - 1, full
+    while p_value(np.zeros(enough), bound, delta) > delta:
+        too_few, enough = enough, 2 * enough
+    while enough - too_few > 1:
+        middle = (too_few + enough) // 2
+        if p_value(np.zeros(middle), bound, delta) > delta:
+            too_few = middle
+        else:
+            enough = middle
+    return enough
+
+
+_PLAYED = 1 << 20
+"""Draws up to which the game is played out."""
