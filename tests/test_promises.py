@@ -55,6 +55,8 @@ BROKEN = {
     "recalls": (None, [], [None], [2.0], [math.nan], [0.9] * 50),
     "queries_needed": NO_COUNTS,
     "code": (None, 1, "", "bit", "BITS", ["bits"]),
+    "cost": (None, "clock", "time", 1, []),
+    "batch_size": (1, "5", True, -1, 2.0, [5], {}),
 }
 """What no certificate holds, by field."""
 
@@ -67,7 +69,7 @@ def certified() -> list[Cascade | Funnel]:
     rows, queries = (rng.normal(size=(n, 32)) * 0.8 ** np.arange(32) for n in (500, 400))
     return [
         Cascade.certify([short, full], labels, nesting=(8, 16), max_gap=0.1),
-        Funnel.calibrate(Corpus(rows), queries, 5, recall=0.9),
+        Funnel.calibrate(Corpus(rows), queries, 5, recall=0.9, cost="multiply_adds"),
     ]
 
 
@@ -112,7 +114,9 @@ def test_where_nothing_passed_the_plan_is_the_full_width() -> None:
     labels = np.arange(10) % 2
     probabilities = [np.full((10, 2), 0.5)] * 2
     cascade = Cascade.certify(probabilities, labels, nesting=(8, 16), max_gap=0.1)
-    funnel = Funnel.calibrate(Corpus(rng.normal(size=(60, 32))), rng.normal(size=(10, 32)), 5, recall=0.9)
+    funnel = Funnel.calibrate(
+        Corpus(rng.normal(size=(60, 32))), rng.normal(size=(10, 32)), 5, recall=0.9, cost="multiply_adds"
+    )
     for plan, change in ((cascade, {"thresholds": [0.5]}), (funnel, {"dims": [8, 32], "keep": [20]})):
         record = json.loads(plan.to_json())
         assert record["certificate"]["chosen"] is None
@@ -167,11 +171,17 @@ class TestBetting:
         assert claims <= 100
 
     def test_no_loss_needs_the_stated_number_of_draws(self) -> None:
-        for bound, delta in ((0.01, 0.1), (0.05, 0.05), (0.2, 0.01)):
+        for bound, delta in ((0.01, 0.1), (0.05, 0.05), (0.2, 0.01), (0.03, 0.5), (0.9, 0.9)):
             needed = betting.draws_needed(bound, delta)
-            assert (1 + bound) ** needed >= 1 / delta > (1 + bound) ** (needed - 1)
-            assert betting.p_value(np.zeros(2 * needed), bound, delta) <= delta
-            assert betting.p_value(np.zeros(needed - 1), bound, delta) > delta
+            passing = [n for n in range(1, 2 * needed) if self.naive([0.0] * n, bound, delta) <= delta * (1 + 1e-9)]
+            assert passing == list(range(needed, 2 * needed))
+
+    def test_the_stated_number_for_small_bounds(self) -> None:
+        for bound, delta in ((1e-5, 0.1), (1e-4, 1e-9)):
+            needed = betting.draws_needed(bound, delta)
+            assert betting.p_value(np.zeros(needed), bound, delta) <= delta
+            assert betting.p_value(np.zeros(int(0.99 * needed)), bound, delta) > delta
+        assert 1 <= betting.draws_needed(1e-16, 1e-300) / 6.9077e18 < 1.02
 
     def test_only_losses_prove_nothing(self) -> None:
         assert betting.p_value(np.ones(50), 0.1, 0.1) == 1.0

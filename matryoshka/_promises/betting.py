@@ -53,8 +53,8 @@ def draws_needed(bound: float, delta: float) -> int:
     Returns
     -------
     int
-        238 for 0.01 and 0.1. Above a million it is that of a larger bound, scaled up, which is at most some
-        thousandths too high.
+        238 for 0.01 and 0.1. Above some ten thousand it is that of a larger bound, scaled up, which is at most a
+        hundredth too high.
 
     Notes
     -----
@@ -76,5 +76,5 @@ def draws_needed(bound: float, delta: float) -> int:
     return enough
 
 
-_PLAYED = 1 << 20
+_PLAYED = 1 << 16
 """Draws up to which the game is played out."""

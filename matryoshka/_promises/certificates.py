@@ -216,6 +216,10 @@ class RecallCertificate(_Tested):
         Tested queries on fewer of which no funnel can pass, even with perfect recall on all of them.
     code : str
         In which code the funnel searches its first width; "float" in files from before there was another.
+    cost : {"time", "multiply_adds"}
+        What the funnels were compared by; the latter in files from before there was another.
+    batch_size : int or None
+        Queries asked at once in the times; None where multiply-adds were counted.
     """
 
     _kind, _maker, _subject = "funnel", "Funnel.calibrate", "this funnel"
@@ -234,11 +238,17 @@ class RecallCertificate(_Tested):
     chosen: int | None
     queries_needed: int
     code: str = "float"
+    cost: str = "multiply_adds"
+    batch_size: int | None = None
 
     def __post_init__(self) -> None:
         counts = ("k", "n_rows", "n_queries", "n_choice_queries", "queries_needed")
-        options = {"metric": ("cosine", "ip", "l2"), "code": _checks.CODES}
+        options = {"metric": ("cosine", "ip", "l2"), "code": _checks.CODES, "cost": COSTS}
         self._check_fields(shares=("recall", "delta"), counts=counts, options=options)
+        if self.cost == "time":
+            _checks.integer(self.batch_size, "certificate.batch_size", minimum=1)
+        else:
+            self._agree("batch_size", self.batch_size, None, "as a count is the same for each query")
         widths = _checks.dims(self.dims, "certificate.dims", code=self.code)
         _checks.keep(self.keep, len(widths), "certificate.keep")
         for i, recall in enumerate(self.recalls):
@@ -253,13 +263,21 @@ class RecallCertificate(_Tested):
     def __str__(self) -> str:
         promise = f"expected recall@{self.k} >= {self.recall:g} with probability >= {1 - self.delta:g}"
         queries = f"{self.n_queries} queries ({self.n_choice_queries} others chose the candidates)"
-        if self.chosen is None:
-            outcome = "only the exact search could be certified"
-            if self.n_queries < self.queries_needed:
-                outcome += f" (at least {self.queries_needed} are needed, so {2 * self.queries_needed} in all)"
-        else:
-            outcome = (
-                f"p = {self.p_values[self.chosen]:.3g}, recall {self.recalls[self.chosen]:.4f}, "
-                f"{len(self.p_values)} funnels tested"
-            )
-        return f"{promise} over {queries}: {outcome}"
+        return f"{promise} over {queries}: {self._outcome()}"
+
+    def _outcome(self) -> str:
+        if self.chosen is not None:
+            passed = f"p = {self.p_values[self.chosen]:.3g}, recall {self.recalls[self.chosen]:.4f}"
+            return f"{passed}, {len(self.p_values)} funnels tested"
+        if not self.p_values:
+            by = "multiply-adds" if self.batch_size is None else f"the clock, {self.batch_size} queries at once"
+            return f"no funnel beats the exact search here by {by}"
+        outcome = f"only the exact search could be certified (the safest funnel: recall {self.recalls[0]:.4f}"
+        if self.n_queries < self.queries_needed:
+            both = f"{2 * self.queries_needed} with those that choose"
+            outcome += f"; a perfect one takes {self.queries_needed} tested queries, {both}"
+        return f"{outcome})"
+
+
+COSTS = ("time", "multiply_adds")
+"""What funnels may be compared by: seconds as a model of the corpus tells them, or a count."""

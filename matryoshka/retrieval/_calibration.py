@@ -3,52 +3,71 @@
 from __future__ import annotations
 
 import copy
-import itertools
-import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
-from matryoshka import _checks
+from matryoshka import _checks, costs
 from matryoshka._array import namespace, take_rows, to_numpy
 from matryoshka._promises import betting
-from matryoshka._promises.certificates import RecallCertificate
+from matryoshka._promises.certificates import COSTS, RecallCertificate
 from matryoshka._promises.walk import walk
 from matryoshka._typing import Array
 from matryoshka._values import pareto_front
 from matryoshka.nesting import Nesting
+from matryoshka.retrieval._candidates import FEWEST_BITS, QUERIES, Candidate, Shaping, Space, members
+from matryoshka.retrieval._clock import Clock
 from matryoshka.retrieval.corpus import Corpus
 from matryoshka.retrieval.funnel import Funnel, FunnelPoint, Searchable
 
-_BUDGETS = (0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
+_MARGIN = 0.9
+"""Part of the time of the exact search that a funnel may take: what is closer, the model does not tell apart."""
+
+_LOST = (0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 """Shares of the true neighbours that a candidate may lose over all its stages, on the queries that shape it."""
+
+_LOST_OF_BOUND = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
+"""The same, as parts of what a promised recall leaves."""
+
+_ENOUGH = 0.25
+"""Part of the neighbours that a promise may lose; what loses less on some queries may start the test on others."""
+
+_TESTED = 6
+"""Candidates that are tested, at most."""
+
+_LONGER = 2
+"""How many times as long the lists are that are tested first: what loses little on the queries that shaped it may lose
+more on others."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """Which funnels are looked for: on what, for how many results, with which widths and lists."""
+    """Which funnels are looked for: on what, for how many results, with which widths and lists, by which cost."""
 
     corpus: Searchable
     k: int
     dims: tuple[int, ...]
     longest: int
+    cost: str
+    batch_size: int
+    progress: Callable[[int, int], object] | None
 
     @classmethod
-    def of(cls, corpus: Searchable, k: int, dims: Sequence[int] | None, longest: int) -> Question:
+    def of(
+        cls,
+        corpus: Searchable,
+        k: int,
+        *,
+        dims: Sequence[int] | None,
+        longest: int,
+        cost: str,
+        batch_size: int,
+        progress: Callable[[int, int], object] | None,
+    ) -> Question:
         """Check the arguments; the last width must be that of the corpus, which the exact search has."""
-        if not isinstance(corpus, Searchable):
-            msg = (
-                f"`corpus` must be a Corpus, got {type(corpus).__name__}; "
-                "build one of the embeddings, or pass another Searchable."
-            )
-            raise TypeError(msg)
-        if corpus.dim in (_starts(corpus) or ()):
-            msg = (
-                f"`corpus` must start funnels below its full width of {corpus.dim} only, got {corpus.search_dims}: at "
-                "the full width its search is not exact, which a certificate falls back on; index a prefix."
-            )
-            raise ValueError(msg)
+        _check(corpus)
         k = _checks.integer(k, "k", minimum=1, maximum=len(corpus))
         longest = _checks.integer(longest, "longest", minimum=k)
         widths = _default_dims(corpus) if dims is None else _checks.dims(dims)
@@ -56,7 +75,16 @@ class Question:
         if widths[-1] != corpus.dim:
             msg = f"`dims` must end with the width of the corpus, {corpus.dim}, got {widths}; add it."
             raise ValueError(msg)
-        question = cls(corpus, k, widths, min(longest, len(corpus)))
+        cost = _checks.choice(cost, "cost", COSTS)
+        if cost != "time" and "float" not in _codes(corpus):
+            msg = (
+                f"`cost` must be 'time' for a `corpus` that starts in {corpus.codes} only, got {cost!r}; leave it out."
+            )
+            raise ValueError(msg)
+        batch_size = _checks.integer(batch_size, "batch_size", minimum=1)
+        if progress is not None:
+            _checks.function(progress, "progress")
+        question = cls(corpus, k, widths, min(longest, len(corpus)), cost, batch_size, progress)
         if len(widths) > 1 and not question.starts:
             msg = (
                 f"`dims` must hold a width at which `corpus` may start, of {corpus.search_dims}, got {widths}; add one."
@@ -65,10 +93,16 @@ class Question:
         return question
 
     @property
-    def starts(self) -> list[int]:
-        """Widths below the full one at which a funnel may start."""
-        allowed = _starts(self.corpus)
-        return [dim for dim in self.dims[:-1] if allowed is None or dim in allowed]
+    def starts(self) -> list[tuple[int, str]]:
+        """Widths and codes in which a funnel may start, in the order in which early ones rule out most of the others.
+
+        A code multiplies nothing that could be counted, so that it needs the time.
+        """
+        allowed, codes, full = _starts(self.corpus), _codes(self.corpus), self.corpus.dim
+        dims = [dim for dim in self.dims[::-1] if allowed is None or dim in allowed]
+        coded = self.cost == "time" and "bits" in codes
+        bits = [(dim, "bits") for dim in dims if coded and dim >= min(FEWEST_BITS, full)]
+        return bits + [(dim, "float") for dim in dims if dim < full and "float" in codes]
 
     def exact(self, queries: Array, least: int) -> np.ndarray:
         """Return the exact neighbours (n_queries, k) of at least so many queries."""
@@ -88,10 +122,56 @@ class Question:
         return to_numpy(self.corpus.search(queries, self.k, funnel=funnel)[1])
 
 
+class _Steps:
+    """Tells of progress: a step for the exact search, for each start, and for each funnel tested."""
+
+    def __init__(self, question: Question, tests: int) -> None:
+        self._tell, self._done, self._total = question.progress, 0, 1 + len(question.starts) + tests
+
+    def next(self) -> None:
+        """Tell that one more is done."""
+        self._done += 1
+        if self._tell is not None:
+            self._tell(self._done, self._total)
+
+    def finish(self) -> None:
+        """Tell that no more are needed."""
+        if self._done < self._total:
+            self._done = self._total - 1
+            self.next()
+
+
+class _Price(NamedTuple):
+    """What the exact search costs, what a funnel does, and what a funnel must stay below to be of use."""
+
+    exact: float
+    of: Callable[[Funnel], float]
+    limit: float
+
+    @classmethod
+    def agreed(cls, question: Question, queries: Array, *, owner: Searchable) -> _Price:
+        """Count, or measure and keep the times with the owner."""
+        if question.cost == "multiply_adds":
+            n = len(question.corpus)
+            exact = costs.search(n, question.corpus.dim)
+            return cls(exact, lambda funnel: funnel.multiply_adds(n), exact)
+        clock = Clock(question.corpus, queries, question.batch_size, question.k, owner=owner)
+        return cls(clock.exact(), clock.funnel, _MARGIN * clock.exact())
+
+
 def pareto(question: Question, queries: Array) -> list[FunnelPoint]:
     """Return the candidates that no other one beats in both cost and recall, cheapest first, the exact search last."""
-    question = _on_a_copy(question)
-    return _pareto(question, queries, question.exact(queries, least=1))
+    steps, copied, n = _Steps(question, 0), _on_a_copy(question), len(question.corpus)
+    exact = copied.exact(queries, least=1)
+    steps.next()
+    price = _Price.agreed(copied, queries, owner=question.corpus)
+    found = _candidates(copied, queries, exact, None, price, steps)
+    front = pareto_front(found, lambda candidate: (candidate.cost, candidate.recall))
+    timed = question.cost == "time"
+    return [
+        FunnelPoint(funnel, recall, funnel.multiply_adds(n), cost if timed else None)
+        for cost, recall, funnel in (*front, Candidate(price.exact, 1.0, Funnel((question.corpus.dim,))))
+    ]
 
 
 def certify(question: Question, queries: Array, *, recall: float, delta: float, seed: int) -> RecallCertificate:
@@ -99,23 +179,25 @@ def certify(question: Question, queries: Array, *, recall: float, delta: float, 
     recall = _checks.real(recall, "recall", minimum=0.0, maximum=1.0, open_minimum=True, open_maximum=True)
     delta = _checks.real(delta, "delta", minimum=0.0, maximum=1.0, open_minimum=True, open_maximum=True)
     rng = np.random.default_rng(_checks.seed(seed))
-    corpus, question = question.corpus, _on_a_copy(question)
+    corpus, steps, question = question.corpus, _Steps(question, 2 + _TESTED), _on_a_copy(question)
     exact = question.exact(queries, least=2)  # one to choose by, one to test with
-    half, rows = len(exact) // 2, rng.permutation(len(exact))
-    choice, test = (take_rows(queries, part, namespace(("queries", queries))) for part in (rows[:half], rows[half:]))
-    *cheaper, exact_search = (point.funnel for point in _pareto(question, choice, exact[rows[:half]]))
+    steps.next()
+    (choice, chosen_by), (test, tested_by) = _halves(queries, exact, rng)
+    price = _Price.agreed(question, choice, owner=corpus)
+    found = _candidates(question, choice, chosen_by, recall, price, steps)
     recalls: list[float] = []
 
     def test_recall(funnel: Funnel) -> float:
-        found = _members(question.found(test, funnel), exact[rows[half:]]).mean(axis=1)
-        recalls.append(float(found.mean()))
-        return betting.p_value(1 - found, 1 - recall, delta)
+        shares = members(question.found(test, funnel), tested_by).mean(axis=1)
+        recalls.append(float(shares.mean()))
+        steps.next()
+        return betting.p_value(1 - shares, 1 - recall, delta)
 
-    safest_first = cheaper[::-1]
+    safest_first = _to_test(found, recall, price, question.longest)
     p_values, chosen = walk(safest_first, test_recall, delta)
-    best = exact_search if chosen is None else safest_first[chosen]
-    if isinstance(corpus, Corpus) and isinstance(question.corpus, Corpus):
-        corpus._adopt(question.corpus, best.dims[0])
+    best = Funnel((corpus.dim,)) if chosen is None else safest_first[chosen]
+    _adopt(corpus, question.corpus, best)
+    steps.finish()
     return RecallCertificate(
         dims=best.dims,
         keep=best.keep,
@@ -130,11 +212,107 @@ def certify(question: Question, queries: Array, *, recall: float, delta: float, 
         recalls=tuple(recalls),
         chosen=chosen,
         queries_needed=betting.draws_needed(1 - recall, delta),
+        code=best.code,
+        cost=question.cost,
+        batch_size=question.batch_size if question.cost == "time" else None,
     )
+
+
+def _halves(
+    queries: Array, exact: np.ndarray, rng: np.random.Generator
+) -> tuple[tuple[Array, np.ndarray], tuple[Array, np.ndarray]]:
+    """Split queries and their neighbours at random, the larger half last."""
+    rows = rng.permutation(len(exact))
+    first, second = rows[: len(rows) // 2], rows[len(rows) // 2 :]
+    xp = namespace(("queries", queries))
+    return (take_rows(queries, first, xp), exact[first]), (take_rows(queries, second, xp), exact[second])
+
+
+def _candidates(
+    question: Question,
+    queries: Array,
+    exact: np.ndarray,
+    recall: float | None,
+    price: _Price,
+    steps: _Steps,
+) -> list[Candidate]:
+    """Return the funnels that are worth their cost, shaped on an even share of the queries, for a recall or for any."""
+    size = min(len(exact), QUERIES)
+    rows = np.arange(size) * len(exact) // size
+    shaping = take_rows(queries, rows, namespace(("queries", queries)))
+    space = Space(
+        corpus=question.corpus,
+        k=question.k,
+        dims=question.dims,
+        starts=question.starts,
+        longest=question.longest,
+        lost=_LOST if recall is None else [part * (1 - recall) for part in _LOST_OF_BOUND],
+        enough=1.0 if recall is None else _enough(recall),
+        cost=price.of,
+        limit=price.limit,
+    )
+    return Shaping(space, shaping, exact[rows]).candidates(steps.next)
+
+
+def _to_test(found: Sequence[Candidate], recall: float, price: _Price, longest: int) -> list[Funnel]:
+    """Return the funnels to test, the safest first.
+
+    Of those that lose little it is the one whose lists can be twice as long at the least cost, first with these. What
+    costs less and reaches the recall follows, a few of many, spread evenly by their cost. Where none reaches it,
+    the certificate tells how far the best is.
+    """
+    if not found:
+        return []
+
+    def longer(funnel: Funnel) -> Funnel:
+        return Funnel(funnel.dims, [min(_LONGER * count, longest) for count in funnel.keep], code=funnel.code)
+
+    enough = min(_enough(recall), max(candidate.recall for candidate in found))
+    safe = [candidate for candidate in found if candidate.recall >= enough]
+    safest = min(safe, key=lambda candidate: price.of(longer(candidate.funnel)))
+    roomy = [funnel] if price.of(funnel := longer(safest.funnel)) < price.limit else []
+    front = pareto_front(found, lambda candidate: (candidate.cost, candidate.recall))
+    cheaper = [candidate for candidate in front if candidate.cost < safest.cost and candidate.recall >= recall]
+    if len(cheaper) > _TESTED:
+        levels = np.geomspace(cheaper[0].cost, cheaper[-1].cost, _TESTED) * (1 + 1e-9)
+        at = np.searchsorted([candidate.cost for candidate in cheaper], levels, side="right") - 1
+        cheaper = [cheaper[i] for i in sorted(set(at.tolist()))]
+    return list(dict.fromkeys([*roomy, safest.funnel, *(candidate.funnel for candidate in cheaper[::-1])]))
+
+
+def _enough(recall: float) -> float:
+    """Return the recall on some queries with which the test on others may start."""
+    return 1 - _ENOUGH * (1 - recall)
+
+
+def _adopt(corpus: Searchable, copied: Searchable, funnel: Funnel) -> None:
+    """Let a `Corpus` keep what its copy has built for the funnel."""
+    if isinstance(corpus, Corpus) and isinstance(copied, Corpus):
+        corpus._adopt(copied, funnel.dims[0], funnel.code)
+
+
+def _check(corpus: object) -> None:
+    """Check that a funnel can be looked for on it, and that its exact search is exact."""
+    if not isinstance(corpus, Searchable):
+        msg = (
+            f"`corpus` must be a Corpus, got {type(corpus).__name__}; "
+            "build one of the embeddings, or pass another Searchable."
+        )
+        raise TypeError(msg)
+    if corpus.dim in (_starts(corpus) or ()) and "float" in _codes(corpus):
+        msg = (
+            f"`corpus` must start funnels below its full width of {corpus.dim} only, got {corpus.search_dims}: at "
+            "the full width its search is not exact, which a certificate falls back on; index a prefix."
+        )
+        raise ValueError(msg)
 
 
 def _starts(corpus: Searchable) -> tuple[int, ...] | None:
     return None if isinstance(corpus, Corpus) else corpus.search_dims
+
+
+def _codes(corpus: Searchable) -> tuple[str, ...]:
+    return ("float",) if corpus.codes is None else corpus.codes
 
 
 def _default_dims(corpus: Searchable) -> tuple[int, ...]:
@@ -145,75 +323,4 @@ def _default_dims(corpus: Searchable) -> tuple[int, ...]:
 def _on_a_copy(question: Question) -> Question:
     """Return the question for a copy of a `Corpus`: the blocks of prefixes that are built on the way go with it."""
     corpus = copy.copy(question.corpus) if isinstance(question.corpus, Corpus) else question.corpus
-    return Question(corpus, question.k, question.dims, question.longest)
-
-
-def _pareto(question: Question, queries: Array, exact: np.ndarray) -> list[FunnelPoint]:
-    n, dim = len(question.corpus), question.corpus.dim
-    single = Funnel((dim,), ())
-    last = FunnelPoint(single, 1.0, single.multiply_adds(n))
-    points = [last]
-    for start in question.starts:
-        perfect = min(point.multiply_adds for point in points if point.recall == 1.0)
-        if start * n < perfect:  # what starts wider costs more than what finds everything already
-            points += _shaped(question, queries, exact, start)
-    front = pareto_front(points, lambda point: (point.multiply_adds, point.recall))
-    return [*(point for point in front if point.multiply_adds < last.multiply_adds), last]
-
-
-def _shaped(question: Question, queries: Array, exact: np.ndarray, start: int) -> Iterator[FunnelPoint]:
-    """Give funnels that search at `start`, with their recall on the queries that shaped them.
-
-    All lists are read off one table: where each of the `longest` best rows at `start` ranks at every wider prefix, and
-    which of them are true neighbours.
-    """
-    corpus, k = question.corpus, question.k
-    found = corpus.search(queries, question.longest, funnel=Funnel((start,), ()))[1]
-    ids = to_numpy(found)
-    relevant = _members(ids, exact)
-    wider = [dim for dim in question.dims if dim > start]
-    ranks = {start: np.broadcast_to(np.arange(ids.shape[1]), ids.shape)}
-    for dim in wider:
-        ranks[dim] = _ranks(ids, to_numpy(corpus.rerank(queries, found, ids.shape[1], dim=dim)[1]))
-    chains = [wider[:length] for length in range(len(wider))]
-    for chain, budget in itertools.product(chains, _BUDGETS):
-        dims = (start, *chain, corpus.dim)
-        keep = _lists([ranks[dim] for dim in dims[:-1]], relevant, budget / (len(dims) - 1), k)
-        if keep is not None:
-            funnel = Funnel(dims, keep)
-            recall = _simulated([ranks[dim] for dim in dims], keep, relevant, k)
-            yield FunnelPoint(funnel, recall, funnel.multiply_adds(len(corpus)))
-
-
-def _ranks(ids: np.ndarray, ordered: np.ndarray) -> np.ndarray:
-    """Return the place of each of `ids` (n_queries, m) in its row of `ordered`, which holds the same ids."""
-    ranks = np.empty_like(ids)
-    np.put_along_axis(ranks, np.argsort(ids, axis=1), np.argsort(ordered, axis=1), axis=1)
-    return ranks
-
-
-def _lists(ranks: Sequence[np.ndarray], relevant: np.ndarray, budget: float, k: int) -> tuple[int, ...] | None:
-    """Return the shortest lists that each lose at most a share `budget` of the true neighbours; None if none can."""
-    n_true, keep = relevant.shape[0] * k, []
-    kept = math.ceil((1 - budget) * n_true)
-    for at_width in ranks:
-        reached = np.sort(at_width[relevant])
-        if kept > reached.size:
-            return None
-        keep.append(max(k, int(reached[kept - 1]) + 1))
-    return tuple(itertools.accumulate(keep, min))
-
-
-def _simulated(ranks: Sequence[np.ndarray], keep: Sequence[int], relevant: np.ndarray, k: int) -> float:
-    """Run a funnel on the table of ranks and return its recall@k."""
-    alive = np.broadcast_to(np.arange(keep[0]), (relevant.shape[0], keep[0]))
-    for at_width, count in zip(ranks[1:], (*keep[1:], k), strict=True):
-        chosen = np.argpartition(np.take_along_axis(at_width, alive, axis=1), count - 1, axis=1)[:, :count]
-        alive = np.take_along_axis(alive, chosen, axis=1)
-    return float(np.take_along_axis(relevant, alive, axis=1).mean())
-
-
-def _members(ids: np.ndarray, exact: np.ndarray) -> np.ndarray:
-    """Tell for each id, -1 being none, whether it is among the exact neighbours of the same query."""
-    rows = np.arange(ids.shape[0])[:, None] * (int(exact.max()) + 1)  # an id of another query is another number
-    return np.isin(np.where((ids >= 0) & (ids <= exact.max()), rows + ids, -1), rows + exact)
+    return replace(question, corpus=corpus)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
@@ -192,9 +192,12 @@ class Funnel(JsonValue):
         delta: float = 0.1,
         dims: Sequence[int] | None = None,
         longest: int = 1000,
+        cost: str = "time",
+        batch_size: int = 1,
+        progress: Callable[[int, int], object] | None = None,
         seed: int = 0,
     ) -> Self:
-        """Find the cheapest funnel whose recall@k against the exact search is certified.
+        """Find the fastest funnel whose recall@k against the exact search is certified.
 
         Parameters
         ----------
@@ -213,14 +216,22 @@ class Funnel(JsonValue):
             at which the corpus may start.
         longest : int, default 1000
             No list is longer than this.
+        cost : {"time", "multiply_adds"}, default "time"
+            What makes a funnel cheap: the time of a query on this machine, or `Funnel.multiply_adds`, which is the same
+            on every machine and leaves codes out, since they multiply nothing.
+        batch_size : int, default 1
+            Queries that will be asked at once, for the time: large batches favour the exact search. More than 256, or
+            than half of the queries, count as so many.
+        progress : callable, optional
+            Called with how many steps are done and how many there are at most.
         seed : int, default 0
             Splits the queries.
 
         Returns
         -------
         Funnel
-            With a `certificate`. If no funnel passed the test it is the exact search, and the certificate says how
-            many queries are needed at least.
+            With a `certificate`. It is the exact search if no funnel takes less than nine tenths of its time, or if
+            none passed the test: the certificate says which, and where queries were too few, how many it takes.
 
         Raises
         ------
@@ -238,18 +249,27 @@ class Funnel(JsonValue):
 
         Recall is not monotone in the list lengths, so a whole funnel is tested and not its stages: Learn then Test
         (Angelopoulos et al., 2021) with a betting p-value, along a fixed sequence from the safest candidate to the
-        cheapest, which ends at the first that fails and so needs no correction for their number. Candidates are the
-        Pareto front, on the first half, of funnels that double the width for a while and then jump to the full one,
-        with lists as short as a given share of lost neighbours allows.
+        cheapest, which ends at the first that fails and so needs no correction for their number. Candidates are shaped
+        on the first half: funnels that start at one of `dims` in one of the codes of the corpus, go on through the next
+        widths or jump to the full one at once, with lists as short as a given share of lost neighbours allows, and
+        single widths. Their order is fixed before the second half is looked at.
 
-        To calibrate costs an exact search for all queries, one search per width considered as a start with `longest`
-        candidates per query reranked at every wider width, and one search per funnel tested. Blocks of prefixes built
-        on the way are dropped again, except those of the result. Plans are compared by the multiply-adds of an exact
-        first stage, behind an index too, which says in what order they are tested and not how long it takes.
+        Times are put together from parts: searches of one width for lists of several lengths, rerankings of random
+        rows, and the exact search, by the clock. Each is measured once for a corpus and a batch size and kept with the
+        corpus object, so that the same queries and seed give the same funnel again; another object, or another run, may
+        decide otherwise between funnels that take about the same time.
+
+        With a thousand queries, to calibrate costs about as much as ten exact searches for all of them: one search for
+        all, lists for at most 256 of the queries at the widths that may pay, at most eight funnels on half of them, and
+        the measurements, which cost the same for fewer queries. By multiply-adds it costs up to twice as much where
+        rows are read from a file. Blocks of prefixes and codes built on the way are dropped again, except those of the
+        result.
         """
         from matryoshka.retrieval import _calibration  # which makes funnels
 
-        question = _calibration.Question.of(corpus, k, dims, longest)
+        question = _calibration.Question.of(
+            corpus, k, dims=dims, longest=longest, cost=cost, batch_size=batch_size, progress=progress
+        )
         certificate = _calibration.certify(question, queries, recall=recall, delta=delta, seed=seed)
         return cls(certificate.dims, certificate.keep, code=certificate.code, certificate=certificate)
 
@@ -262,22 +282,28 @@ class Funnel(JsonValue):
         *,
         dims: Sequence[int] | None = None,
         longest: int = 1000,
+        cost: str = "time",
+        batch_size: int = 1,
+        progress: Callable[[int, int], object] | None = None,
     ) -> list[FunnelPoint]:
-        """List the funnels that no other one beats in both multiply-adds and recall@k on these queries.
+        """List the funnels that no other one beats in both cost and recall@k on these queries.
 
         Parameters
         ----------
-        corpus, queries, k, dims, longest
-            As for `calibrate`; all queries are used to choose, and nothing is promised for others.
+        corpus, queries, k, dims, longest, cost, batch_size, progress
+            As for `calibrate`; at most 256 of the queries, spread evenly, are used, and nothing is promised for others.
 
         Returns
         -------
         list of FunnelPoint
-            Cheapest first; the last is the exact search.
+            Cheapest first; the last is the exact search, alone where nothing beats it.
         """
         from matryoshka.retrieval import _calibration  # which makes funnels
 
-        return _calibration.pareto(_calibration.Question.of(corpus, k, dims, longest), queries)
+        question = _calibration.Question.of(
+            corpus, k, dims=dims, longest=longest, cost=cost, batch_size=batch_size, progress=progress
+        )
+        return _calibration.pareto(question, queries)
 
     def multiply_adds(self, n: int, *, executed: bool = False) -> int:
         """Count the multiply-adds of one query on `n` rows.
@@ -372,8 +398,11 @@ class FunnelPoint:
         Mean share of the exact k nearest neighbours that it found.
     multiply_adds : int
         Its cost per query, as `Funnel.multiply_adds` counts it.
+    seconds : float or None
+        The time of a query, put together from measured parts; None where multiply-adds were compared.
     """
 
     funnel: Funnel
     recall: float
     multiply_adds: int
+    seconds: float | None = None

@@ -139,20 +139,20 @@ def test_a_certificate_on_an_index(rng: np.random.Generator) -> None:
     rows, queries = ((rng.normal(size=(n, 24)) * 0.8 ** np.arange(24)).astype(np.float32) for n in (900, 400))
     corpus = Corpus(rows)
     exact = FaissCorpus(corpus, "Flat", dim=6)
-    plan = Funnel.calibrate(exact, queries, 5, recall=0.9, dims=(6, 12, 24))
-    alone = Funnel.calibrate(corpus, queries, 5, recall=0.9, dims=(6, 12, 24))
+    plan = Funnel.calibrate(exact, queries, 5, recall=0.9, dims=(6, 12, 24), cost="multiply_adds")
+    alone = Funnel.calibrate(corpus, queries, 5, recall=0.9, dims=(6, 12, 24), cost="multiply_adds")
     assert plan.keep
     assert plan.dims[0] == 6
     assert (plan, plan.certificate) == (alone, alone.certificate)
     found, expected = exact.search(queries, 5, funnel=plan)[1], corpus.search(queries, 5)[1]
     assert metrics.overlap_at_k(found, expected, 5) > 0.9
     blind = FaissCorpus(corpus, "IVF300,Flat", dim=6)  # which looks into one list of 300
-    refused = Funnel.calibrate(blind, queries, 5, recall=0.9)
+    refused = Funnel.calibrate(blind, queries, 5, recall=0.9, cost="multiply_adds")
     assert refused == Funnel((24,), ())
     assert refused.certificate is not None
     assert refused.certificate.chosen is None
     same(blind.search(queries, 5, funnel=refused), corpus.search(queries, 5))
-    points = Funnel.pareto(exact, queries, 5)
+    points = Funnel.pareto(exact, queries, 5, cost="multiply_adds")
     assert {point.funnel.dims[0] for point in points} == {6, 24}
 
 
