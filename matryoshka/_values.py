@@ -64,7 +64,8 @@ class JsonValue:
     @classmethod
     def _read(cls, text: str | bytes, source: object) -> Self:
         names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
-        parsed = cls._before | record(text, kind=cls._kind, keys=set(names) - set(cls._before), source=source)
+        always = [name for name in names if name not in cls._before]
+        parsed = cls._before | record(text, kind=cls._kind, keys=always, source=source)
         with reading(cls._kind, source):
             return cls(**cls._arguments({name: parsed[name] for name in names}))
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from matryoshka import Cascade, Funnel, Nesting, _checks, _files, cli
+from matryoshka import Cascade, Corpus, Funnel, Nesting, _checks, _files, cli
 
 MAGIC = b"\x93NUMPY\x01\x00"
 
@@ -217,6 +217,20 @@ def test_damaged_values_are_refused_by_name(tmp_path: Path, value: Any, kind: st
     (tmp_path / "value.json").write_bytes(text)
     with pytest.raises(ValueError, match=r"^`.*value.json` must "):
         type(value).load(tmp_path / "value.json")
+
+
+def test_values_come_back_from_their_files(tmp_path: Path, rng: np.random.Generator) -> None:
+    rows = rng.normal(size=(30, 4))
+    certified = Funnel.calibrate(Corpus(rows), rows, 1, recall=0.5, dims=(2, 4))
+    for value in (Nesting((2, 4), importance=(0.5, 2)), Funnel((2, 4), (3,)), certified, Cascade((2, 4), (0.5,))):
+        value.save(tmp_path / "value.json")
+        found = type(value).load(os.fspath(tmp_path / "value.json"))
+        assert found == value
+        assert found.to_json() == value.to_json()
+        assert [path.name for path in tmp_path.iterdir()] == ["value.json"]
+        with pytest.raises(FileNotFoundError, match=r"none\.json"):
+            type(value).load(tmp_path / "none.json")
+    assert certified.certificate is not None
 
 
 def test_numbers_of_hundreds_of_digits_are_out_of_range() -> None:
