@@ -17,10 +17,10 @@ import pytest
 from commands import Capture, assert_refused, assert_usage_refused, names
 from conftest import load
 
-from matryoshka import Corpus, Funnel, costs, metrics
+from matryoshka import Corpus, Funnel, Rotation, costs, metrics
 from matryoshka._commands import _measure, _picture, benchmark
 from matryoshka._commands._measure import Engine, Measured, Plan, Task, Times
-from matryoshka._commands.benchmark import Report
+from matryoshka._commands._report import Report
 from matryoshka.cli import main
 
 
@@ -60,13 +60,13 @@ def test_counts_and_qualities_are_those_of_the_library(files: tuple[np.ndarray, 
     assert record["n_queries"] == 20
     assert {plan["kind"] for plan in record["plans"]} >= {"full", "prefix", "adaptive"}
     for plan in record["plans"]:
-        funnel = Funnel(plan["dims"], plan["keep"])
+        funnel = Funnel(plan["dims"], plan["keep"], code=plan["code"])
         ids = corpus.search(queries[asked], 3, funnel=funnel)[1]
         assert plan["recall"] == metrics.overlap_at_k(ids, exact, 3)
         relevance = metrics.relevance(ids, labels, (np.arange(40) % 7)[asked])
         assert plan["mean_average_precision"] == metrics.mean_average_precision(relevance, 3)
         assert plan["multiply_adds"] == funnel.multiply_adds(300)
-        assert plan["bytes"] == costs.funnel_bytes(300, funnel.dims, funnel.keep)
+        assert plan["bytes"] == costs.funnel_bytes(300, funnel.dims, funnel.keep, executed=True)
         assert plan["theory"] == pytest.approx(costs.search(300, 32) / funnel.multiply_adds(300))
         assert [times["batch"] for times in plan["times"]] == [1, 8]
         assert all(0 < times["median"] <= times["p95"] for times in plan["times"])
@@ -85,8 +85,13 @@ def test_prints_table_and_advice_plainly(files: tuple[np.ndarray, np.ndarray]) -
     assert done.stderr == b""
     assert b"\r" not in done.stdout
     assert lines[0].startswith("rows.npy: 300 rows of 32 columns, cosine; 20 queries")
-    assert lines[2].split()[:3] == ["engine", "plan", "multiply-adds"]
-    assert lines[3].split()[:4] == ["exact", "full", "32", "9,600"]
+    assert (
+        lines[1]
+        == "rows: 0.0 MB mapped from their file (--in-memory reads them first); in memory: what searches start with"
+    )
+    assert lines[3].split()[:3] == ["engine", "plan", "multiply-adds"]
+    assert lines[4].split()[:4] == ["exact", "full", "32", "9,600"]
+    assert len(set(map(len, lines[3 : lines.index("", 3)]))) == 1
     assert any(line.startswith("fastest with recall@10 >= 0.95 at batch 20: ") for line in lines)
     assert lines[-1].startswith("calibrated")
     assert names() == ["labels.npy", "queries.npy", "query_labels.npy", "rows.npy"]
@@ -96,9 +101,21 @@ def row_of_report(recall: float, plan: Plan, median: float, exact: float) -> Mea
     return Measured("faiss:IVF64,Flat", plan, None, None, None, (Times(1, median, median, exact),), recall, None)
 
 
+def exact_row(kind: str, dims: tuple[int, ...], clock: float, recall: float = 1.0, **found: Any) -> Measured:
+    """Return a plan of the exact engine beside an exact search of one millisecond."""
+    plan = Plan(kind, Funnel(dims, (50,) * (len(dims) - 1)))
+    times = (Times(1, 1e-3 / clock, 1e-3 / clock, 1e-3),)
+    given: dict[str, Any] = {"multiply_adds": 1e3, "bytes": 4e3, "theory": 9.0, "mean_average_precision": None} | found
+    return Measured("exact", plan, times=times, recall=recall, **given)
+
+
+FULL = exact_row("full", (32,), 1.0, theory=1.0)
+FOURFOLD = "4.0 x on the clock, 9.0 x by count"
+
+
 SETTINGS = {
     "source": "rows.npy", "n": 300, "dim": 32, "metric": "cosine", "k": 10, "n_queries": 20, "batches": (1,),
-    "threads": 1, "recall": 0.95,
+    "threads": 1, "recall": 0.95, "mapped": True, "rows_bytes": 38_400, "rotation": None,
 }  # fmt: skip
 
 
@@ -111,13 +128,176 @@ def test_nothing_may_reach_the_recall() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        (
+            [exact_row("adaptive", (8, 32), 4), exact_row("prefix", (16,), 3.7)],
+            f"adaptive 8 > 32: {FOURFOLD}; as fast within 10% and simpler: exact, prefix 16: 3.7 x",
+        ),
+        ([exact_row("adaptive", (8, 32), 4.0), exact_row("prefix", (16,), 3.5)], "adaptive 8 > 32: 4.0 x"),
+        ([exact_row("adaptive", (8, 32), 4.0), exact_row("prefix", (8,), 9.0, 0.94)], "adaptive 8 > 32: 4.0 x"),
+        ([exact_row("prefix", (8,), 4.0), exact_row("prefix", (16,), 3.9)], "prefix 8: 4.0 x"),
+        (
+            [exact_row("funnel", (8, 16, 32), 1.05), exact_row("prefix", (8,), 9.0, 0.1)],
+            "funnel 8 > 16 > 32: 1.1 x on the clock, 9.0 x by count; the exact search does as well.",
+        ),
+        (
+            [exact_row("adaptive", (8, 32), 0.95)],
+            "full 32: 1.0 x on the clock, 1.0 x by count, the exact search itself.",
+        ),
+    ],
+)
+def test_the_simplest_plan_that_does_as_well_is_named(rows: list[Measured], said: str) -> None:
+    said = said if said.endswith(".") else f"{said} on the clock, 9.0 x by count."
+    line = f"fastest with recall@10 >= 0.95 at batch 1: exact, {said}"
+    assert str(Report(SETTINGS, [FULL, *rows], [])).splitlines()[-1] == line
+
+
+def test_an_index_of_the_full_width_is_not_the_exact_search() -> None:
+    index = replace(FULL, engine="faiss:HNSW32", recall=0.97, times=(Times(1, 2e-4, 2e-4, 1e-3),))
+    line = "fastest with recall@10 >= 0.95 at batch 1: faiss:HNSW32, full 32: 5.0 x on the clock, 1.0 x by count"
+    assert str(Report(SETTINGS, [FULL, index], [])).splitlines()[-1] == f"{line}."
+    rows = [FULL, index, exact_row("adaptive", (8, 32), 4.6)]
+    simpler = "exact, adaptive 8 > 32: 4.6 x on the clock, 9.0 x by count."
+    assert str(Report(SETTINGS, rows, [])).splitlines()[-1] == f"{line}; as fast within 10% and simpler: {simpler}"
+
+
+def test_bits_are_counted_in_bytes(files: tuple[np.ndarray, np.ndarray], capsys: Capture) -> None:
+    rng = np.random.default_rng(5)
+    np.save("rows.npy", rows := rng.normal(size=(300, 96)).astype(np.float32))
+    np.save("queries.npy", rng.normal(size=(40, 96)).astype(np.float32))
+    record = record_of("rows.npy queries.npy --k 3 --batch 2 --dims 48,64")
+    bits = [plan for plan in record["plans"] if plan["kind"] == "bits"]
+    assert [(plan["dims"], plan["code"]) for plan in bits] == [([64, 96], "bits"), ([96, 96], "bits")]
+    corpus, asked = Corpus(rows), np.load("queries.npy")[np.random.default_rng(0).permutation(40)[20:]]
+    exact = corpus.search(asked, 3)[1]
+    for plan in bits:
+        funnel = Funnel(plan["dims"], plan["keep"], code="bits")
+        assert plan["theory"] == pytest.approx(300 * 96 * 4 / funnel.bytes(300))
+        assert plan["recall"] == metrics.overlap_at_k(corpus.search(asked, 3, funnel=funnel)[1], exact, 3)
+    shown = [line.split()[:5] for line in capsys.readouterr().out.splitlines() if "bits" in line.split()[:2]]
+    assert shown == [["exact", "bits", "64", ">", "96"], ["exact", "bits", "96", ">", "96"]]
+
+
+def test_labels_may_be_content_with_a_plain_cut() -> None:
+    rows = [replace(FULL, mean_average_precision=0.8), exact_row("prefix", (4,), 9.0, 0.2, mean_average_precision=0.79)]
+    rows.append(exact_row("prefix", (8,), 3.0, 0.3, mean_average_precision=0.796))
+    lines = str(Report(SETTINGS, rows, [])).splitlines()
+    assert lines[-2].endswith("exact, full 32: 1.0 x on the clock, 1.0 x by count, the exact search itself.")
+    assert lines[-1] == (
+        "fastest with mAP@10 >= 0.795 (full width: 0.800) at batch 1: exact, prefix 8: 3.0 x on the clock, "
+        "9.0 x by count."
+    )
+
+
+def test_slow_plans_are_explained_by_what_was_measured() -> None:
+    rows = [FULL, exact_row("prefix", (8,), 4.0, 0.5), exact_row("adaptive", (8, 32), 0.5)]
+    rows += [exact_row("funnel", (8, 16, 32), 0.25), exact_row("adaptive", (16, 32), 0.5)]
+    explained = (
+        "slower than the exact search at batch 1 (1.000 ms): 2 of 2 plans in stages; longer lists and reranking take "
+        "most of their 2.000 to 4.000, since searching the prefix alone takes 0.250"
+    )
+    mapped = "; candidates are gathered from the mapped file: compare --in-memory."
+    assert str(Report(SETTINGS, rows, [])).splitlines()[-1] == explained + mapped
+    assert str(Report(SETTINGS | {"mapped": False}, rows, [])).splitlines()[-1] == f"{explained}."
+    for quick in (replace(rows[2], theory=1.9), exact_row("adaptive", (8, 32), 0.91), rows[4]):
+        assert "slower" not in str(Report(SETTINGS, [*rows[:2], quick], []))
+    slow_start = exact_row("prefix", (8,), 0.9, 0.5)  # takes more than half of the time of what starts with it
+    assert "slower" not in str(Report(SETTINGS, [FULL, slow_start, rows[2]], []))
+
+
+def test_near_ties_explain_a_short_prefix_that_is_slow() -> None:
+    rows = [FULL, exact_row("prefix", (2,), 0.5, near_ties=53.4), exact_row("prefix", (8,), 4.0, near_ties=10.0)]
+    assert str(Report(SETTINGS, rows, [])).splitlines()[-1] == (
+        "at batch 1, prefix 2 is slower than prefix 8, 2.000 against 0.250 ms: 53 rows score like the last of the best "
+        "10 to six digits, and are to be told apart."
+    )
+    assert ": at least 1,005 rows" in str(Report(SETTINGS, [FULL, replace(rows[1], near_ties=1005.0), rows[2]], []))
+    assert "slower" not in str(Report(SETTINGS, [FULL, replace(rows[1], near_ties=19.0), rows[2]], []))
+    assert "slower" not in str(Report(SETTINGS, [FULL, exact_row("prefix", (2,), 3.7, near_ties=53.4), rows[2]], []))
+
+
+def test_near_ties_are_counted() -> None:
+    rows = np.zeros((40, 3), np.float32)
+    rows[:, 0], rows[:, 1], rows[:, 2] = 1.0, np.arange(40) // 13, np.arange(40)
+    task = Task(Corpus(rows, metric="l2"), np.array([[0.0, 1.0, 7.0]] * 3, np.float32), 5, (1,))
+    for width, alike in ((1, 40.0), (2, 13.0), (3, 2.0)):  # at 3 columns, two are as far as the fifth
+        found = _measure._measured(task, Engine("exact"), task.corpus, Plan("prefix", Funnel((width,))), ())
+        assert found.near_ties == alike
+
+
+def test_a_clock_that_was_disturbed_is_not_trusted() -> None:
+    slow = replace(exact_row("prefix", (8,), 2.0), times=(Times(1, 1e-3, 1e-3, 1.6e-3),))
+    assert str(Report(SETTINGS, [FULL, slow], [])).splitlines()[-2] == (
+        "at batch 1 the exact search took 1.000 to 1.600 ms, more beside some plans than beside others: something else "
+        "kept the machine busy; measure again."
+    )
+    assert "busy" not in str(Report(SETTINGS, [FULL, replace(slow, times=(Times(1, 1e-3, 1e-3, 1.4e-3),))], []))
+
+
+def test_rows_are_shown_as_they_are_found(
+    files: tuple[np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    seen: list[list[str]] = []
+
+    def calibrate(*_: Any, **__: Any) -> Funnel:
+        seen.append([line.split()[1] for line in capsys.readouterr().out.splitlines() if line.startswith("exact")])
+        raise MemoryError
+
+    monkeypatch.setattr(Funnel, "calibrate", calibrate)
+    with pytest.raises(MemoryError):
+        main(["benchmark", "rows.npy", "queries.npy", "--dims", "8"])
+    assert seen == [["full", "prefix", "adaptive", "funnel"]]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int16])
+def test_a_corpus_may_be_read_into_memory(files: tuple[np.ndarray, np.ndarray], capsys: Capture, dtype: type) -> None:
+    for name, array in zip(("rows", "queries"), files, strict=True):
+        np.save(f"{name}.npy", (array * 1000).astype(dtype))
+    found = []
+    for options in ("", " --in-memory"):
+        record = record_of(f"rows.npy queries.npy{options}")
+        assert record["mapped"] == (options == "" and dtype is np.float32)  # integers become float32 in memory
+        assert ("rows: 0.0 MB in memory\n" in capsys.readouterr().out) != record["mapped"]
+        assert record["rows_bytes"] == 300 * 32 * 4
+        found.append([(plan["dims"], plan["keep"], plan["recall"]) for plan in record["plans"]])
+    assert found[0] == found[1]
+
+
+def test_of_many_queries_some_are_measured(monkeypatch: pytest.MonkeyPatch, files: tuple[np.ndarray, ...]) -> None:
+    monkeypatch.setattr(benchmark, "MOST_MEASURED", 7)
+    monkeypatch.setattr(benchmark, "MOST_CALIBRATING", 6)
+    record = record_of("rows.npy queries.npy --batch 1,4")
+    assert (record["n_queries"], record["batches"]) == (7, [1, 4])
+    assert "over 3 queries (3 others chose the candidates)" in record["notes"][-1]
+    assert record_of("rows.npy queries.npy --batch 1,9")["n_queries"] == 9
+
+
+def test_a_rotation_is_counted_with_each_query(files: tuple[np.ndarray, np.ndarray], capsys: Capture) -> None:
+    rows, queries = files
+    rotation = Rotation.fit(rows[:, ::-1].copy())  # of other rows: what is searched is turned by it, not sorted
+    rotation.save("turn")
+    record = record_of("rows.npy queries.npy --k 3 --batch 1 --rotation turn")
+    assert "rows are rotated by turn; to rotate a query is part of each count and time" in capsys.readouterr().out
+    assert not record["mapped"]
+    asked = np.random.default_rng(0).permutation(40)[20:]
+    corpus, turned = Corpus(rotation.apply(rows)), rotation.apply(queries[asked])
+    exact = corpus.search(turned, 3)[1]
+    for plan in record["plans"]:
+        funnel, own = Funnel(plan["dims"], plan["keep"], code=plan["code"]), 32 * 32 * (plan["kind"] != "full")
+        assert plan["multiply_adds"] == funnel.multiply_adds(300) + own
+        assert plan["bytes"] == funnel.bytes(300) + 4 * own
+        assert plan["recall"] == metrics.overlap_at_k(corpus.search(turned, 3, funnel=funnel)[1], exact, 3)
+
+
 def test_labels_of_the_figure_never_collide_and_names_are_those_of_the_table() -> None:
     load("matplotlib")
     measured = []
     for engine in range(4):
         for i, dim in enumerate((8, 16, 1024)):
             row = row_of_report(0.5 + i / 1000, Plan("prefix", Funnel((dim,), ())), 1e-3, 1e-3)
-            measured.append(replace(row, engine=f"engine {engine}", multiply_adds=1e3 * dim))
+            measured.append(replace(row, engine=f"engine {engine}", bytes=1e3 * dim))
     measured.append(replace(measured[0], plan=Plan("full", Funnel((2048,), ())), recall=1.0))
     canvas = _picture.figure(SETTINGS, measured)
     for axes in canvas.axes:
@@ -131,9 +311,9 @@ def test_labels_of_the_figure_never_collide_and_names_are_those_of_the_table() -
 def test_the_clock_is_the_ratio_of_two_columns() -> None:
     measured = [row_of_report(1.0, Plan("full", Funnel((32,), ())), 0.599e-3, 2.941e-3)]
     lines = str(Report(SETTINGS, measured, [])).splitlines()
-    assert lines[2].split()[-6:] == ["batch", "1", "p95", "exact", "clock", "recall@10"]
-    assert lines[3].split()[-6:] == ["0.599", "0.599", "2.941", "4.9", "x", "1.000"]
-    assert lines[5].startswith("clock = exact / ms")
+    assert lines[3].split()[-6:] == ["batch", "1", "p95", "exact", "clock", "recall@10"]
+    assert lines[4].split()[-6:] == ["0.599", "0.599", "2.941", "4.9", "x", "1.000"]
+    assert lines[7].startswith("clock = exact / ms")
 
 
 def test_a_bar_shows_progress_on_a_terminal(
@@ -142,7 +322,10 @@ def test_a_bar_shows_progress_on_a_terminal(
     load("tqdm")
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     assert main(["benchmark", "rows.npy", "queries.npy", "--dims", "8", "--batch", "1"]) == 0
-    assert "/4" in capsys.readouterr().err  # full, prefix, adaptive, funnel
+    printed = capsys.readouterr()
+    assert "/6" in printed.err  # full, prefix, adaptive, funnel; to calibrate, and what comes of it
+    assert "calibrating with 20 queries" in printed.err
+    assert "%" not in printed.out
 
 
 @pytest.mark.parametrize("exists", [False, True])
@@ -264,6 +447,7 @@ def save_bad_files() -> None:
     np.save("one_nan.npy", np.where(np.arange(50)[:, None] == 4, np.nan, np.ones((50, 32))))
     np.save("short.npy", np.arange(39))
     np.save("fractions.npy", np.ones(300))
+    Rotation.fit(np.eye(2)).save("narrow")
 
 
 @pytest.mark.parametrize(
@@ -302,6 +486,8 @@ def save_bad_files() -> None:
             "`batch` must be positive and strictly increasing, got (0, 4); drop what is",
         ),
         ("rows.npy queries.npy --recall 1", "`recall` must be finite and in (0, 1)"),
+        ("rows.npy queries.npy --rotation absent", "'absent"),
+        ("rows.npy queries.npy --rotation narrow", "--rotation must be of 32 columns, as the corpus is, got one of 2;"),
         ("--n 0", "`n` must be an integer >= 1"),
         ("--n 9 --seed -1", "`seed` must be an integer >= 0"),
         ("rows.npy queries.npy --seed -1", "`seed` must be an integer >= 0"),

@@ -8,15 +8,19 @@ memory.
 from __future__ import annotations
 
 import copy
+import itertools
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from matryoshka import costs, metrics
+from matryoshka._array import row_blocks
 from matryoshka.retrieval import Corpus, Funnel, Searchable
+from matryoshka.rotation import Rotation
 
 if TYPE_CHECKING:
     from matryoshka.faiss import FaissCorpus
@@ -25,12 +29,21 @@ SECONDS = 0.5
 """Time for each plan and batch size, as long as there are `ROUNDS`, fewest and most."""
 ROUNDS = 7, 100
 
+FEWEST_BITS = 64
+"""Width from which on a first stage is tried in bits: fewer tell too few rows apart."""
+
+_BLOCK_NUMBERS = 1 << 22
+MOST_TIES = 1000
+"""Rows that score alike are counted up to here."""
+
+_TIE_QUERIES = 32
+
 FAISS_ITEMSIZE = 4
 """Bytes of a number of a row and of a link of a graph in faiss, which computes in float32 and numbers rows in int32."""
 
 
 class Plan(NamedTuple):
-    """A funnel, and which kind it is: full, prefix, adaptive, funnel or calibrated."""
+    """A funnel, and which kind it is: full, prefix, adaptive, funnel, bits or calibrated."""
 
     kind: str
     funnel: Funnel
@@ -38,7 +51,8 @@ class Plan(NamedTuple):
     def __str__(self) -> str:
         dims = self.funnel.dims
         shown = dims if len(dims) <= 3 else (dims[0], "...", dims[-1])
-        return f"{self.kind} {' > '.join(map(str, shown))}"
+        kind = self.kind if self.funnel.code in ("float", self.kind) else f"{self.kind} {self.funnel.code}"
+        return f"{kind} {' > '.join(map(str, shown))}"
 
 
 class Times(NamedTuple):
@@ -67,12 +81,14 @@ class Measured:
     times: tuple[Times, ...]
     recall: float
     mean_average_precision: float | None
+    near_ties: float | None = None
+    """Rows that score like the k-th best to six digits, counted up to `MOST_TIES`; of prefixes on the exact engine."""
 
     def to_record(self) -> dict[str, Any]:
         """Return everything, ready for JSON."""
         funnel = self.plan.funnel
         record = {name: value for name, value in vars(self).items() if name not in ("plan", "times")}
-        record |= {"kind": self.plan.kind, "dims": funnel.dims, "keep": funnel.keep}
+        record |= {"kind": self.plan.kind, "dims": funnel.dims, "keep": funnel.keep, "code": funnel.code}
         return record | {"times": [{**times._asdict(), "speedup": times.speedup} for times in self.times]}
 
 
@@ -92,6 +108,10 @@ class Engine:
             for dim in dims:
                 FaissCorpus.empty_index(self.index, dim, metric=metric, parameters=self.parameters)
 
+    def takes(self, chosen: Iterable[Plan]) -> list[Plan]:
+        """Return those of the plans that it can start: an index has its own codes."""
+        return [plan for plan in chosen if plan.funnel.code == "float" or not self.index]
+
     def build(self, corpus: Corpus, dim: int) -> Corpus | FaissCorpus:
         """Return what starts searches of the corpus at `dim`."""
         if not self.index:
@@ -103,76 +123,138 @@ class Engine:
 
 @dataclass(frozen=True)
 class Task:
-    """Rows and queries, what the exact search finds, and labels where there are some."""
+    """Rows and queries, what the exact search finds, and labels where there are some.
+
+    With a rotation, `corpus` holds rotated rows, and each plan rotates the queries it is asked, but for the full width,
+    which needs none.
+    """
 
     corpus: Corpus
     queries: np.ndarray
     k: int
     batches: tuple[int, ...]
     labels: tuple[np.ndarray, np.ndarray] | None = None
+    rotation: Rotation | None = None
+    rotated: np.ndarray = field(init=False)
     exact: np.ndarray = field(init=False)
     itemsize: int = field(init=False)
     """Bytes of a number that the exact search computes with."""
 
     def __post_init__(self) -> None:
-        scores, ids = self.corpus.search(self.queries, self.k)
+        object.__setattr__(
+            self, "rotated", self.queries if self.rotation is None else rotate(self.rotation, self.queries)
+        )
+        scores, ids = self.corpus.search(self.rotated, self.k)
         object.__setattr__(self, "exact", ids)
         object.__setattr__(self, "itemsize", scores.dtype.itemsize)
 
+    def search_exactly(self, rows: np.ndarray) -> np.ndarray:
+        """Return the ids that the exact search finds for some queries."""
+        ids: np.ndarray = self.corpus.search(self.rotated[rows], self.k)[1]
+        return ids
 
-def plans(dim: int, dims: Sequence[int], k: int, calibrated: Funnel | None) -> list[Plan]:
-    """Return the plans to compare, full width first."""
-    short = [width for width in dims if width < dim]
+    def search(self, searcher: Searchable, plan: Plan, rows: np.ndarray) -> np.ndarray:
+        """Return the ids that a plan finds for some queries, which are rotated first where the corpus is."""
+        if plan.kind == "full" or self.rotation is None:
+            queries = self.rotated[rows]
+        else:
+            queries = self.rotation.apply(self.queries[rows])
+        ids: np.ndarray = searcher.search(queries, self.k, funnel=plan.funnel)[1]
+        return ids
+
+    def counted(self, plan: Plan) -> int:
+        """Return the multiply-adds with which a plan rotates one query."""
+        return 0 if plan.kind == "full" or self.rotation is None else self.corpus.dim**2
+
+
+def rotate(rotation: Rotation, rows: np.ndarray) -> np.ndarray:
+    """Return rotated rows in memory, a block at a time, in the dtype in which they are searched."""
+    rotated = np.empty(rows.shape, np.float64 if rows.dtype == np.float64 else np.float32)
+    for block in row_blocks(len(rows), max(1, _BLOCK_NUMBERS // rows.shape[1])):
+        rotated[block] = rotation.apply(rows[block].astype(rotated.dtype, copy=False))
+    return rotated
+
+
+def plans(dim: int, dims: Sequence[int], k: int, *, coded: bool) -> list[Plan]:
+    """Return the plans to compare, full width first, those that start at one width beside each other."""
     keep, last = max(costs.SHORTLIST, k), max(10, k)
-    halving = [Funnel.halving(dim, smallest=width, keep=keep, last=last) for width in short]
-    found = [Plan("full", Funnel((dim,), ()))]
-    found += [Plan("prefix", Funnel((width,), ())) for width in short]
-    found += [Plan("adaptive", Funnel((width, dim), (keep,))) for width in short]
-    found += [Plan("funnel", funnel) for funnel in halving if len(funnel.dims) > 2]
-    if calibrated is not None and calibrated.keep:
-        found.append(Plan("calibrated", calibrated))
+    found = [Plan("full", Funnel((dim,)))]
+    for width in dims:
+        if width < dim:
+            halving = Funnel.halving(dim, smallest=width, keep=keep, last=last)
+            found.append(Plan("prefix", Funnel((width,))))
+            found.append(Plan("adaptive", Funnel((width, dim), (keep,))))
+            found += [Plan("funnel", halving)] * (len(halving.dims) > 2)
+        if coded and width >= FEWEST_BITS:
+            found.append(Plan("bits", Funnel((width, dim), (keep,), code="bits")))
     return found
 
 
-def measure(
-    task: Task, engines: Sequence[Engine], chosen: Sequence[Plan], advance: Callable[[], object]
-) -> list[Measured]:
-    """Measure all plans on all engines, in the order given; `advance` is called after each."""
-    found: dict[tuple[str, Plan], Measured] = {}
-    for engine in engines:
-        for dim in sorted({plan.funnel.dims[0] for plan in chosen}):
-            group = [plan for plan in chosen if plan.funnel.dims[0] == dim]
-            searcher = engine.build(copy.copy(task.corpus), dim)  # the block of prefixes goes with the copy
-            times = _clock(task, searcher, group)
-            for plan, taken in zip(group, times, strict=True):
-                found[engine.name, plan] = _measured(task, engine, searcher, plan, taken)
-                advance()
-    return [found[engine.name, plan] for engine in engines for plan in chosen]
+def widths(chosen: Iterable[Plan]) -> tuple[int, ...]:
+    """Return the widths at which plans start."""
+    return tuple(sorted({plan.funnel.dims[0] for plan in chosen}))
+
+
+def measure(task: Task, engine: Engine, chosen: Iterable[Plan], now: Callable[[str], object]) -> Iterator[Measured]:
+    """Measure plans on an engine and give each as it is done; `now` is told what is done meanwhile."""
+    for dim, same in itertools.groupby(engine.takes(chosen), key=lambda plan: plan.funnel.dims[0]):
+        group = list(same)
+        now(f"{engine.name}: searches that start at {dim} columns")
+        searcher = engine.build(copy.copy(task.corpus), dim)  # the block of prefixes goes with the copy
+        times = _clock(task, searcher, group)
+        for plan, taken in zip(group, times, strict=True):
+            yield _measured(task, engine, searcher, plan, taken)
 
 
 def _measured(
     task: Task, engine: Engine, searcher: Corpus | FaissCorpus, plan: Plan, times: tuple[Times, ...]
 ) -> Measured:
-    n, k, dim = len(task.corpus), task.k, plan.funnel.dims[0]
     compared = _Count(searcher)
-    _, ids = searcher.search(task.queries, k, funnel=plan.funnel)
-    rows = compared.per_query(len(task.queries))
-    row_bytes = task.itemsize * dim if isinstance(searcher, Corpus) else FAISS_ITEMSIZE * (dim + compared.links)
-    later = plan.funnel.multiply_adds(n) - costs.search(n, dim)
-    multiply_adds = None if rows is None else rows * dim + later
+    ids = task.search(searcher, plan, np.arange(len(task.queries)))
+    multiply_adds, read = _counts(task, searcher, plan, compared)
+    full = costs.search(len(task.corpus), task.corpus.dim)
+    if plan.funnel.code == "float":
+        theory = None if multiply_adds is None else full / multiply_adds
+    else:  # what a bit costs is to be read, not multiplied
+        theory = None if read is None else full * task.itemsize / read
     quality = None
     if task.labels is not None:
-        quality = metrics.mean_average_precision(metrics.relevance(ids, *task.labels), k)
+        quality = metrics.mean_average_precision(metrics.relevance(ids, *task.labels), task.k)
     return Measured(
         engine=engine.name,
         plan=plan,
         multiply_adds=multiply_adds,
-        bytes=None if rows is None else rows * row_bytes + task.itemsize * later,
-        theory=None if multiply_adds is None else costs.search(n, task.corpus.dim) / multiply_adds,
+        bytes=read,
+        theory=theory,
         times=times,
-        recall=metrics.overlap_at_k(ids, task.exact, k),
+        recall=metrics.overlap_at_k(ids, task.exact, task.k),
         mean_average_precision=quality,
+        near_ties=_near_ties(task, searcher, plan) if plan.kind == "prefix" and not engine.index else None,
     )
+
+
+def _counts(
+    task: Task, searcher: Corpus | FaissCorpus, plan: Plan, compared: _Count
+) -> tuple[float | None, float | None]:
+    """Return the multiply-adds and the bytes of a query, None where an index does not count what it compares."""
+    n, funnel, turn = len(task.corpus), plan.funnel, task.counted(plan)
+    turned = turn * task.itemsize
+    if isinstance(searcher, Corpus):
+        return funnel.multiply_adds(n) + turn, funnel.bytes(n, itemsize=task.itemsize) + turned
+    rows, dim = compared.per_query(len(task.queries)), funnel.dims[0]
+    if rows is None:
+        return None, None
+    later = funnel.multiply_adds(n) - costs.search(n, dim)
+    row_bytes = FAISS_ITEMSIZE * (dim + compared.links)
+    return rows * dim + later + turn, rows * row_bytes + task.itemsize * later + turned
+
+
+def _near_ties(task: Task, searcher: Searchable, plan: Plan) -> float:
+    """Return how many rows have the score of the k-th best up to its sixth digit, on average over some queries."""
+    n, k = len(task.corpus), task.k
+    scores, _ = searcher.search(task.rotated[:_TIE_QUERIES], min(n, k + MOST_TIES), funnel=plan.funnel)
+    last = scores[:, k - 1 : k]
+    return float((np.abs(scores - last) <= 1e-6 * np.abs(last)).sum(axis=1).mean())
 
 
 class _Count:
@@ -208,13 +290,13 @@ class _Count:
 
 def _clock(task: Task, searcher: Corpus | FaissCorpus, group: Sequence[Plan]) -> list[tuple[Times, ...]]:
     """Time every plan of the group at each batch size."""
-    contenders: list[tuple[Searchable, Funnel | None]] = [
-        (task.corpus, None),
-        *((searcher, plan.funnel) for plan in group),
+    contenders: list[Callable[[np.ndarray], object]] = [
+        task.search_exactly,
+        *(partial(task.search, searcher, plan) for plan in group),
     ]
     at_batch = []
     for batch in task.batches:
-        taken = _rounds(task, contenders, batch) / batch
+        taken = _rounds(len(task.queries), contenders, batch) / batch
         medians = np.median(taken, axis=0)
         at_batch.append(
             [
@@ -225,19 +307,17 @@ def _clock(task: Task, searcher: Corpus | FaissCorpus, group: Sequence[Plan]) ->
     return list(zip(*at_batch, strict=True))
 
 
-def _rounds(task: Task, contenders: Sequence[tuple[Searchable, Funnel | None]], batch: int) -> np.ndarray:
+def _rounds(n_queries: int, contenders: Sequence[Callable[[np.ndarray], object]], batch: int) -> np.ndarray:
     """Return the seconds (rounds, contenders) of one batch; the first round, which warms up, is left out."""
     fewest, most = ROUNDS
     taken: list[list[float]] = []
     end = time.perf_counter() + SECONDS * len(contenders)
     while len(taken) <= fewest or (len(taken) <= most and time.perf_counter() < end):
-        rows = np.arange(len(taken) * batch, (len(taken) + 1) * batch) % len(task.queries)
-        queries, seconds = task.queries[rows], [0.0] * len(contenders)
+        rows, seconds = np.arange(len(taken) * batch, (len(taken) + 1) * batch) % n_queries, [0.0] * len(contenders)
         for turn in range(len(contenders)):
             i = (turn + len(taken)) % len(contenders)  # each goes first once: who does finds its rows out of the cache
-            searcher, funnel = contenders[i]
             start = time.perf_counter()
-            searcher.search(queries, task.k, funnel=funnel)
+            contenders[i](rows)
             seconds[i] = time.perf_counter() - start
         taken.append(seconds)
     return np.asarray(taken[1:])

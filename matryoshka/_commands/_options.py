@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -81,8 +81,13 @@ class Publishable(Protocol):
 
 
 def publish(report: Publishable, name: str, place: Path | None, *, dpi: int) -> None:
-    """Print a report, and then write it to a folder if there is one: text, record and figure together, or nothing."""
+    """Print a report, and then write it to a folder if there is one."""
     print(report, flush=True)
+    write(report, name, place, dpi=dpi)
+
+
+def write(report: Publishable, name: str, place: Path | None, *, dpi: int) -> None:
+    """Write a report to a folder if there is one: text, record and figure together, or nothing."""
     if place is not None:
         contents = {
             f"{name}.txt": f"{report}\n".encode(),
@@ -93,12 +98,37 @@ def publish(report: Publishable, name: str, place: Path | None, *, dpi: int) -> 
         print(f"wrote {place / name}.txt, .json and .png")
 
 
+class Progress:
+    """What is printed as it is found, above a bar that says what is done meanwhile; without a bar, that alone."""
+
+    def __init__(self, bar: Any = None) -> None:
+        self._bar = bar
+
+    def now(self, doing: str) -> None:
+        """Say what is done from now on."""
+        if self._bar is not None:
+            self._bar.set_description_str(doing)
+
+    def show(self, lines: str) -> None:
+        """Print lines to standard output at once."""
+        if self._bar is not None:
+            self._bar.clear()
+        print(lines, flush=True)
+        if self._bar is not None:
+            self._bar.refresh()
+
+    def step(self) -> None:
+        """Move the bar."""
+        if self._bar is not None:
+            self._bar.update()
+
+
 @contextmanager
-def progress(total: int, unit: str) -> Iterator[Callable[[], object]]:
-    """Give what to call after each step: it moves a bar, on a terminal, where somebody sees it."""
+def progress(total: int, unit: str) -> Iterator[Progress]:
+    """Give what shows progress: with a bar where standard error is a terminal, on which somebody sees it."""
     if not sys.stderr.isatty():
-        yield lambda: None
+        yield Progress()
         return
     tqdm = require("tqdm", extra="cli", purpose="the progress bar")
     with tqdm.tqdm(total=total, unit=unit, leave=False) as bar:
-        yield bar.update
+        yield Progress(bar)

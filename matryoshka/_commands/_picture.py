@@ -1,4 +1,4 @@
-"""The benchmark as a picture: quality against measured time, and beside it against what the count promises."""
+"""The benchmark as a picture: quality against measured time, and beside it against the bytes that a count promises."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Point: TypeAlias = tuple[float, float, Measured]
 """Where a plan stands in a panel: what it costs, what it reaches."""
 
 _COLOURS = (_pictures.BLUE, _pictures.RED, _pictures.GREEN, _pictures.VIOLET, _pictures.OCHRE)
-_MARKERS = {"full": "*", "prefix": "o", "adaptive": "s", "funnel": "v", "calibrated": "D"}
+_MARKERS = {"full": "*", "prefix": "o", "adaptive": "s", "funnel": "v", "bits": "P", "calibrated": "D"}
 _AROUND = (1, -1), (-1, 1), (1, 1), (-1, -1), (1, 0), (-1, 0), (0, -1), (0, 1)
 """Where the label of a point may stand: to its right and below it, ..."""
 _MEANINGS = {
@@ -22,6 +22,7 @@ _MEANINGS = {
     "prefix": "so many columns alone",
     "adaptive": "a prefix, then the full width",
     "funnel": "a prefix, then wider and wider ones",
+    "bits": "a prefix in bits, then the full width",
     "calibrated": "a funnel certified for its recall",
 }
 
@@ -66,9 +67,9 @@ def _costs(batches: Sequence[int], measured: Sequence[Measured]) -> list[tuple[s
         (f"clock, {batch} at once" if batch > 1 else "clock, one by one", "ms per query", _milliseconds(i))
         for i, batch in enumerate(batches)
     ]
-    uncounted = dict.fromkeys(m.engine for m in measured if m.multiply_adds is None)
+    uncounted = dict.fromkeys(m.engine for m in measured if m.bytes is None)
     theory = f"theory (does not count: {', '.join(uncounted)})" if uncounted else "theory"
-    return [*clocks, (theory, "multiply-adds per query", lambda m: m.multiply_adds)]
+    return [*clocks, (theory, "MB read per query", lambda m: None if m.bytes is None else m.bytes / 1e6)]
 
 
 def _milliseconds(i: int) -> Cost:
@@ -94,13 +95,13 @@ def _draw(axes: Any, points: Sequence[Point], colours: Mapping[str, str]) -> Non
 
 
 def _label(axes: Any, points: Sequence[Point], colours: Mapping[str, str]) -> None:
-    """Write its width beside each prefix, clear of all points and other labels; without room, leave it out."""
+    """Write its width beside each prefix, also in bits, clear of points and labels; without room, leave it out."""
     places = axes.transData.transform([(x, y) for x, y, _ in points]) * 72 / axes.figure.dpi
     taken = [(left, low, 3.5, 3.5) for left, low in places]
     for (x, y, row), (left, low) in zip(points, places, strict=True):
         text = str(row.plan.funnel.dims[0])
         half = 2.4 * len(text)
-        for right, up in _AROUND if row.plan.kind == "prefix" else ():
+        for right, up in _AROUND if row.plan.kind in ("prefix", "bits") else ():
             shift = right * (half + 4.5 - 1.5 * abs(up)), 8.0 * up
             box = left + shift[0], low + shift[1], half, 3.5
             if not any(abs(box[0] - b[0]) < box[2] + b[2] and abs(box[1] - b[1]) < box[3] + b[3] for b in taken):

@@ -1,15 +1,15 @@
 """The command `matryoshka benchmark`: what searches with prefixes save and lose, by count and by the clock.
 
-Here stand its options, the vectors it reads or generates, and its report; `_measure` does the measuring.
+Here stand its options, the vectors it reads or generates, and the order of its work; `_measure` does the measuring,
+`_report` says what was found.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,13 +17,17 @@ import numpy as np
 
 from matryoshka import _checks, _files
 from matryoshka._array import row_blocks
-from matryoshka._commands import _measure, _picture
-from matryoshka._commands._measure import Engine, Measured, Task
-from matryoshka._commands._options import batches, folder, progress, publish, require_plots, widths
-from matryoshka._pictures import table
+from matryoshka._commands import _measure, _report
+from matryoshka._commands._measure import Engine, Measured, Plan, Task
+from matryoshka._commands._options import Progress, batches, folder, progress, require_plots, widths, write
+from matryoshka._commands._report import Layout, Report
 from matryoshka._threads import n_threads
 from matryoshka.nesting import Nesting
 from matryoshka.retrieval import Corpus, Funnel
+from matryoshka.rotation import Rotation
+
+MOST_MEASURED, MOST_CALIBRATING = 500, 1000
+"""Queries that are measured on, unless a batch is larger, and that a funnel is calibrated with."""
 
 GENERATED_ROWS, GENERATED_QUERIES, GENERATED_DIM = 20_000, 1000, 2048
 ROWS_PER_CLASS = 50
@@ -57,13 +61,24 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--recall", type=float, default=0.95, metavar="R", help="that the calibrated funnel promises; default 0.95"
     )
-    parser.add_argument("--n", type=int, help="generated rows, instead of files; default 20000")
-    parser.add_argument("--dim", type=int, help="generated columns; default 2048")
+    parser.add_argument(
+        "--in-memory", action="store_true", help="read the corpus into memory; by default it is mapped from its file"
+    )
+    parser.add_argument(
+        "--rotation", metavar="DIR", help="rotate corpus (in memory) and queries by what Rotation.save wrote here"
+    )
+    _add_generated(parser)
     parser.add_argument("--seed", type=int, default=0, help="draws vectors and the queries that calibrate; default 0")
     parser.add_argument(
         "-o", "--output", type=folder, metavar="DIR", help="write benchmark.txt, .json and .png to this folder"
     )
     parser.set_defaults(run=run)
+
+
+def _add_generated(parser: argparse.ArgumentParser) -> None:
+    """Describe what is generated where no files are given."""
+    parser.add_argument("--n", type=int, help="generated rows, instead of files; default 20000")
+    parser.add_argument("--dim", type=int, help="generated columns; default 2048")
 
 
 def engines(text: str) -> tuple[Engine, ...]:
@@ -91,39 +106,20 @@ class Vectors:
     source: str
 
 
-@dataclass(frozen=True)
-class Report:
-    """All that was measured, and on what."""
-
-    settings: dict[str, Any]
-    measured: list[Measured]
-    notes: list[str]
-
-    def to_json(self) -> str:
-        """Return everything as JSON text."""
-        record = {"kind": "benchmark", "version": 1, **self.settings, "notes": self.notes}
-        return json.dumps(record | {"plans": [row.to_record() for row in self.measured]})
-
-    def figure(self) -> Any:
-        """Draw it with matplotlib."""
-        return _picture.figure(self.settings, self.measured)
-
-    def __str__(self) -> str:
-        settings = self.settings
-        title = (
-            f"{settings['source']}: {settings['n']:,} rows of {settings['dim']:,} columns, {settings['metric']}; "
-            f"{settings['n_queries']:,} queries, {settings['threads']} threads; counts and times are per query"
-        )
-        meaning = "clock = exact / ms; exact: the median ms of the exact search that ran in turn with this plan"
-        return "\n".join((title, "", *_table(self), "", meaning, *_advice(self), *self.notes))
-
-
 def run(options: argparse.Namespace) -> None:
-    """Measure, print the result, and then write it."""
+    """Measure, print each row as it is found, and then write all."""
     require_plots(options.output, "-o")
     _checks.integer(options.seed, "seed", minimum=0)
+    _checks.real(options.recall, "recall", minimum=0.0, maximum=1.0, open_minimum=True, open_maximum=True)
+    rotation = None if options.rotation is None else Rotation.load(options.rotation)
     vectors = _load(options) if options.corpus is not None else _generate(options)
-    publish(_benchmark(options, vectors), "benchmark", options.output, dpi=130)
+    if rotation is not None and rotation.dim != vectors.rows.shape[1]:
+        msg = (
+            f"--rotation must be of {vectors.rows.shape[1]} columns, as the corpus is, got one of {rotation.dim}; fit "
+            "one on these vectors."
+        )
+        raise ValueError(msg)
+    write(_benchmark(options, vectors, rotation), "benchmark", options.output, dpi=130)
 
 
 def _load(options: argparse.Namespace) -> Vectors:
@@ -137,7 +133,7 @@ def _load(options: argparse.Namespace) -> Vectors:
     if (options.labels is None) != (options.query_labels is None):
         msg = "--labels and --query-labels must come together, got one of them; name both or leave both out."
         raise ValueError(msg)
-    rows = _files.load_array(options.corpus, "CORPUS.npy", mmap=True)
+    rows = _files.load_array(options.corpus, "CORPUS.npy", mmap=not options.in_memory)
     queries = _files.load_array(options.queries, "QUERIES.npy")
     for array, name in ((rows, "corpus"), (queries, "queries")):
         _checks.signed_numbers(array, name, np)
@@ -186,91 +182,107 @@ def _generate(options: argparse.Namespace) -> Vectors:
     return Vectors(rows[:n], rows[n:], (labels[:n], labels[n:]), "generated")
 
 
-def _benchmark(options: argparse.Namespace, vectors: Vectors) -> Report:
-    """Check all options, calibrate on one half of the queries, and measure on the other."""
+def _benchmark(options: argparse.Namespace, vectors: Vectors, rotation: Rotation | None) -> Report:
+    """Check all options, measure on one half of the queries, calibrate on the other, and measure what came of it."""
     k = _checks.integer(options.k, "k", minimum=1, maximum=len(vectors.rows))
     wanted = _checks.dims(options.batch, "batch")
-    corpus = Corpus(vectors.rows, metric=options.metric)
-    dims = _checks.dims(options.dims or Nesting.halving(corpus.dim, smallest=min(8, corpus.dim)))
-    _checks.dims_within(dims, corpus.dim, of="corpus")
-    dims = dims if dims[-1] == corpus.dim else (*dims, corpus.dim)
+    dim = vectors.rows.shape[1]
+    dims = _checks.dims(options.dims or Nesting.halving(dim, smallest=min(8, dim)))
+    _checks.dims_within(dims, dim, of="corpus")
+    dims = dims if dims[-1] == dim else (*dims, dim)
     for engine in options.engine:
         engine.check(dims, options.metric)
     order = np.random.default_rng(options.seed).permutation(len(vectors.queries))
     half = len(order) // 2
-    calibrated, notes = _calibrated(options, copy.copy(corpus), vectors.queries[order[:half]], dims)
-    asked = order[half:]
+    asked = order[half:][: max(MOST_MEASURED, wanted[-1])]
     batches = tuple(dict.fromkeys(min(batch, len(asked)) for batch in wanted))
-    if batches != wanted:
-        notes.insert(0, f"batch {wanted[-1]}: only {len(asked)} queries are left to measure on, asked all at once.")
-    labels = None if vectors.labels is None else (vectors.labels[0], vectors.labels[1][asked])
-    task = Task(corpus, vectors.queries[asked], k, batches, labels)
-    chosen = _measure.plans(corpus.dim, dims, k, calibrated)
-    with progress(len(chosen) * len(options.engine), "plan") as advance:
-        measured = _measure.measure(task, options.engine, chosen, advance)
-    settings = {
-        "source": vectors.source,
-        "n": len(corpus),
-        "dim": corpus.dim,
-        "metric": corpus.metric,
-        "k": k,
-        "n_queries": len(asked),
-        "batches": batches,
+    rows = vectors.rows if rotation is None else _measure.rotate(rotation, vectors.rows)
+    corpus = Corpus(rows, metric=options.metric)
+    plans = _measure.plans(dim, dims, k, coded="bits" in corpus.codes)
+    with progress(sum(len(engine.takes(plans)) + 1 for engine in options.engine) + 1, "step") as shown:
+        shown.now("exact search")
+        labels = None if vectors.labels is None else (vectors.labels[0], vectors.labels[1][asked])
+        task = Task(corpus, vectors.queries[asked], k, batches, labels, rotation)
+        settings = _settings(options, vectors.source, task)
+        calibrating = vectors.queries[order[:half][:MOST_CALIBRATING]]
+        if rotation is not None:
+            calibrating = _measure.rotate(rotation, calibrating)
+        measured, notes = _measure_all(options, task, plans, settings, calibrating, shown)
+        if batches != wanted:
+            notes.insert(0, f"batch {wanted[-1]}: only {len(asked)} queries are left to measure on, asked all at once.")
+        report = Report(settings, measured, notes)
+        shown.show(report.closing())
+    return report
+
+
+def _measure_all(
+    options: argparse.Namespace,
+    task: Task,
+    plans: Sequence[Plan],
+    settings: dict[str, Any],
+    calibrating: np.ndarray,
+    shown: Progress,
+) -> tuple[list[Measured], list[str]]:
+    """Show each plan as it is measured, on each engine the calibrated one last; return them and what to say of it."""
+    layout = Layout(settings, [engine.name for engine in options.engine], plans, labelled=task.labels is not None)
+    measured: list[Measured] = []
+
+    def show(rows: Iterable[Measured]) -> None:
+        for row in rows:
+            if not measured:
+                shown.show("\n".join((_report.opening(settings), *layout.head())))
+            measured.append(row)
+            shown.show(layout.line(row))
+            shown.step()
+
+    last: list[Plan] | None = None
+    for engine in options.engine:
+        show(_measure.measure(task, engine, plans, shown.now))
+        if last is None:  # only now: it is what takes longest
+            funnel, notes = _calibrated(options, task, calibrating, _measure.widths(plans), shown.now)
+            last = [] if funnel is None else [Plan("calibrated", funnel)]
+            shown.step()
+        show(_measure.measure(task, engine, last, shown.now))
+    return measured, notes
+
+
+def _settings(options: argparse.Namespace, source: str, task: Task) -> dict[str, Any]:
+    """Return what stands above the table and in the record."""
+    held = task.corpus.nbytes
+    return {
+        "source": source,
+        "n": len(task.corpus),
+        "dim": task.corpus.dim,
+        "metric": task.corpus.metric,
+        "k": task.k,
+        "n_queries": len(task.queries),
+        "batches": task.batches,
         "threads": n_threads(),
         "recall": options.recall,
+        "mapped": held.mapped > 0,
+        "rows_bytes": held.rows + held.mapped,
+        "rotation": None if options.rotation is None else str(options.rotation),
     }
-    return Report(settings, measured, notes)
 
 
 def _calibrated(
-    options: argparse.Namespace, corpus: Corpus, queries: np.ndarray, dims: Sequence[int]
+    options: argparse.Namespace,
+    task: Task,
+    queries: np.ndarray,
+    dims: Sequence[int],
+    now: Callable[[str], object],
 ) -> tuple[Funnel | None, list[str]]:
-    """Certify a funnel, and say of it what there is to say."""
+    """Certify a funnel, or none, and say of it what there is to say."""
     if len(queries) < 2:
         return None, ["calibrated: left out, too few queries; pass at least 4."]
-    longest = max(1000, options.k)
+    now(f"calibrating with {len(queries)} queries")
+    corpus, longest = copy.copy(task.corpus), max(1000, task.k)
     funnel = Funnel.calibrate(
-        corpus, queries, options.k, recall=options.recall, dims=dims, longest=longest, seed=options.seed
+        corpus, queries, task.k, recall=options.recall, dims=dims, longest=longest, seed=options.seed
     )
-    kind = "calibrated" if funnel.keep else "calibrated: left out, no funnel passed"
-    notes = [f"{kind}: {funnel}; {funnel.certificate}."]
-    if any(engine.index for engine in options.engine) and funnel.keep:
+    if funnel == Funnel((corpus.dim,)):
+        return None, [f"calibrated: left out, it is the exact search: {funnel}; {funnel.certificate}."]
+    notes = [f"calibrated: {funnel}; {funnel.certificate}."]
+    if any(engine.index for engine in options.engine):
         notes.append("The promise is about the exact engine: an index misses rows of its own.")
     return funnel, notes
-
-
-def _table(report: Report) -> list[str]:
-    k, labelled = report.settings["k"], report.measured[0].mean_average_precision is not None
-    header = ["engine", "plan", "multiply-adds", "MB read", "theory"]
-    for batch in report.settings["batches"]:
-        header += [f"ms, batch {batch}", "p95", "exact", "clock"]
-    lines = [[*header, f"recall@{k}", *([f"mAP@{k}"] if labelled else [])]]
-    for row in report.measured:
-        cells = [row.engine, str(row.plan)]
-        cells += ["-"] * 3 if row.multiply_adds is None else [f"{row.multiply_adds:,.0f}"]
-        cells += [] if row.bytes is None else [f"{row.bytes / 1e6:,.2f}", f"{row.theory:.1f} x"]
-        for times in row.times:
-            cells += [f"{1e3 * seconds:.3f}" for seconds in (times.median, times.p95, times.exact)]
-            cells.append(f"{times.speedup:.1f} x")
-        cells.append(f"{row.recall:.3f}")
-        cells += [f"{row.mean_average_precision:.3f}"] if row.mean_average_precision is not None else []
-        lines.append(cells)
-    return table(lines, left=(0, 1))
-
-
-def _advice(report: Report) -> list[str]:
-    """Name the fastest plan that loses little, for each batch size."""
-    wanted, name = report.settings["recall"], f"recall@{report.settings['k']}"
-    good = [row for row in report.measured if row.recall >= wanted]
-    if not good:
-        best = max(report.measured, key=lambda row: row.recall)
-        return [f"nothing reached {name} >= {wanted:g}; {best.engine}, {best.plan} came closest: {best.recall:.3f}."]
-    lines = []
-    for i, batch in enumerate(report.settings["batches"]):
-        best = max(good, key=lambda row: row.times[i].speedup)
-        theory = "" if best.theory is None else f", {best.theory:.1f} x by count"
-        lines.append(
-            f"fastest with {name} >= {wanted:g} at batch {batch}: {best.engine}, {best.plan}: "
-            f"{best.times[i].speedup:.1f} x on the clock{theory}."
-        )
-    return lines

@@ -1,0 +1,108 @@
+"""What a benchmark prints, row by row as they are found, and what it writes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from matryoshka._commands import _advice, _picture
+from matryoshka._commands._measure import Measured, Plan
+from matryoshka._pictures import table
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that was measured, and on what."""
+
+    settings: dict[str, Any]
+    measured: list[Measured]
+    notes: list[str]
+
+    def to_json(self) -> str:
+        """Return everything as JSON text."""
+        record = {"kind": "benchmark", "version": 1, **self.settings, "notes": self.notes}
+        return json.dumps(record | {"plans": [row.to_record() for row in self.measured]})
+
+    def figure(self) -> Any:
+        """Draw it with matplotlib."""
+        return _picture.figure(self.settings, self.measured)
+
+    def closing(self) -> str:
+        """Return what follows the table."""
+        meaning = [
+            "theory: how many times fewer multiply-adds than the exact search, or fewer bytes where bits are searched",
+            "clock = exact / ms; exact: the median ms of the exact search that ran in turn with this plan",
+            "",
+        ]
+        return "\n".join(("", *meaning, *_advice.sentences(self.settings, self.measured), *self.notes))
+
+    def __str__(self) -> str:
+        rows = self.measured
+        labelled = rows[0].mean_average_precision is not None
+        layout = Layout(self.settings, [row.engine for row in rows], [row.plan for row in rows], labelled=labelled)
+        return "\n".join((opening(self.settings), *layout.head(), *map(layout.line, rows), self.closing()))
+
+
+def opening(settings: dict[str, Any]) -> str:
+    """Say what is searched, and where it lies."""
+    title = (
+        f"{settings['source']}: {settings['n']:,} rows of {settings['dim']:,} columns, {settings['metric']}; "
+        f"{settings['n_queries']:,} queries, {settings['threads']} threads; counts and times are per query"
+    )
+    size = f"{settings['rows_bytes'] / 1e6:,.1f} MB"
+    where = f"{size} in memory"
+    if settings["mapped"]:
+        where = f"{size} mapped from their file (--in-memory reads them first); in memory: what searches start with"
+    lines = [title, f"rows: {where}"]
+    if settings["rotation"] is not None:
+        lines.append(
+            f"rows are rotated by {settings['rotation']}; to rotate a query is part of each count and time but at "
+            "the full width, which needs none"
+        )
+    return "\n".join((*lines, ""))
+
+
+class Layout:
+    """The columns of the table, wide enough for all plans before any is measured."""
+
+    def __init__(
+        self, settings: dict[str, Any], engines: Sequence[str], plans: Iterable[Plan], *, labelled: bool
+    ) -> None:
+        k, batches, dim = settings["k"], settings["batches"], settings["dim"]
+        calibrated = f"calibrated bits {dim} > {dim} > {dim}"
+        self.header = ["engine", "plan", "multiply-adds", "MB read", "theory"]
+        for batch in batches:
+            self.header += [f"ms, batch {batch}", "p95", "exact", "clock"]
+        self.header += [f"recall@{k}", *([f"mAP@{k}"] if labelled else [])]
+        most = settings["n"] * settings["dim"]
+        self.widest = [
+            max(engines, key=len),
+            max(*map(str, plans), calibrated, key=len),
+            f"{2 * most:,}",
+            f"{16 * most / 1e6:,.2f}",
+            "999.9 x",
+            *["999.9", "999.9", "999.9", "99.9 x"] * len(batches),
+            "0.000",
+            *(["0.000"] if labelled else []),
+        ]
+
+    def head(self) -> list[str]:
+        """Return the names of the columns."""
+        return self._lines([self.header])
+
+    def line(self, row: Measured) -> str:
+        """Return the cells of one plan."""
+        cells = [row.engine, str(row.plan)]
+        cells += ["-"] * 3 if row.multiply_adds is None else [f"{row.multiply_adds:,.0f}"]
+        cells += [] if row.bytes is None else [f"{row.bytes / 1e6:,.2f}", f"{row.theory:,.1f} x"]
+        for times in row.times:
+            cells += map(_advice.milliseconds, (times.median, times.p95, times.exact))
+            cells.append(f"{times.speedup:.1f} x")
+        cells.append(f"{row.recall:.3f}")
+        cells += [f"{row.mean_average_precision:.3f}"] if row.mean_average_precision is not None else []
+        return self._lines([cells])[0]
+
+    def _lines(self, rows: list[list[str]]) -> list[str]:
+        return table([self.header, self.widest, *rows], left=(0, 1))[2:]
