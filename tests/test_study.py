@@ -28,7 +28,7 @@ sys.path.append(str(Path(__file__).parents[1]))  # last, so that `matryoshka` st
 
 from benchmarks.study import __main__ as command  # noqa: E402
 from benchmarks.study import accuracy, data, experiment, figures, networks, report, retrieval, tables  # noqa: E402
-from matryoshka import Funnel  # noqa: E402
+from matryoshka import Corpus, Funnel  # noqa: E402
 
 SMALL = experiment.Settings(seed=3, runs=2, dims=(2, 4, 8), training=networks.Training(steps=20, epochs=0), large=300)
 
@@ -262,6 +262,68 @@ def test_the_record_holds_every_method_at_every_width(record: dict[str, Any]) ->
     full = tables.full_width(record["plans"]["large"])
     assert (full["dims"], full["multiply_adds"], full["bytes"]) == ([8], 300 * 8, 300 * 8 * 4)
     assert json.loads(json.dumps(record)) == record
+
+
+def plan_of(kind: str, dims: list[int], quality: float, alone: float, batch: float, **found: float) -> dict[str, Any]:
+    """Return the record of a plan that counts a thousand multiply-adds for each of its first columns."""
+    seconds = {"alone": alone * 1e-6, "batch": batch * 1e-6}
+    given = {"near_ties": 10.0} | found if kind == "exact" else found
+    return {"kind": kind, "dims": dims, "map": quality, "multiply_adds": 1000 * dims[0], "seconds": seconds, **given}
+
+
+FULL = plan_of("exact", [64], 0.990, 2400, 400)
+
+
+@pytest.mark.parametrize(
+    ("plans", "said"),
+    [
+        ([plan_of("funnel", [8, 16, 64], 0.99, 800, 240)], ["the plan *funnel 8 > 16 > 64* finds"]),
+        (
+            [plan_of("funnel", [8, 16, 64], 0.99, 800, 250), plan_of("exact", [16], 0.993, 750, 210)],
+            [
+                "the plan *exact 16* finds",
+                "mAP@10 99.3 against 99.0%) with 4.0 times fewer",
+                "the clock says 3.2 times faster for single queries and 1.9 times in batches of 64.",
+                "*funnel 8 > 16 > 64* counts 8.0 times fewer in more steps, but is hardly faster: 3.0 times faster",
+            ],
+        ),
+        (
+            [plan_of("funnel", [8, 16, 64], 0.99, 800, 200), plan_of("exact", [16], 0.993, 750, 230)],
+            ["the plan *funnel 8 > 16 > 64* finds"],
+        ),
+        (
+            [plan_of("adaptive", [8, 64], 0.985, 800, 200), plan_of("exact", [8], 0.984, 400, 100)],
+            ["the plan *adaptive 8 > 64* finds"],
+        ),
+        ([plan_of("exact", [16], 0.984, 750, 210)], ["No other plan came within 0.5 points of exact search in 300"]),
+    ],
+)
+def test_the_simplest_plan_that_does_as_well_is_named(plans: list[dict[str, Any]], said: list[str]) -> None:
+    [line] = report._search_lines({"plans": {"large": [FULL, *plans]}, "settings": {"large": 300}})
+    assert all(part in line for part in said)
+
+
+def test_near_ties_explain_a_short_search_that_is_slow() -> None:
+    good = plan_of("exact", [16], 0.992, 750, 200)
+
+    def lines(short: dict[str, Any]) -> list[str]:
+        return report._search_lines({"plans": {"large": [FULL, short, good]}, "settings": {"large": 300}})[1:]
+
+    [line] = lines(plan_of("exact", [2], 0.6, 1000, 500, near_ties=812.3))
+    assert line == (
+        "**Not faster.** *exact 2* counts less than *exact 16* and takes 2.5 times as long in batches: for a query, "
+        "812 rows score like the last of the best 10 to six digits, and are to be told apart."
+    )
+    assert lines(plan_of("exact", [2], 0.6, 1000, 500, near_ties=19.0)) == []
+    assert lines(plan_of("exact", [2], 0.6, 1000, 210, near_ties=812.3)) == []
+    assert lines(plan_of("exact", [32], 0.6, 1000, 500, near_ties=812.3)) == []
+
+
+def test_near_ties_are_counted() -> None:
+    rows = np.array([[1.0, second, 0.0] for second in [0.1] * 3 + [0.0] * 12 + [0.5] * 25])
+    task = retrieval.Task(Corpus(rows), np.arange(40), np.array([[1.0, 0.05, 0.0]] * 4), np.arange(4))
+    assert retrieval.near_ties(task, Funnel((1,))) == 40  # nothing tells them apart
+    assert retrieval.near_ties(task, Funnel((2,))) == 12  # after the three of the best
 
 
 @pytest.fixture

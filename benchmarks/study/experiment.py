@@ -141,6 +141,8 @@ def _tasks(network: Network, split: Split, settings: Settings) -> dict[str, retr
 def _timed(task: retrieval.Task, chosen: list[retrieval.Plan], maps: list[Any]) -> list[dict[str, Any]]:
     """Return the record of each plan: its costs by count, what it finds, and its seconds."""
     records = [retrieval.describe(kind, plan, len(task.corpus)) for kind, plan in chosen]
+    for record, (kind, plan) in zip(records, chosen, strict=True):
+        record |= {"near_ties": retrieval.near_ties(task, plan)} if kind == "exact" else {}
     seconds = retrieval.clock(task, chosen)
     return [plan | {"map": found, "seconds": taken} for plan, found, taken in zip(records, maps, seconds, strict=True)]
 

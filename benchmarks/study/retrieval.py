@@ -25,6 +25,7 @@ SHORTLIST = 50
 BATCH = 64
 SINGLES = 16
 REPEATS = 5
+MOST_TIES = 2000
 MOST_LARGE_QUERIES = 200
 ROWS_AT_ONCE = 10_000
 
@@ -86,6 +87,14 @@ def describe(kind: str, plan: Funnel, n: int) -> dict[str, Any]:
         "multiply_adds_executed": plan.multiply_adds(n, executed=True),
         "bytes": costs.funnel_bytes(n, plan.dims, plan.keep),
     }
+
+
+def near_ties(task: Task, plan: Funnel) -> float:
+    """Return how many rows have the score of the last of the best `K` to six digits, on average over some queries."""
+    k = min(MOST_TIES, len(task.corpus))
+    scores, _ = task.corpus.search(task.queries[:BATCH], k, funnel=plan)
+    last = scores[:, min(K, k) - 1, None]
+    return float((np.abs(scores - last) <= 1e-6 * np.abs(last)).sum(axis=1).mean())
 
 
 def clock(task: Task, chosen: Sequence[Plan]) -> list[dict[str, float]]:
