@@ -158,6 +158,8 @@ def test_an_index_of_the_full_width_is_not_the_exact_search() -> None:
     index = replace(FULL, engine="faiss:HNSW32", recall=0.97, times=(Times(1, 2e-4, 2e-4, 1e-3),))
     line = "fastest with recall@10 >= 0.95 at batch 1: faiss:HNSW32, full 32: 5.0 x on the clock, 1.0 x by count"
     assert str(Report(SETTINGS, [FULL, index], [])).splitlines()[-1] == f"{line}."
+    as_fast = replace(index, times=(Times(1, 0.91e-3, 0.91e-3, 1e-3),))
+    assert str(Report(SETTINGS, [as_fast], [])).splitlines()[-1].endswith("; the exact search does as well.")
     rows = [FULL, index, exact_row("adaptive", (8, 32), 4.6)]
     simpler = "exact, adaptive 8 > 32: 4.6 x on the clock, 9.0 x by count."
     assert str(Report(SETTINGS, rows, [])).splitlines()[-1] == f"{line}; as fast within 10% and simpler: {simpler}"

@@ -68,8 +68,10 @@ def _recommended(goal: _Goal, batches: Sequence[int], measured: Sequence[Measure
         at_least = AS_FAST * fastest.times[i].speedup
         simplest = min((row for row in good if row.times[i].speedup >= at_least), key=lambda row: _effort(row, i))
         line = f"fastest with {goal.text} at batch {batch}: {_described(fastest, i)}"
-        if _is_exact(simplest):
-            line += "; the exact search does as well" if fastest is not simplest else ", the exact search itself"
+        if _is_exact(fastest):
+            line += ", the exact search itself"
+        elif at_least <= 1:
+            line += "; the exact search does as well"
         elif _effort(simplest, i)[:-1] < _effort(fastest, i)[:-1]:
             line += f"; as fast within {1 - AS_FAST:.0%} and simpler: {_described(simplest, i)}"
         lines.append(f"{line}.")
