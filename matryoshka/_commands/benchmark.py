@@ -275,10 +275,18 @@ def _calibrated(
     """Certify a funnel, or none, and say of it what there is to say."""
     if len(queries) < 2:
         return None, ["calibrated: left out, too few queries; pass at least 4."]
-    now(f"calibrating with {len(queries)} queries")
-    corpus, longest = copy.copy(task.corpus), max(1000, task.k)
+    corpus, doing = copy.copy(task.corpus), f"calibrating with {len(queries)} queries"
+    now(doing)
     funnel = Funnel.calibrate(
-        corpus, queries, task.k, recall=options.recall, dims=dims, longest=longest, seed=options.seed
+        corpus,
+        queries,
+        task.k,
+        recall=options.recall,
+        dims=dims,
+        longest=max(1000, task.k),
+        batch_size=task.batches[0],
+        progress=lambda done, total: now(f"{doing}, {done} of {total}"),
+        seed=options.seed,
     )
     if funnel == Funnel((corpus.dim,)):
         return None, [f"calibrated: left out, it is the exact search: {funnel}; {funnel.certificate}."]
