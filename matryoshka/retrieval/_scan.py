@@ -37,6 +37,9 @@ _SERIAL_PRODUCT = 1 << 18
 _SERIAL_VECTOR, _VECTOR_ROWS = 9 << 10, 128
 """The same for a matrix times a vector, and the rows from which on a longer matrix gets slower."""
 
+_LONG = 256
+"""Columns from which on a matrix times a vector takes as long as that many products of two vectors."""
+
 _AT_ONCE = 3 << 20
 """Scores that are formed at once, and not more than two times as many numbers are read for them again."""
 
@@ -160,28 +163,47 @@ def form(prefix: Prefix, queries: np.ndarray, k: int) -> np.ndarray:
     n, dim = len(prefix), prefix.dim
     scores = np.empty((len(queries), -(-n // _group(n, k)) * _group(n, k)), queries.dtype)
     scores[:, n:] = -np.inf
-    piece = _piece(1, dim) if queries.shape[0] == 1 and n * dim > _READ else 0
 
     def write(block: slice) -> None:
-        rows, out = prefix.rows.read(block, dim), scores[:, block]
-        if piece and rows.shape[0] % piece == 0:
-            cut = (rows.shape[0] // piece, piece)
-            np.matmul(rows.reshape(*cut, dim), queries[0], out=out.reshape(cut))
-        else:
-            np.matmul(queries, rows.T, out=out)
+        out = scores[:, block]
+        _multiply(prefix.rows.read(block, dim), queries, out)
         if prefix.factor is not None:
             out *= prefix.factor[block]
         if prefix.offset is not None:
             out += prefix.offset[block]
 
-    if n * dim <= _READ:
+    step = max(1, _READ // (4 * dim))
+    if n * dim * max(1, len(queries) // 8) <= _READ:
         write(slice(0, n))
-    elif piece:
-        each(write, row_blocks(n, max(1, _READ // 4 // (dim * piece)) * piece))
+    elif _serial(len(queries), dim):
+        each(write, row_blocks(n, step))
     else:
-        for block in row_blocks(n, max(1, _READ // dim)):
+        for block in row_blocks(n, 4 * step):
             write(block)
     return scores
+
+
+def _multiply(rows: np.ndarray, queries: np.ndarray, out: np.ndarray) -> None:
+    """Write the products (n_queries, n) of queries and rows, in the calling thread where they are `_serial`.
+
+    OpenBLAS waits for its other threads, on a busy machine many times as long as all these products take.
+    """
+    (n, dim), n_queries = rows.shape, len(queries)
+    piece = _piece(n_queries, dim)
+    if n_queries == 1 and dim >= _LONG:
+        np.vecdot(rows, queries[0], out=out[0])
+    elif not piece:
+        np.matmul(queries, rows.T, out=out)
+    else:
+        whole = n // piece * piece
+        pieces = rows[:whole].reshape(-1, piece, dim)
+        np.matmul(queries, pieces.mT, out=out[:, :whole].reshape(n_queries, -1, piece).swapaxes(0, 1))
+        np.matmul(queries, rows[whole:].T, out=out[:, whole:])
+
+
+def _serial(n_queries: int, dim: int) -> bool:
+    """Tell whether products are formed in the calling thread, so that our threads run beside each other."""
+    return _piece(n_queries, dim) > 0 or (n_queries == 1 and dim >= _LONG)
 
 
 def best(scores: np.ndarray, n: int, k: int, slack: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
