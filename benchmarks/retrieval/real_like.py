@@ -9,25 +9,28 @@ A row is the mean plus one normal draw for each of five levels of a tree: its su
 to what it shares with no other. Along each direction, v being the variance and r the share of it that is left between
 nearest neighbours, the draws from a level downwards have the variance v r^t, with t growing from 0 to 1: whole rows
 have the spectrum of the embeddings and neighbours that of differences between neighbours, which is flatter. Each row
-weighs its draws by random numbers, so that some rows lie close to others and some apart. A fixed random rotation then
-hides the directions, as they are hidden in what a network puts out that was not trained to be cut. Other widths
-interpolate, by the logarithm of the place: a wider encoder has about the same leading directions and more small ones.
+weighs its draws by random numbers, so that some rows lie close to others and some apart. A larger set has more
+subjects, not more rows of each. A fixed random rotation then hides the directions, as they are hidden in what a network
+puts out that was not trained to be cut. Other widths interpolate, by the logarithm of the place: a wider encoder has
+about the same leading directions and more small ones.
 
 So as not to be easier than what they stand for, 15,000 rows of width 384 were compared with the 15,000 embeddings, the
 queries of which are the 5,500 test questions. The share of the ten nearest rows that is among 100 candidates, prefixes
 brought to unit length, bits centred and the rotation fitted on every second row:
 
-============================  ==========  ==========  ===================  ====================
-what the candidates share     columns     rotated     rotated, first 64    bits of columns
-                              16    32    16    32                         128    256    384
-============================  ==========  ==========  ===================  ====================
-embeddings                    .67   .86   .88   .95   .98                  .93    .98    .995
-rows of this module           .67   .86   .86   .96   .996                 .92    .97    .99
-============================  ==========  ==========  ===================  ====================
+======================  ==========  ===============  ================
+candidates share        columns     rotated columns  bits of columns
+how many                16    32    16    32    64   128   256   384
+======================  ==========  ===============  ================
+embeddings              .67   .86   .88   .95   .98  .93   .98   .995
+rows of this module     .67   .86   .86   .96   1.0  .92   .97   .99
+======================  ==========  ===============  ================
 
 Of all rows, 12, 1.8 and .1 % of the embeddings and 8, 1.1 and .1 % of the drawn rows cannot be ruled out by the first
 64, 128 and 256 rotated columns and the length of the rest; of 15,000 drawn rows of width 768, 20, 7 and 1 %. The
-nearest row has a median cosine of .84 and .84, the tenth .68 and .71, the hundredth .45 and .53, any .07 and .12.
+nearest row has a median cosine of .84 and .84, the tenth .68 and .71, the hundredth .45 and .53, any .07 and .12. With
+60 of the 150 intents, 6,000 rows, 16 columns keep .75 of the embeddings and .74 here, .94 and .93 rotated. Bits of
+*rotated* columns are the one thing that is harder here: 256 keep .95 of the embeddings and .87 here.
 """
 
 from __future__ import annotations
