@@ -125,8 +125,10 @@ def test_page_of_cpu_time_alone_and_of_a_rate() -> None:
         rated[clock]["ways"]["matryoshka, hasty"] = {"s": 0.001, "ratio": 0.125, "recall": 0.97}
     text = page.markdown(SETTING | {"rows": [rated]})
     assert cells_of("some work", text)[2:6] == ["300", "1,000", "16,000", "24,000"]
-    rated["at_recall"] = (30_000, 40_000)
-    assert cells_of("some work", page.markdown(SETTING | {"rows": [rated]}))[4] == "**16,000**"
+    rated["at_recall"] = (24_001, 40_000)
+    assert cells_of("some work", page.markdown(SETTING | {"rows": [rated]}))[4:6] == ["16,000", "**24,000**"]
+    del rated["wall"]
+    assert cells_of("some work", page.markdown(SETTING | {"rows": [rated]}))[4:6] == ["16,000", ""]
 
 
 def test_page_of_rows_in_a_file() -> None:
