@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from matryoshka.audit import audit as audit
     from matryoshka.cascade import Cascade as Cascade
     from matryoshka.cascade import CascadeEvaluation as CascadeEvaluation
+    from matryoshka.cascade import CascadeMonitor as CascadeMonitor
     from matryoshka.embeddings import truncate as truncate
     from matryoshka.losses import info_nce as info_nce
     from matryoshka.losses import info_nce_with_grad as info_nce_with_grad
@@ -36,6 +37,7 @@ _HOMES = {
     "Audit": "audit",
     "Cascade": "cascade",
     "CascadeEvaluation": "cascade",
+    "CascadeMonitor": "cascade",
     "Corpus": "retrieval",
     "Funnel": "retrieval",
     "Nesting": "nesting",

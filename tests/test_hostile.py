@@ -30,6 +30,7 @@ import pytest
 from conftest import load
 
 from matryoshka import Cascade, Corpus, Funnel, Nesting, Rotation
+from matryoshka.cascade import CascadeMonitor, Certificate
 
 MODULES = ("", "audit", "cascade", "costs", "embeddings", "losses", "metrics", "nesting", "retrieval", "rotation",
            "torch", "faiss")  # fmt: skip
@@ -70,7 +71,12 @@ IDS = frozen(np.array([[0, 5, -1], [1, 2, 3], [4, 0, 1]]))
 RELEVANT = frozen(np.array([[True, False, True], [False, False, True], [True, True, False]]))
 AUDITED = frozen(rng.normal(size=(16, 8)) * 0.7 ** np.arange(8))
 CORPUS = Corpus(ROWS)
-CASCADE = Cascade(DIMS, (0.6,))
+CERTIFICATE = Certificate(
+    thresholds=(0.6,), max_gap=None, max_error=None, max_disagreement=0.5, delta=0.2, path="shared", n_rows=20,
+    n_fit_rows=0, p_values=(0.01,), chosen=0, rows_needed=3,
+)  # fmt: skip
+CASCADE = Cascade(DIMS, (0.6,), certificate=CERTIFICATE)
+MONITOR = CASCADE.monitor()
 FUNNEL = Funnel(DIMS, (3,))
 ROTATION = Rotation.fit(ROWS)
 
@@ -90,10 +96,13 @@ def first_stage(prefixes: Any, count: int) -> np.ndarray:
 
 GOOD: dict[str, tuple[str, Any]] = {
     "after": ("int", 1),
+    "answers": ("array", LABELS),
     "arrays": ("array", ROWS),
     "batch_size": ("int", 2),
     "bias": ("array", BIAS),
+    "bound": ("float", 0.1),
     "budget": ("float", 4.0),
+    "cascade": ("object", CASCADE),
     "certificate": ("object", None),
     "code": ("str", "bits"),
     "confidence": ("str", "margin"),
@@ -109,8 +118,10 @@ GOOD: dict[str, tuple[str, Any]] = {
     "encoder": ("callable", any_encoder),
     "energy": ("array", frozen(np.array([0.5, 0.25, 0.25, 0.0]))),
     "executed": ("flag", True),
+    "failures": ("array", frozen(np.arange(6) % 4 == 1)),
     "first_stage": ("callable", first_stage),
     "from_logits": ("flag", True),
+    "full_answers": ("array", LABELS[::-1]),
     "gains": ("array", frozen(np.array([[3.0, 0.0, 1.0], [0.0, 2.0, 0.5], [1.0, 1.0, 0.0]]))),
     "funnel": ("object", FUNNEL),
     "gather": ("flag", True),
@@ -147,18 +158,22 @@ GOOD: dict[str, tuple[str, Any]] = {
     "mmap": ("flag", True),
     "n": ("int", 100),
     "n_classes": ("int", 3),
+    "n_failures": ("int", 1),
     "n_relevant": ("counts", 3),
+    "n_rows": ("int", 3),
     "negatives": ("array", frozen(rng.normal(size=(3, 2, 4)))),
     "nesting": ("nesting", DIMS),
     "normalize": ("flag", True),
     "num_classes": ("int", 3),
     "of": ("int", 8),
     "orders": ("int", 99),
+    "p_value": ("float", 0.5),
     "parameters": ("text", ""),
     "path": ("str", "shared"),
     "predictions": ("arrays", frozen(np.array([[0, 1, 1, 0, 1, 2], [0, 1, 2, 0, 2, 2]]))),
     "progress": ("callable", None),
     "probabilities": ("arrays", PROBABILITIES),
+    "promise": ("str", "max_disagreement"),
     "queries": ("array", QUERIES),
     "query_labels": ("array", frozen(np.array([0, 1, 2]))),
     "recall": ("float", 0.5),
@@ -173,6 +188,7 @@ GOOD: dict[str, tuple[str, Any]] = {
     "search_dims": ("ints", (2,)),
     "seed": ("int", 3),
     "smallest": ("int", 2),
+    "stakes": ("floats", tuple(range(-10, 0))),
     "superclasses": ("array", frozen(np.array([0, 0, 1]))),
     "symmetric": ("flag", True),
     "targets": ("array", frozen(SEEN / SEEN.sum(axis=1, keepdims=True))),
@@ -194,6 +210,8 @@ OWN: dict[tuple[str, str], tuple[str, Any]] = {
     ("head_parameters", "bias"): ("flag", True),
     ("Cascade.certify", "temperature"): ("flag", False),
     ("Cascade.from_json", "text"): ("json", CASCADE.to_json()),
+    ("CascadeMonitor", "cascade"): ("int", 7),
+    ("CascadeMonitor.from_json", "text"): ("json", MONITOR.to_json()),
     ("Corpus", "code"): ("str", "float"),  # under "ip" these rows are not of one length
     ("Corpus.rerank", "dim"): ("int", None),
     ("Corpus.search", "dim"): ("int", None),
@@ -227,7 +245,8 @@ for method in ("from_json", "to_json"):
 THEIRS = {"device", "dtype"}
 """Handed to the framework as they are."""
 
-PATHS = {"Cascade.load", "Cascade.save", "Corpus.load", "Corpus.save", "FaissCorpus.load", "FaissCorpus.save",
+PATHS = {"Cascade.load", "Cascade.save", "CascadeMonitor.load", "CascadeMonitor.save",
+         "Corpus.load", "Corpus.save", "FaissCorpus.load", "FaissCorpus.save",
          "Funnel.load", "Funnel.save", "Nesting.load", "Nesting.save",
          "Rotation.load", "Rotation.save"}  # fmt: skip
 """What takes a path is tested with other options here, and with damaged files by the tests of storage."""
@@ -455,6 +474,8 @@ def example(name: str) -> Any:
         return made[name]()
     if name == "FaissCorpus":
         return importlib.import_module("matryoshka.faiss").FaissCorpus(CORPUS, "Flat", dim=2)
+    if name == "CascadeMonitor":
+        return CascadeMonitor.from_json(MONITOR.to_json())  # one of its own, since it is fed
     examples = {"Corpus": CORPUS, "Funnel": FUNNEL, "Cascade": CASCADE, "Nesting": Nesting(DIMS), "Rotation": ROTATION}
     if name not in examples:
         pytest.fail(f"`{name}` is public and new: give `example` one, or name it in FOUND_BY_THE_PACKAGE")

@@ -13,9 +13,10 @@ from matryoshka import _checks
 from matryoshka._promises.certificates import Certificate
 from matryoshka._typing import Array, Head
 from matryoshka._values import JsonValue
-from matryoshka.cascade import _certify, _classify, _evaluation, _paths, _thresholds
+from matryoshka.cascade import _certify, _classify, _evaluation, _monitor, _paths, _thresholds
 from matryoshka.cascade._confidence import MEASURES
 from matryoshka.cascade._evaluation import CascadeEvaluation
+from matryoshka.cascade._monitor import CascadeMonitor
 from matryoshka.cascade._outputs import Labelled, Outputs, Prefixes, Scored
 from matryoshka.nesting import NestingLike, as_nesting
 
@@ -469,6 +470,28 @@ class Cascade(JsonValue):
             _evaluation.evaluate(scored, self.dims[:count], self.thresholds[: count - 1])
             for count in range(2, len(self.dims) + 1)
         ]
+
+    def monitor(self, *, promise: str | None = None, delta: float = 0.05) -> CascadeMonitor:
+        """Watch in production, on a sample of the rows, whether the certified promise still stands.
+
+        Parameters
+        ----------
+        promise : {"max_gap", "max_error", "max_disagreement"}, optional
+            Which bound to watch; it has to be named where the certificate holds several. Each monitor watches one.
+        delta : float, default 0.05
+            Probability, within (0, 1), of ever raising a false alarm.
+
+        Returns
+        -------
+        CascadeMonitor
+            One that has seen no row yet.
+
+        Raises
+        ------
+        TypeError, ValueError
+            The cascade has no certificate, or one without this bound; `delta` is none.
+        """
+        return _monitor.monitor(self, self.certificate, promise, delta)
 
     def _score(self, probabilities: Prefixes, labels: Array, *, from_logits: bool) -> Scored:
         outputs = Labelled(probabilities, labels, self.dims, from_logits=from_logits)
