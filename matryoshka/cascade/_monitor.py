@@ -76,7 +76,7 @@ class CascadeMonitor(JsonValue):
     et al., 2023, "Game-theoretic statistics and safe anytime-valid inference"); part of the capital is staked later, so
     that a long good time delays an alarm by little. It sees rates from 1.06 times the bound on, at last.
 
-    State: ten numbers beside the counts. Cost: some 30 microseconds a call, and one for each failure.
+    State: ten numbers beside the counts. Cost: some 20 microseconds a call, and half a one for each failure.
 
     Examples
     --------
