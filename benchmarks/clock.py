@@ -68,7 +68,7 @@ def burst(clock: Callable[[], float]) -> Timer:
     return timed
 
 
-def rounds(ways: dict[str, Step], timer: Timer, *, fewest: int = FEWEST) -> dict[str, list[float]]:
+def rounds(ways: dict[str, Step], timer: Timer, *, fewest: int = FEWEST, most: int = MOST) -> dict[str, list[float]]:
     """Return the seconds of a step of each way in each round, with every other round in reverse order.
 
     A way leaves when it has run for its time; the first one stays until all others have left.
@@ -83,7 +83,7 @@ def rounds(ways: dict[str, Step], timer: Timer, *, fewest: int = FEWEST) -> dict
             samples[way].append(seconds)
             spent[way] += took
         done = n_rounds >= fewest
-        active = [w for w in active if w == first or not (n_rounds == MOST or (done and spent[w] >= SECONDS))]
+        active = [w for w in active if w == first or not (n_rounds == most or (done and spent[w] >= SECONDS))]
     return samples
 
 
