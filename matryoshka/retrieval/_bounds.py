@@ -97,8 +97,8 @@ class Bounds:
         weights = self._twice * queries
         beyond = _scores.lengths(weights[:, dim:], np)
         probes = min(n, 2 * k + 32)
-        scores = _scan.form(self._leading, weights[:, :dim], probes)
-        floors = self._floors(queries, scores, k, probes)
+        formed = _scan.form(self._leading, weights[:, :dim], probes)
+        floors, scores = self._floors(queries, formed, k, probes), formed.scores
         read_on = min(len(queries) * _GATHERED, _MOST_GATHERED) * (1 if self.rows.in_memory else _OF_FILE)
         most = n * self.rows.shape[1] / (2 * read_on)
 
@@ -110,9 +110,9 @@ class Bounds:
 
         return each(survivors, range(len(queries)))
 
-    def _floors(self, queries: np.ndarray, scores: np.ndarray, k: int, probes: int) -> list[float]:
+    def _floors(self, queries: np.ndarray, formed: _scan.Formed, k: int, probes: int) -> list[float]:
         """Return what rows must reach to be among the best `k`: what the k-th best of the best prefixes reaches."""
-        rows, asked, _ = _scan.best(scores, len(self.rest), probes, np.zeros(len(queries), scores.dtype))
+        rows, asked, _ = _scan.best(formed, probes, np.zeros(len(queries), queries.dtype))
         metric, floors = self.prefix.metric, []
         for i, query in enumerate(queries[:, None, :]):
             some = rows[None, (asked == i).nonzero()[0][: 2 * probes]]  # of equal rows there may be any number

@@ -153,16 +153,39 @@ def merged(ids: np.ndarray, queries: Sequence[int], others: Mapping[int, np.ndar
 
 def _at_once(prefix: Prefix, queries: np.ndarray, k: int, slack: np.ndarray, score: Score) -> _Found:
     """Find what may be among the best `k` of each query, from all scores at once."""
-    rows, asked, scores = best(form(prefix, queries, k), len(prefix), k, slack)
+    rows, asked, scores = best(form(prefix, queries, k), k, slack)
     found = _Found(rows, asked, scores)
     return found if rows.size <= 4 * k + _SPARE else _keep_best(found, k, slack, score)[0]
 
 
-def form(prefix: Prefix, queries: np.ndarray, k: int) -> np.ndarray:
-    """Return the scores (n_queries, at least n) of all rows, and after them -inf, so that `best` can group them."""
-    n, dim = len(prefix), prefix.dim
-    scores = np.empty((len(queries), -(-n // _group(n, k)) * _group(n, k)), queries.dtype)
+class Formed(NamedTuple):
+    """The scores of all rows, and the largest of every few.
+
+    Attributes
+    ----------
+    scores : array (n_queries, at least n)
+        Block after block of `step` rows, -inf after the last row.
+    largest : array (n_queries, groups)
+        Of groups of as many scores, which lie equally far apart within their block.
+    step : int
+        Rows of a block.
+    """
+
+    scores: np.ndarray
+    largest: np.ndarray
+    step: int
+
+
+def form(prefix: Prefix, queries: np.ndarray, k: int) -> Formed:
+    """Form the scores of all rows, in groups that suit the search for the best `k`."""
+    n, dim, n_queries = len(prefix), prefix.dim, len(queries)
+    size, numbers = _group(n, k), max(1, n_queries // 8) * len(prefix) * dim
+    threaded = numbers > _READ and _serial(n_queries, dim)
+    step = n if numbers <= _READ else max(1, _READ // (dim * (4 if threaded else 1)))
+    step = -(-step // size) * size
+    scores = np.empty((n_queries, -(-n // step) * step), queries.dtype)
     scores[:, n:] = -np.inf
+    largest = scores if size == 1 else np.empty((n_queries, scores.shape[1] // size), queries.dtype)
 
     def write(block: slice) -> None:
         out = scores[:, block]
@@ -171,16 +194,39 @@ def form(prefix: Prefix, queries: np.ndarray, k: int) -> np.ndarray:
             out *= prefix.factor[block]
         if prefix.offset is not None:
             out += prefix.offset[block]
+        if size > 1:
+            grouped = scores[:, block.start : block.start + step].reshape(n_queries, size, -1)
+            start = block.start // size
+            np.maximum.reduce(grouped, axis=1, out=largest[:, start : start + step // size])
 
-    step = max(1, _READ // (4 * dim))
-    if n * dim * max(1, len(queries) // 8) <= _READ:
-        write(slice(0, n))
-    elif _serial(len(queries), dim):
-        each(write, row_blocks(n, step))
+    blocks = row_blocks(n, step)
+    if threaded:
+        each(write, blocks)
     else:
-        for block in row_blocks(n, 4 * step):
+        for block in blocks:
             write(block)
-    return scores
+    return Formed(scores, largest, step)
+
+
+def best(formed: Formed, k: int, slack: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return row, query and score of all that lie at most the slack below the `k` best."""
+    scores, largest, step = formed
+    n_groups = largest.shape[1]
+    size = scores.shape[1] // n_groups
+    bounds = np.partition(largest, n_groups - k, axis=1)[:, n_groups - k] - slack
+    places = (largest >= bounds[:, None]).reshape(-1).nonzero()[0]
+    if size > 1:
+        asked = places // n_groups
+        blocks, columns = np.divmod(places, step // size)  # rows of `scores` hold whole blocks
+        places = blocks * step + columns + step // size * np.arange(size)[:, None]
+        places = places[scores.reshape(-1).take(places) >= bounds[asked]]
+    asked, rows = np.divmod(places, scores.shape[1]) if len(scores) > 1 else (np.zeros_like(places), places)
+    return rows, asked, scores.reshape(-1).take(places)
+
+
+def _group(n: int, k: int) -> int:
+    """Return how many scores of `n` make a group: so many that groups are few, so few that several times `k` remain."""
+    return 1 if n <= _SORTED else max(1, min(_LARGEST_GROUP, n // (4 * k)))
 
 
 def _multiply(rows: np.ndarray, queries: np.ndarray, out: np.ndarray) -> None:
@@ -204,26 +250,6 @@ def _multiply(rows: np.ndarray, queries: np.ndarray, out: np.ndarray) -> None:
 def _serial(n_queries: int, dim: int) -> bool:
     """Tell whether products are formed in the calling thread, so that our threads run beside each other."""
     return _piece(n_queries, dim) > 0 or (n_queries == 1 and dim >= _LONG)
-
-
-def best(scores: np.ndarray, n: int, k: int, slack: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return row, query and score of all that lie at most the slack below the `k` best of what `form` returned."""
-    n_queries, size = scores.shape[0], _group(n, k)
-    n_groups = scores.shape[1] // size
-    largest = scores if size == 1 else np.maximum.reduce(scores.reshape(n_queries, size, n_groups), axis=1)
-    bounds = np.partition(largest, n_groups - k, axis=1)[:, n_groups - k] - slack
-    places = (largest >= bounds[:, None]).reshape(-1).nonzero()[0]
-    if size > 1:
-        asked = places // n_groups
-        places = places + asked * ((size - 1) * n_groups) + n_groups * np.arange(size)[:, None]
-        places = places[scores.reshape(-1).take(places) >= bounds[asked]]
-    asked, rows = np.divmod(places, scores.shape[1]) if n_queries > 1 else (np.zeros_like(places), places)
-    return rows, asked, scores.reshape(-1).take(places)
-
-
-def _group(n: int, k: int) -> int:
-    """Return how many scores of `n` make a group: so many that groups are few, so few that several times `k` remain."""
-    return 1 if n <= _SORTED else max(1, min(_LARGEST_GROUP, n // (4 * k)))
 
 
 def _piece(n_queries: int, dim: int) -> int:

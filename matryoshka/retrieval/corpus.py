@@ -74,8 +74,8 @@ class Corpus:
     the library of the array does the work; queries are not checked for NaN there, because that would wait for the
     device, and of more than 32 rows that a matrix product cannot tell from the last result any may be returned.
 
-    An exact search at full width reads less than all rows where bounds from a prefix at hand rule most of them out, with
-    the same result to the last bit (docs/retrieval.md states when it is tried).
+    An exact search at full width reads less than all rows where bounds from a prefix at hand rule most of them out,
+    with the same result to the last bit (docs/retrieval.md states when it is tried).
 
     A corpus takes one pass over the rows to build, for a length per row and the blocks of `search_dims`, n x width
     numbers each in float32 or float64. A copy (`copy.copy`) shares the rows and the blocks; blocks that it builds later
