@@ -36,8 +36,10 @@ ROOMS = {  # what is changed, and the names of the tests that shall notice, the 
     "cascade": ("cascade/*.py", "cascade_oracle cascade_classify cascade cascade_monitor cascade_certify"),
     "retrieval": (
         "retrieval/*.py",
-        "retrieval_storage funnel retrieval_bounds retrieval_codes "
-        "retrieval_first_stage retrieval retrieval_calibration",
+        (
+            "retrieval_storage funnel retrieval_bounds retrieval_codes retrieval_first_stage retrieval "
+            "retrieval_calibration"
+        ),
     ),
     "promises": ("_promises/*.py", "promises cascade_monitor cascade_certify retrieval_calibration"),
     "metrics": ("metrics/*.py", "metrics"),
