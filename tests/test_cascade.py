@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import oracles
@@ -94,7 +97,19 @@ def test_evaluate_and_curve_count_every_row(library: Library, rng: np.random.Gen
         )
         assert point.tied_multiply_adds == pytest.approx(point.expected_dim * N_CLASSES)
         assert point.separate_multiply_adds == pytest.approx(point.cumulative_dim * N_CLASSES)
-        numbers = (point.accuracy, point.gap, point.expected_dim, point.cumulative_dim, *point.exit_shares)
+        assert point.thresholds == cascade.thresholds[: len(point.dims) - 1]
+        assert point.disagreement == pytest.approx(np.mean(answers != probabilities[-1].argmax(-1)))
+        assert point.prefix_disagreement == pytest.approx(
+            [np.mean(rows.argmax(-1) != probabilities[-1].argmax(-1)) for rows in probabilities[: len(point.dims)]]
+        )
+        numbers = (
+            point.accuracy,
+            point.gap,
+            point.disagreement,
+            point.expected_dim,
+            point.cumulative_dim,
+            *point.exit_shares,
+        )
         assert all(type(number) is float for number in numbers)
 
 
@@ -104,7 +119,125 @@ def test_a_stage_without_exits_has_no_accuracy(rng: np.random.Generator) -> None
     assert evaluation.exit_shares == (0.0, 1.0, 0.0, 0.0)
     assert evaluation.exit_accuracy[0] is None
     assert evaluation.expected_dim == 5.0
-    assert evaluation.cumulative_dim == 8.0
+    assert evaluation.cumulative_dim == 5.0  # nobody asks the first
+
+
+@pytest.mark.parametrize("first", [1.0, 3.0])
+def test_a_width_that_is_passed_over_costs_nothing(rng: np.random.Generator, first: float) -> None:
+    """Its head is never read: it may hold anything."""
+    embeddings, labels = rng.normal(size=(50, 20)), rng.integers(N_CLASSES, size=50)
+    heads = [(rng.normal(size=(N_CLASSES, dim)), rng.normal(size=N_CLASSES)) for dim in DIMS]
+    logits = np.stack([embeddings[:, :dim] @ weight.T + bias for dim, (weight, bias) in zip(DIMS, heads, strict=True)])
+    cascade = Cascade(DIMS, (first, 0.8, 1.0))
+    evaluation = cascade.evaluate(logits, labels, from_logits=True)
+    heads[0][0][:], heads[2][1][:] = np.nan, np.nan
+    exit_dims = cascade.classify(embeddings, heads)[1]
+    assert set(exit_dims.tolist()) == {5, 20}
+    assert evaluation.cumulative_dim == pytest.approx(np.where(exit_dims == 5, 5, 5 + 20).mean())
+    assert evaluation.expected_dim == pytest.approx(exit_dims.mean())
+    cells = [line.split()[1:3] for line in str(evaluation).splitlines() if line.split()[:1] in (["3"], ["8"])]
+    assert cells == [[f"{first:.4f}", "passed"], ["1.0000", "passed"]]
+
+
+def rows_of(*prefixes: tuple[str, float | list[float]]) -> np.ndarray:
+    """Probabilities (G, n, 3) of prefixes that answer with these digits, as sure as that."""
+    stacked = []
+    for answers, sure in prefixes:
+        top = np.broadcast_to(sure, len(answers))[:, None]
+        picked = np.array([int(answer) for answer in answers])
+        stacked.append(np.where(np.eye(3, dtype=bool)[picked], top, (1 - top) / 2))
+    return np.stack(stacked)
+
+
+@pytest.mark.parametrize(
+    ("prefixes", "thresholds", "fixed", "unlabelled"),
+    [
+        # right on 1, 4 and 5 rows of 6, otherwise than the last on 4 and 2; the second answers all
+        ((("000120", 0.9), ("012000", 0.9), ("012022", 0.9)), (1, 0), 4, 4),
+        # right on 4, 4 and 5, otherwise on 3 and 2: a tie is enough, where other rows are right too
+        ((("112011", 0.9), ("012000", 0.9), ("012022", 0.9)), (1, 0), 2, 4),
+        # right on 4, 4 and 6, otherwise on 2 and 2: a tie of the disagreement
+        ((("010010", 0.9), ("012111", 0.9), ("012012", 0.9)), (1, 0), 2, 2),
+        # the first is better than the last and never asked
+        ((("012010", 0.9), ("000000", 0.9), ("012110", 0.9)), (1, 1), 2, 8),
+        # the first is right where it is sure and the last on the others: no width is so alone
+        ((("012111", [0.9] * 3 + [0.4] * 3), ("000000", 0.4), ("111012", 0.9)), (0.5, 0.5), None, 8),
+    ],
+)
+def test_the_yardstick_is_the_narrowest_width_that_loses_no_more(
+    prefixes: Any, thresholds: tuple[float, ...], fixed: int | None, unlabelled: int
+) -> None:
+    probabilities, labels = rows_of(*prefixes), np.array([0, 1, 2, 0, 1, 2])
+    cascade = Cascade((2, 4, 8), thresholds)
+    evaluation = cascade.evaluate(probabilities, labels)
+    assert evaluation.fixed_dim == fixed
+    assert cascade.evaluate(probabilities).fixed_dim == unlabelled
+    for cost in ("expected_dim", "cumulative_dim"):
+        assert evaluation.speedup(cost) == pytest.approx(8 / getattr(evaluation, cost))
+        over_fixed = None if fixed is None else pytest.approx(fixed / getattr(evaluation, cost))
+        assert evaluation.speedup(cost, of="fixed") == over_fixed
+    for wrong in ({"cost": "dim"}, {"of": "narrow"}):
+        with pytest.raises(ValueError, match=f"`{next(iter(wrong))}` must be one of"):
+            evaluation.speedup(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("temperatures", [None, (1.2, 1.0, 1.6, 0.2)])
+def test_without_labels_all_that_needs_none_is_the_same(
+    library: Library, rng: np.random.Generator, temperatures: tuple[float, ...] | None
+) -> None:
+    probabilities, labels = population(rng, 60)
+    cascade = Cascade(DIMS, (0.5, 0.55, 0.6), temperatures=temperatures)
+    given_as = library.array(probabilities)
+    labelled = [*cascade.curve(given_as, library.array(labels)), cascade.evaluate(given_as, library.array(labels))]
+    for known, point in zip(labelled, [*cascade.curve(given_as), cascade.evaluate(given_as)], strict=True):
+        unknown = {"accuracy": None, "gap": None, "prefix_accuracy": None, "exit_accuracy": (None,) * len(point.dims)}
+        assert point == dataclasses.replace(known, **unknown)
+        assert point.prefix_disagreement[point.dims.index(point.fixed_dim)] <= point.disagreement
+    assert point.fixed_dim is not None
+    assert labelled[-1].disagreement > 0
+    with pytest.raises(ValueError, match="`probabilities` must have at least one row"):
+        cascade.evaluate(library.array(probabilities[:, :0]))
+
+
+def test_an_evaluation_prints_its_table(rng: np.random.Generator) -> None:
+    probabilities, labels = population(rng, 1200)
+    cascade = Cascade(DIMS, (0.9, 1.0, 0.6))
+    found, unlabelled = cascade.evaluate(probabilities, labels), cascade.evaluate(probabilities)
+    for evaluation in (found, unlabelled):
+        text = str(evaluation)
+        assert text.isascii()
+        assert max(map(len, text.splitlines())) <= 110
+        lines = {line.split()[0]: line for line in text.splitlines()[2:] if line}
+        assert re.fullmatch(rf" +3 +0.9000 +{100 * found.exit_shares[0]:.1f}% .*", lines["3"])
+        assert "passed over" in lines["5"]
+        assert f"{found.disagreement:.2%} [" in lines["disagreement"]
+        assert f" {found.expected_dim:.1f}  {20 / found.expected_dim:.1f} x less than 20" in lines["expected"]
+        assert f"; {found.separate_multiply_adds:,.0f} multiply-adds of separate heads" in lines["cumulative"]
+        assert f" {evaluation.fixed_dim}  " in lines["fixed"]
+    assert str(found).startswith("1,200 rows of 6 classes.\n\n")
+    assert str(unlabelled).startswith("1,200 rows of 6 classes, without labels: held against")
+    assert f" {found.exit_accuracy[3]:.2%} [" in str(found)
+    assert f" {found.prefix_accuracy[1]:.2%} [" in str(found)
+    assert f" {1 - found.prefix_disagreement[1]:.2%} [" in str(unlabelled)
+    assert "right" not in str(unlabelled)
+    assert str(unlabelled).splitlines()[7:9] == ["", next(x for x in str(found).splitlines() if x.startswith("dis"))]
+
+
+def test_the_printed_factors_say_less_or_more_and_of_what() -> None:
+    labels, short, full = np.array([0, 1, 2, 0]), ("0120", 0.9), ("0110", 0.9)
+    for prefixes, threshold, expected, fixed in (
+        (
+            (short, full),
+            0.5,
+            "2.0 x less than 8, as much as a fixed 4;",
+            "4  the narrowest width that, alone, is right as often",
+        ),
+        ((full, short), 1.0, "  as much as 8;", "8  no narrower width, alone, is right as often"),
+        ((short, full), 1.0, "  as much as 8, 2.0 x more than a fixed 4;", "4  the narrowest width that, alone, is"),
+    ):
+        text = str(Cascade((4, 8), (threshold,)).evaluate(rows_of(*prefixes), labels))
+        assert expected in text
+        assert re.search(rf"\nfixed width +{fixed}", text)
 
 
 @given(st.integers(0, 10_000))

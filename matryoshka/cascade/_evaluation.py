@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from matryoshka import _checks
+from matryoshka import _checks, _pictures
+from matryoshka._promises.binomial import interval
 from matryoshka.cascade._outputs import Scored
 
 COSTS = ("expected_dim", "cumulative_dim")
@@ -16,42 +17,51 @@ COSTS = ("expected_dim", "cumulative_dim")
 
 @dataclass(frozen=True)
 class CascadeEvaluation:
-    """Accuracy and cost of a cascade on given rows.
+    """Accuracy and cost of a cascade on given rows; printed, a table.
 
     Attributes
     ----------
     dims : tuple of int
         Widths a row may exit at; the last one is the cap.
+    thresholds : tuple of float
+        What the confidence had to exceed at each width but the last.
     n_rows, n_classes : int
         How many rows were evaluated, and how many classes they choose from.
-    accuracy : float
-        Share of rows that the cascade answers correctly.
-    gap : float
+    accuracy : float or None
+        Share of rows that the cascade answers correctly. None without labels, as all that needs them.
+    gap : float or None
         Share of rows that the cascade answers wrongly although the full width is right: what `certify` bounds.
+    disagreement : float
+        Share of rows that the cascade answers otherwise than the full width, which needs no labels.
     expected_dim : float
         Mean width at which rows exit, sum over m of p_m * m: what a tied head (MRL-E) pays, since its logits
         accumulate from prefix to prefix.
     cumulative_dim : float
         Mean sum of the widths that a row visits, sum over m of p_m * (m_1 + … + m): what separate heads (MRL) pay. A
-        prefix with a threshold of 1 counts as visited, although `classify` passes over it.
+        width with a threshold of 1 or above, which no confidence exceeds, is passed over and costs nothing.
     exit_shares : tuple of float
         Share of rows that exit at each width; they sum to 1.
     exit_accuracy : tuple of (float or None)
         Accuracy among the rows that exit at each width; None where none does.
-    prefix_accuracy : tuple of float
+    prefix_accuracy : tuple of float, or None
         Accuracy of each width if it answered every row alone.
+    prefix_disagreement : tuple of float
+        Share of rows that each width, alone, answers otherwise than the full width.
     """
 
     dims: tuple[int, ...]
+    thresholds: tuple[float, ...]
     n_rows: int
     n_classes: int
-    accuracy: float
-    gap: float
+    accuracy: float | None
+    gap: float | None
+    disagreement: float
     expected_dim: float
     cumulative_dim: float
     exit_shares: tuple[float, ...]
     exit_accuracy: tuple[float | None, ...]
-    prefix_accuracy: tuple[float, ...]
+    prefix_accuracy: tuple[float, ...] | None
+    prefix_disagreement: tuple[float, ...]
 
     @property
     def tied_multiply_adds(self) -> float:
@@ -68,6 +78,110 @@ class CascadeEvaluation:
         """Multiply-adds per row of the head at the last width, which answers every row at once."""
         return self.dims[-1] * self.n_classes
 
+    @property
+    def fixed_dim(self) -> int | None:
+        """Narrowest of the widths that, alone, loses no more than the cascade on these rows: the yardstick for savings.
+
+        Its accuracy is at least the cascade's; without labels, its disagreement at most the cascade's. A tie is enough,
+        and wider widths do not matter. It may be the last one, of which there is nothing to save; None if no width is
+        as accurate. These rows choose it, which flatters it a little.
+        """
+        if self.accuracy is None or self.prefix_accuracy is None:
+            enough = [share <= self.disagreement for share in self.prefix_disagreement]
+        else:
+            enough = [share >= self.accuracy for share in self.prefix_accuracy]
+        return next((dim for dim, is_enough in zip(self.dims, enough, strict=True) if is_enough), None)
+
+    def speedup(self, cost: str = "expected_dim", *, of: str = "full") -> float | None:
+        """Say how many times fewer multiply-adds the cascade takes than one width alone.
+
+        Parameters
+        ----------
+        cost : {"expected_dim", "cumulative_dim"}, default "expected_dim"
+            What the cascade pays: with a tied head (MRL-E), or with separate heads (MRL).
+        of : {"full", "fixed"}, default "full"
+            The width it is held against: the last one, or `fixed_dim`.
+
+        Returns
+        -------
+        float or None
+            Below 1 where the cascade takes more; None if there is no `fixed_dim`.
+        """
+        _checks.choice(cost, "cost", COSTS)
+        dim = self.dims[-1] if _checks.choice(of, "of", ("full", "fixed")) == "full" else self.fixed_dim
+        return None if dim is None else float(dim / getattr(self, cost))
+
+    def __str__(self) -> str:
+        known = "" if self.accuracy is not None else ", without labels: held against the answers of the full width"
+        rows = f"{self.n_rows:,} rows of {self.n_classes:,} classes{known}."
+        return "\n".join([rows, "", *self._table(), "", *self._rates(), "", *self._costs()])
+
+    def _table(self) -> list[str]:
+        """Return a line for each width: where rows exit, and how good it is there and alone."""
+        alone = "as the full width if alone" if self.prefix_accuracy is None else "right if alone"
+        cells = [["width".rjust(8), "threshold", "rows exiting", "right among them", alone]]
+        goods = self.prefix_accuracy or [1.0 - share for share in self.prefix_disagreement]
+        for i, (dim, share, there) in enumerate(zip(self.dims, self.exit_shares, self.exit_accuracy, strict=True)):
+            threshold = f"{self.thresholds[i]:.4f}" if i < len(self.thresholds) else "-"
+            exiting = f"{share:.1%}" if i == len(self.thresholds) or _is_asked(self.thresholds[i]) else "passed over"
+            among = "-" if there is None else _rate(there, round(share * self.n_rows))
+            cells.append([str(dim), threshold, exiting, among, _rate(goods[i], self.n_rows)])
+        if self.prefix_accuracy is None:
+            cells = [[*row[:3], row[4]] for row in cells]
+        return _pictures.table(cells)
+
+    def _rates(self) -> list[str]:
+        """Return a line for each share of rows, with its interval."""
+        lines = []
+        if self.accuracy is not None and self.gap is not None and self.prefix_accuracy is not None:
+            lines = [
+                f"accuracy        {_rate(self.accuracy, self.n_rows)}",
+                f"{f'width {self.dims[-1]}':<14}  {_rate(self.prefix_accuracy[-1], self.n_rows)}",
+                f"gap             {_rate(self.gap, self.n_rows)}  wrong where the full width is right",
+            ]
+        disagreement = _rate(self.disagreement, self.n_rows)
+        return [*lines, f"disagreement    {disagreement}  answered otherwise than by the full width"]
+
+    def _costs(self) -> list[str]:
+        """Return what the cascade costs, beside the last width and the cheapest fixed one that is as good."""
+        fixed, lines = self.fixed_dim, []
+        for name, cost, work, head in (
+            ("expected dim", "expected_dim", self.tied_multiply_adds, "a tied head"),
+            ("cumulative dim", "cumulative_dim", self.separate_multiply_adds, "separate heads"),
+        ):
+            dim = getattr(self, cost)
+            found = f"{_held_against(self.dims[-1] / dim)} {self.dims[-1]}"
+            if fixed is not None and fixed < self.dims[-1]:
+                found += f", {_held_against(fixed / dim)} a fixed {fixed}"
+            lines.append(f"{name:<14}  {dim:7.1f}  {found}; {work:,.0f} multiply-adds of {head}")
+        good = "is right" if self.accuracy is not None else "agrees with the full width"
+        which = (
+            "no width"
+            if fixed is None
+            else "no narrower width"
+            if fixed == self.dims[-1]
+            else "the narrowest width that"
+        )
+        return [*lines, f"fixed width     {fixed or 'none':>7}  {which}, alone, {good} as often"]
+
+
+def _rate(share: float, n: int) -> str:
+    """Return a share of n rows with its 95 % interval (Wilson)."""
+    low, high = interval(round(share * n), n)
+    return f"{share:7.2%} [{low:7.2%}, {high:7.2%}]"
+
+
+def _held_against(speedup: float) -> str:
+    """Say how much less something takes, or how much more."""
+    if 0.95 < speedup < 1.05:
+        return "as much as"
+    return f"{speedup:.1f} x less than" if speedup > 1.0 else f"{1.0 / speedup:.1f} x more than"
+
+
+def _is_asked(threshold: float) -> bool:
+    """Tell whether any row can exit at a threshold: no confidence exceeds 1."""
+    return threshold < 1.0
+
 
 def exits(confidences: np.ndarray, thresholds: Sequence[float]) -> np.ndarray:
     """Return the stage (n,) at which each row exits: the first whose confidence exceeds its threshold, or the last."""
@@ -77,26 +191,43 @@ def exits(confidences: np.ndarray, thresholds: Sequence[float]) -> np.ndarray:
     return stage
 
 
-def evaluate(scored: Scored, dims: Sequence[int], thresholds: Sequence[float]) -> CascadeEvaluation:
-    """Evaluate the first len(dims) prefixes of `scored`; the gap is against its last prefix."""
-    n = scored.n_rows
+def evaluate(
+    scored: Scored, dims: Sequence[int], thresholds: Sequence[float], *, labelled: bool = True
+) -> CascadeEvaluation:
+    """Evaluate the first len(dims) prefixes of `scored`, held against its last one too; labels may be unknown."""
+    n, rows = scored.n_rows, np.arange(scored.n_rows)
     stage = exits(scored.confidences, thresholds)
-    correct = scored.correct[stage, np.arange(n)]
-    counts = np.bincount(stage, minlength=len(dims))
-    hits = np.bincount(stage[correct], minlength=len(dims))
-    visited = list(itertools.accumulate(dims))
+    correct = scored.correct[stage, rows]
+    counts = [int(count) for count in np.bincount(stage, minlength=len(dims))]
+    hits = [int(count) for count in np.bincount(stage[correct], minlength=len(dims))]
     return CascadeEvaluation(
         dims=tuple(dims),
+        thresholds=tuple(thresholds),
         n_rows=n,
         n_classes=scored.n_classes,
-        accuracy=int(hits.sum()) / n,
-        gap=int((scored.correct[-1] & ~correct).sum()) / n,
-        expected_dim=sum(int(count) * dim for count, dim in zip(counts, dims, strict=True)) / n,
-        cumulative_dim=sum(int(count) * total for count, total in zip(counts, visited, strict=True)) / n,
-        exit_shares=tuple(int(count) / n for count in counts),
-        exit_accuracy=tuple(int(hit) / int(count) if count else None for hit, count in zip(hits, counts, strict=True)),
-        prefix_accuracy=tuple(int(row.sum()) / n for row in scored.correct[: len(dims)]),
+        accuracy=sum(hits) / n if labelled else None,
+        gap=int((scored.correct[-1] & ~correct).sum()) / n if labelled else None,
+        disagreement=int((~scored.agrees[stage, rows]).sum()) / n,
+        expected_dim=_total(counts, dims) / n,
+        cumulative_dim=_total(counts, _visited(dims, thresholds)) / n,
+        exit_shares=tuple(count / n for count in counts),
+        exit_accuracy=tuple(
+            hit / count if labelled and count else None for hit, count in zip(hits, counts, strict=True)
+        ),
+        prefix_accuracy=tuple(int(row.sum()) / n for row in scored.correct[: len(dims)]) if labelled else None,
+        prefix_disagreement=tuple(int((~row).sum()) / n for row in scored.agrees[: len(dims)]),
     )
+
+
+def _total(counts: Sequence[int], costs: Sequence[int]) -> int:
+    """Return what all rows cost together."""
+    return sum(count * cost for count, cost in zip(counts, costs, strict=True))
+
+
+def _visited(dims: Sequence[int], thresholds: Sequence[float]) -> list[int]:
+    """Return for an exit at each width the sum of the widths that are asked on the way, its own included."""
+    asked = [dim if _is_asked(threshold) else 0 for dim, threshold in zip(dims, thresholds, strict=False)]
+    return [sum(asked[:i]) + dim for i, dim in enumerate(dims)]
 
 
 def cost_shares(dims: tuple[int, ...], cost: str) -> list[float]:

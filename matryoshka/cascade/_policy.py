@@ -435,39 +435,61 @@ class Cascade(JsonValue):
         """
         return _classify.classify(embeddings, heads, self.dims, self.thresholds, self.confidence, self.temperatures)
 
-    def evaluate(self, probabilities: Prefixes, labels: Array, /, *, from_logits: bool = False) -> CascadeEvaluation:
-        """Measure accuracy and cost on labelled rows.
+    def evaluate(
+        self, probabilities: Prefixes, labels: Array | None = None, /, *, from_logits: bool = False
+    ) -> CascadeEvaluation:
+        """Measure cost, and accuracy or agreement with the full width.
 
         Parameters
         ----------
-        probabilities, labels, from_logits
+        probabilities, from_logits
             As for `calibrate`.
+        labels : array (n,), integer, optional
+            The true classes. Without them all that needs them is None, and `fixed_dim` goes by the disagreement.
 
         Returns
         -------
         CascadeEvaluation
-            Python numbers. They hold for these rows: measure on rows that chose no threshold.
+            Python numbers; printed, a table. They hold for these rows: measure on rows that chose no threshold.
+
+        Raises
+        ------
+        TypeError, ValueError
+            The arguments are not as described.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> short = np.array([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8]])
+        >>> full = np.array([[0.8, 0.2], [0.3, 0.7], [0.1, 0.9]])
+        >>> found = Cascade((8, 16), (0.7,)).evaluate([short, full])
+        >>> found.disagreement, found.expected_dim, found.fixed_dim
+        (0.0, 10.666666666666666, 16)
+        >>> found.speedup(of="fixed")
+        1.5
         """
         scored = self._score(probabilities, labels, from_logits=from_logits)
-        return _evaluation.evaluate(scored, self.dims, self.thresholds)
+        return _evaluation.evaluate(scored, self.dims, self.thresholds, labelled=labels is not None)
 
-    def curve(self, probabilities: Prefixes, labels: Array, /, *, from_logits: bool = False) -> list[CascadeEvaluation]:
+    def curve(
+        self, probabilities: Prefixes, labels: Array | None = None, /, *, from_logits: bool = False
+    ) -> list[CascadeEvaluation]:
         """Measure the cascade capped at each width from the second on: the curve of the paper's figure 6.
 
         Parameters
         ----------
         probabilities, labels, from_logits
-            As for `calibrate`.
+            As for `evaluate`.
 
         Returns
         -------
         list of CascadeEvaluation
             One per cap, narrowest first; the last one is `evaluate`. A single prefix has no cap and gives none.
-            The gap is against the full width at every cap.
+            Gap and disagreement are against the full width at every cap.
         """
         scored = self._score(probabilities, labels, from_logits=from_logits)
         return [
-            _evaluation.evaluate(scored, self.dims[:count], self.thresholds[: count - 1])
+            _evaluation.evaluate(scored, self.dims[:count], self.thresholds[: count - 1], labelled=labels is not None)
             for count in range(2, len(self.dims) + 1)
         ]
 
@@ -493,8 +515,12 @@ class Cascade(JsonValue):
         """
         return _monitor.monitor(self, self.certificate, promise, delta)
 
-    def _score(self, probabilities: Prefixes, labels: Array, *, from_logits: bool) -> Scored:
-        outputs = Labelled(probabilities, labels, self.dims, from_logits=from_logits)
+    def _score(self, probabilities: Prefixes, labels: Array | None, *, from_logits: bool) -> Scored:
+        if labels is None:
+            outputs = Outputs(probabilities, self.dims, from_logits=from_logits)
+            _checks.not_empty(outputs.prefixes[0], "probabilities")
+        else:
+            outputs = Labelled(probabilities, labels, self.dims, from_logits=from_logits)
         return outputs.score(self.confidence, self.temperatures)
 
     @classmethod

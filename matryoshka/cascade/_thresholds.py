@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -55,4 +56,4 @@ def frontier(
     ends: list[Policy] = [(threshold,) * (len(dims) - 1) for threshold in (FULL_WIDTH, EVERY_ROW)]
     policies = ends + _paths.policies(path, scored.confidences, ~scored.correct, costs)
     points = [(policy, evaluate(scored, dims, policy)) for policy in policies]
-    return pareto_front(points, lambda point: (getattr(point[1], cost), point[1].accuracy))
+    return pareto_front(points, lambda point: operator.attrgetter(cost, "accuracy")(point[1]))
