@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import matryoshka
-from matryoshka._commands import audit, benchmark, calibrate
+from matryoshka._commands import apply, audit, benchmark, calibrate
 
 __all__ = ["main"]
 
-COMMANDS = (audit, benchmark, calibrate)
+COMMANDS = (audit, benchmark, calibrate, apply)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains once more at exit
             return 1
-        except (ImportError, OSError, TypeError, ValueError) as error:
+        except (ImportError, MemoryError, OSError, TypeError, ValueError) as error:
             print(f"matryoshka: error: {' '.join(_reason(error).split())}", file=sys.stderr)
             return 2
     return 0

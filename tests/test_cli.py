@@ -20,7 +20,9 @@ def command(action: Any) -> SimpleNamespace:
     return SimpleNamespace(add=lambda commands: commands.add_parser("try").set_defaults(run=lambda options: action()))
 
 
-@pytest.mark.parametrize("error", [ValueError("a\n  b"), TypeError("a b"), OSError("a b"), ImportError("a b")])
+@pytest.mark.parametrize(
+    "error", [ValueError("a\n  b"), TypeError("a b"), OSError("a b"), ImportError("a b"), MemoryError("a b")]
+)
 def test_what_is_wrong_is_one_line_and_status_2(
     error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -36,68 +36,128 @@ def calibrate(arguments: str) -> int:
     return main(["calibrate", *arguments.split()])
 
 
-def test_the_table_says_what_evaluate_says(folder: Path, capsys: Capture) -> None:
-    assert calibrate("p.npy y.npy -o cascade.json") == 0
+def split(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """The 320 rows of 400 that choose, and the 80 that judge."""
+    order = np.random.default_rng(seed).permutation(400)
+    return np.sort(order[80:]), np.sort(order[:80])
+
+
+def test_the_table_says_what_evaluate_says_of_rows_that_chose_nothing(folder: Path, capsys: Capture) -> None:
+    assert calibrate("p.npy y.npy --dims 8,16,32 -o cascade.json") == 0
     probabilities, labels = np.load("p.npy"), np.load("y.npy")
+    chosen, judged = split()
     cascade = Cascade.load("cascade.json", nesting=(8, 16, 32))
-    assert cascade == Cascade.calibrate(probabilities, labels, nesting=(8, 16, 32))
-    evaluation = cascade.evaluate(probabilities, labels)
+    assert cascade == Cascade.calibrate(probabilities[:, chosen], labels[chosen], nesting=(8, 16, 32))
     out, err = capsys.readouterr()
     assert err == ""
     assert out.isascii()
     assert out.isprintable() or set(out) - set(filter(str.isprintable, out)) == {"\n"}
-    lines = {line.split()[0]: line for line in out.splitlines() if line}
-    for i, dim in enumerate(evaluation.dims):
-        row = lines[str(dim)]
-        assert f"{evaluation.exit_shares[i]:.1%}" in row
-        assert f"{evaluation.prefix_accuracy[i]:.2%}" in row
-        assert f"{evaluation.exit_accuracy[i]:.2%}" in row
-        assert i == 2 or f"{cascade.thresholds[i]:.4f}" in row
-    assert f"{evaluation.accuracy:.2%}" in lines["accuracy"]
-    assert f"{evaluation.gap:.2%}" in lines["gap"]
-    assert f"{oracle_routing(probabilities, labels, nesting=(8, 16, 32)).accuracy:.2%}" in lines["perfect"]
-    assert f"{evaluation.expected_dim:.1f}" in lines["expected"]
-    assert f"{32 / evaluation.cumulative_dim:.1f} x less than 32" in lines["cumulative"]
-    assert f"{evaluation.separate_multiply_adds:,.0f} multiply-adds" in lines["cumulative"]
-    assert "Widths taken to double from 8 to 32; --dims names others." in out
-    assert lines["wrote"] == "wrote cascade.json"
+    said = " ".join(out.partition("\n\n")[0].split())
+    assert said == (
+        "Cascade (published rule, confidence max_probability). Chosen on 320 rows, measured on 80 others, drawn from "
+        "the same file (--test names rows of your own)."
+    )
+    assert f"\n{cascade.evaluate(probabilities[:, judged], labels[judged])}\n" in out
+    oracle = oracle_routing(probabilities[:, judged], labels[judged], nesting=(8, 16, 32))
+    assert f"perfect router  {oracle.expected_dim_all:7.1f}  expected dim, right on {oracle.accuracy:.2%} of" in out
+    assert out.endswith("\nwrote cascade.json\n")
     assert names() == ["cascade.json", "p.npy", "y.npy", "z.npy"]
 
 
+def test_other_rows_may_judge(folder: Path, capsys: Capture) -> None:
+    probabilities, labels = np.load("p.npy"), np.load("y.npy")
+    np.save("q.npy", probabilities[:, ::7])
+    np.save("x.npy", labels[::7])
+    cascade = Cascade.calibrate(probabilities, labels, nesting=(8, 16, 32))
+    for test, known in (("q.npy x.npy", (labels[::7],)), ("q.npy", ())):
+        assert calibrate(f"p.npy y.npy --dims 8,16,32 -o c.json --test {test}") == 0
+        assert Cascade.load("c.json") == cascade
+        out = capsys.readouterr().out
+        assert "Chosen on 400 rows, measured on the 58 rows of --test." in " ".join(out.split())
+        assert f"\n{cascade.evaluate(probabilities[:, ::7], *known)}\n" in out
+        assert ("perfect router" in out) == bool(known)
+
+
+def test_rows_without_a_label_judge_nothing(folder: Path, capsys: Capture) -> None:
+    probabilities, labels = np.load("p.npy"), np.load("y.npy")
+    np.save("x.npy", np.where(np.arange(400) % 3, labels, -1))
+    assert calibrate("p.npy y.npy --dims 8,16,32 -o c.json --test p.npy x.npy") == 0
+    rows = np.flatnonzero(np.arange(400) % 3)
+    out = capsys.readouterr().out
+    assert f"\n{Cascade.load('c.json').evaluate(probabilities[:, rows], labels[rows])}\n" in out
+    assert "the 266 rows of --test" in " ".join(out.split())
+
+
+def test_no_labels_are_needed_for_a_promise_of_agreement(folder: Path, capsys: Capture) -> None:
+    load("matplotlib")
+    assert calibrate("p.npy --dims 8,16,32 --max-disagreement 0.2 --seed 4 -o c.json --figure c.png") == 0
+    chosen, judged = split(4)
+    probabilities = np.load("p.npy")
+    cascade = Cascade.certify(probabilities[:, chosen], nesting=(8, 16, 32), max_disagreement=0.2, seed=4)
+    assert Cascade.load("c.json") == cascade
+    out = capsys.readouterr().out
+    assert f"\n{cascade.evaluate(probabilities[:, judged])}\n" in out
+    assert "certificate: P(disagrees with the full width) <= 0.2" in out
+    assert "right" not in out
+    drawing = figure(cascade.curve(probabilities), None)
+    (axes,) = drawing.axes
+    alone, points = (line.get_ydata() for line in axes.get_lines())
+    disagreement = [np.mean(rows.argmax(-1) != probabilities[-1].argmax(-1)) for rows in probabilities]
+    np.testing.assert_allclose(alone, 100 - 100 * np.array(disagreement))
+    assert points[-1] == pytest.approx(100 - 100 * cascade.evaluate(probabilities).disagreement)
+    assert axes.get_ylabel() == "agreement with the full width [%]"
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_terminal_is_told_what_takes_long(
+    folder: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch, *, terminal: bool
+) -> None:
+    monkeypatch.setattr("matryoshka._commands._rows._LARGE", 1)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: terminal)
+    assert calibrate("p.npy y.npy --dims 8,16,32") == 0
+    steps = ["reading 400", "choosing thresholds on 320", "measuring on 80"]
+    told = "".join(f"matryoshka: {step} rows ...\n" for step in steps)
+    assert capsys.readouterr().err == (told if terminal else "")
+
+
 def test_the_certificate_is_printed_and_written(folder: Path, capsys: Capture) -> None:
-    assert calibrate("p.npy y.npy --dims 4,6,9 --certify --max-gap 0.05 --delta 0.2 --seed 1 -o c.json") == 0
+    assert calibrate("p.npy y.npy --dims 4,6,9 --max-gap 0.05 --delta 0.2 --seed 1 -o c.json") == 0
     cascade = Cascade.load("c.json", nesting=(4, 6, 9))
     assert cascade.certificate is not None
     assert (cascade.certificate.max_gap, cascade.certificate.delta) == (0.05, 0.2)
     out = capsys.readouterr().out
-    assert "certificate: P(wrong, full width right) <= 0.05 with probability >= 0.8 over 400 rows" in out
-    assert "--dims" not in out
+    assert "certificate: P(wrong, full width right) <= 0.05 with probability >= 0.8 over 320 rows" in out
+    assert calibrate("p.npy y.npy --dims 4,6,9 --certify -o c.json") == 0
+    assert Cascade.load("c.json").certificate.max_gap == 0.01
 
 
 def test_options_reach_the_calibration(folder: Path, capsys: Capture) -> None:
-    probabilities, labels = np.load("p.npy"), np.load("y.npy")
-    assert calibrate("z.npy y.npy --logits --confidence margin --temperature --variant paper -o c.json") == 0
-    cascade = Cascade.load("c.json")
+    rows, _ = split()
+    probabilities, labels = np.load("p.npy")[:, rows], np.load("y.npy")[rows]
+    published = "--logits --confidence margin --temperature --variant paper"
+    assert calibrate(f"z.npy y.npy --dims 8,16,32 {published} -o c.json") == 0
     expected = Cascade.calibrate(
-        np.load("z.npy"), labels, nesting=(8, 16, 32), confidence="margin", temperature=True, variant="paper",
+        np.load("z.npy")[:, rows], labels, nesting=(8, 16, 32), confidence="margin", temperature=True, variant="paper",
         from_logits=True,
     )  # fmt: skip
-    assert cascade == expected
+    assert Cascade.load("c.json") == expected
     assert "temperatures    " in capsys.readouterr().out
-    assert calibrate("p.npy y.npy --certify --max-error 0.4 --path fitted --cost cumulative_dim -o c.json") == 0
+    promised = "--max-error 0.4 --max-disagreement 0.5 --path fitted --cost cumulative_dim"
+    assert calibrate(f"p.npy y.npy --dims 8,16,32 {promised} -o c.json") == 0
     assert Cascade.load("c.json") == Cascade.certify(
-        probabilities, labels, nesting=(8, 16, 32), max_error=0.4, path="fitted", cost="cumulative_dim"
-    )
+        probabilities, labels, nesting=(8, 16, 32), max_error=0.4, max_disagreement=0.5, path="fitted",
+        cost="cumulative_dim",
+    )  # fmt: skip
 
 
 def test_the_figure_is_a_picture(folder: Path, capsys: Capture) -> None:
     load("matplotlib")
-    assert calibrate("p.npy y.npy --figure curve.png") == 0
+    assert calibrate("p.npy y.npy --dims 8,16,32 --figure curve.png") == 0
     assert (folder / "curve.png").read_bytes().startswith(PNG)
     assert capsys.readouterr().out.endswith("wrote curve.png\n")
-    assert calibrate("p.npy y.npy --figure curve.nonsense -o c.json") == 2
+    assert calibrate("p.npy y.npy --dims 8,16,32 --figure curve.nonsense -o c.json") == 2
     assert "--figure must end in one of " in capsys.readouterr().err
-    assert calibrate("p.npy y.npy --figure c.svg -o c.svg") == 2
+    assert calibrate("p.npy y.npy --dims 8,16,32 --figure c.svg -o c.svg") == 2
     assert "--figure and -o must be two files, got 'c.svg' for both" in capsys.readouterr().err
     assert names() == ["curve.png", "p.npy", "y.npy", "z.npy"]
 
@@ -108,7 +168,7 @@ def test_the_figure_is_a_picture(folder: Path, capsys: Capture) -> None:
 @pytest.mark.usefixtures("folder", "read_only")
 def test_a_place_that_cannot_be_written_is_refused_before_any_work(option: str, named: str, capsys: Capture) -> None:
     message = f"argument {named} must be a file in a folder that can be written to, the system says: Read-only"
-    assert_usage_refused(f"calibrate p.npy y.npy {option}", message, capsys)
+    assert_usage_refused(f"calibrate p.npy y.npy --dims 8,16,32 {option}", message, capsys)
 
 
 def test_the_figure_names_the_widths(folder: Path) -> None:
@@ -116,7 +176,7 @@ def test_the_figure_names_the_widths(folder: Path) -> None:
     probabilities, labels = np.load("p.npy"), np.load("y.npy")
     cascade = Cascade.calibrate(probabilities, labels, nesting=(24, 40, 90))
     oracle = oracle_routing(probabilities, labels, nesting=(24, 40, 90))
-    drawing = figure(cascade.curve(probabilities, labels), cascade.evaluate(probabilities, labels), oracle)
+    drawing = figure(cascade.curve(probabilities, labels), oracle)
     (axes,) = drawing.axes
     assert [text.get_text() for text in axes.get_xticklabels()] == ["24", "40", "90"]
     assert "cascade: a point for each widest prefix allowed" in [t.get_text() for t in axes.get_legend().get_texts()]
@@ -127,7 +187,7 @@ def test_the_figure_names_the_widths(folder: Path) -> None:
 @pytest.mark.usefixtures("folder", "full_disk")
 def test_figure_and_cascade_are_written_together_or_not_at_all(capsys: Capture) -> None:
     load("matplotlib")
-    assert calibrate("p.npy y.npy --figure curve.png -o c.json") == 2
+    assert calibrate("p.npy y.npy --dims 8,16,32 --figure curve.png -o c.json") == 2
     printed = capsys.readouterr()
     assert printed.err == "matryoshka: error: 'curve.png': No space left on device\n"
     assert printed.out.startswith("Cascade (published rule")  # the work is not lost
@@ -136,15 +196,22 @@ def test_figure_and_cascade_are_written_together_or_not_at_all(capsys: Capture) 
 
 def test_without_matplotlib_the_extra_is_named(folder: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
-    assert calibrate("p.npy y.npy --figure curve.png -o c.json") == 2
+    assert calibrate("p.npy y.npy --dims 8,16,32 --figure curve.png -o c.json") == 2
     assert 'pip install "matryoshka-mrl[cli]"' in capsys.readouterr().err
     assert "c.json" not in names()
 
 
 def test_few_rows_warn(folder: Path, capsys: Capture) -> None:
-    np.save("p.npy", np.load("p.npy")[:, :3])
-    np.save("y.npy", np.load("y.npy")[:3])
-    assert calibrate("p.npy y.npy") == 0
+    np.save("p.npy", np.load("p.npy")[:, 4:8])
+    np.save("y.npy", np.load("y.npy")[4:8])
+    assert calibrate("p.npy y.npy --dims 8,16,32") == 2
+    message = (
+        "PROBS.npy must have at least 5 rows, of which one in 5 judges, got 4; add rows, or name others with --test."
+    )
+    assert message in capsys.readouterr().err
+    np.save("q.npy", np.load("p.npy")[:, :3])
+    np.save("x.npy", np.load("y.npy")[:3])
+    assert calibrate("q.npy x.npy --dims 8,16,32 --test p.npy y.npy") == 0
     assert capsys.readouterr().err.startswith("matryoshka: warning: Calibrating on 3 rows for 4 classes")
 
 
@@ -153,18 +220,34 @@ def test_few_rows_warn(folder: Path, capsys: Capture) -> None:
     [
         ("none.npy y.npy", "`PROBS.npy` must be a file to read, got 'none.npy': No such file or directory"),
         ("p.npy none.npy", "`LABELS.npy` must be a file to read, got 'none.npy': No such file or directory"),
+        ("p.npy y.npy --test none.npy", "`--test` must be a file to read, got 'none.npy': No such file or directory"),
+        ("p.npy y.npy --test p.npy none.npy", "`--test` must be a file to read, got 'none.npy': No such file or"),
+        ("p.npy y.npy --test p.npy y.npy y.npy", "--test must name probabilities and labels, got 3 files"),
+        ("p.npy y.npy --test p.npy short.npy", "`labels` must have one class id per row"),
+        (
+            "p.npy y.npy --test two.npy y.npy",
+            "two.npy must hold a prefix for each of the 3 widths, got 2; name its own",
+        ),
         ("y.npy y.npy", "`probabilities` must have shape (prefixes, rows, classes)"),
         ("z.npy y.npy", "`probabilities[0]` (the prefix of width 8) must hold probabilities"),
         ("p.npy p.npy", "`labels` must hold integer class ids"),
         ("p.npy short.npy", "`labels` must have one class id per row"),
-        ("p.npy y.npy --dims 8,16", "`probabilities` must hold one (rows, classes) array per prefix, 2 for (8, 16)"),
+        ("p.npy", "LABELS.npy must be given for all but --max-disagreement alone, got no bound either; add it"),
+        (
+            "p.npy --certify",
+            "LABELS.npy must be given for all but --max-disagreement alone, got no bound either; add it",
+        ),
+        ("p.npy --max-disagreement 0.1 --max-gap 0.1", "alone, got --max-gap, --max-disagreement; add it, or drop"),
+        ("p.npy y.npy --dims 8,16", "p.npy must hold a prefix for each of the 2 widths, got 3; name its own ladder"),
         ("p.npy y.npy --dims 16,8,32", "strictly increasing"),
         ("p.npy y.npy --confidence x", "`confidence` must be one of"),
         ("p.npy y.npy --variant x", "`variant` must be one of"),
-        ("p.npy y.npy --max-gap 0.1 --seed 3", "--max-gap, --seed must come with --certify"),
-        ("p.npy y.npy --certify --variant code", "--variant is of the published rule"),
-        ("p.npy y.npy --certify --max-gap 2", "`max_gap` must be finite and in (0, 1)"),
-        ("p.npy y.npy --certify --max-error 0.0001", "`max_error` must be certifiable for the full width at least"),
+        ("p.npy y.npy --delta 0.1 --path fitted", "--delta, --path must come with --certify or a bound"),
+        ("p.npy y.npy --certify --variant code", "--variant is of the published rule, got it with --certify"),
+        ("p.npy y.npy --max-gap 0.1 --variant code", "--variant is of the published rule, got it with --max-gap"),
+        ("p.npy y.npy --max-gap 2", "`max_gap` must be finite and in (0, 1)"),
+        ("p.npy y.npy --seed -1", "`--seed` must be an integer >= 0"),
+        ("p.npy y.npy --max-error 0.0001", "`max_error` must be certifiable for the full width at least"),
         ("text.npy y.npy", "`text.npy` must be a .npy file of numbers"),
     ],
 )
@@ -172,9 +255,16 @@ def test_nothing_is_written_when_something_is_wrong(
     folder: Path, capsys: Capture, arguments: str, message: str
 ) -> None:
     np.save("short.npy", np.load("y.npy")[:5])
+    np.save("two.npy", np.load("p.npy")[:2])
     Path("text.npy").write_text("0.5")
     drawn = " --figure c.png" if importlib.util.find_spec("matplotlib") else ""
-    assert_refused(f"calibrate {arguments} -o c.json{drawn}", message, capsys)
+    dims = "" if "--dims" in arguments else " --dims 8,16,32"
+    assert_refused(f"calibrate {arguments}{dims} -o c.json{drawn}", message, capsys)
+
+
+def test_widths_are_asked_for(folder: Path, capsys: Capture) -> None:
+    message = "--dims must name the widths of the 3 prefixes in p.npy, got none; name them from the narrowest on, as in"
+    assert_refused("calibrate p.npy y.npy -o c.json", message, capsys)
 
 
 @pytest.mark.parametrize("arguments", ["--dims 8,x", "-o none/c.json", "--figure none/c.png", "-o ."])

@@ -1,0 +1,75 @@
+"""Rows of a cascade as the commands read them: what every prefix says and, where it is known, what is true."""
+
+from __future__ import annotations
+
+import sys
+from typing import NamedTuple
+
+import numpy as np
+
+from matryoshka import _checks, _files
+
+ONE_IN = 5
+"""Where no other rows judge, one in so many does, and chooses nothing."""
+
+_LARGE = 2**27
+
+
+class Rows(NamedTuple):
+    """Probabilities (prefixes, rows, classes), and labels (rows,) or None."""
+
+    probabilities: np.ndarray
+    labels: np.ndarray | None
+
+    def __len__(self) -> int:
+        return int(self.probabilities.shape[1])
+
+    @property
+    def arrays(self) -> tuple[np.ndarray, ...]:
+        """What a cascade is asked with."""
+        return (self.probabilities,) if self.labels is None else (self.probabilities, self.labels)
+
+    def doing(self, what: str) -> None:
+        """Say, on a terminal, what is being done with these rows, if there are so many that it takes a while."""
+        if self.probabilities.nbytes >= _LARGE and sys.stderr.isatty():
+            print(f"matryoshka: {what} {len(self):,} rows ...", file=sys.stderr, flush=True)
+
+    def split(self, seed: int) -> tuple[Rows, Rows]:
+        """Return a random four fifths and the others, in order: the file is read once."""
+        n = len(self)
+        if n < ONE_IN:
+            msg = (
+                f"PROBS.npy must have at least {ONE_IN} rows, of which one in {ONE_IN} judges, got {n}; "
+                "add rows, or name others with --test."
+            )
+            raise ValueError(msg)
+        order = np.random.default_rng(_checks.seed(seed, "--seed")).permutation(n)
+        self.doing("reading")
+        return self._take(np.sort(order[n // ONE_IN :])), self._take(np.sort(order[: n // ONE_IN]))
+
+    def labelled(self) -> Rows:
+        """Leave out rows whose label is -1, unknown: they may fit a cascade, and cannot judge one."""
+        known = None if self.labels is None else self.labels != -1
+        return self if known is None or known.all() else self._take(np.flatnonzero(known))
+
+    def _take(self, rows: np.ndarray) -> Rows:
+        return Rows(self.probabilities[:, rows], None if self.labels is None else self.labels[rows])
+
+
+def load(path: str, labels: str | None, dims: tuple[int, ...] | None, *, name: str = "PROBS.npy") -> Rows:
+    """Map one file and read the other; a file of probabilities must have a prefix for each of the widths."""
+    probabilities = _files.load_array(path, name, mmap=True)
+    _checks.ndim(probabilities, "probabilities", 3, "(prefixes, rows, classes)")
+    n_prefixes, n, _ = probabilities.shape
+    if dims is None:
+        rule = f"--dims must name the widths of the {n_prefixes} prefixes in {path}"
+        msg = f"{rule}, got none; name them from the narrowest on, as in --dims 8,16,32."
+        raise ValueError(msg)
+    if len(dims) != n_prefixes:
+        msg = f"{path} must hold a prefix for each of the {len(dims)} widths, got {n_prefixes}; name its own ladder."
+        raise ValueError(msg)
+    if labels is None:
+        return Rows(probabilities, None)
+    truth = _files.load_array(labels, "LABELS.npy" if name == "PROBS.npy" else name)
+    _checks.labels(truth, "labels", (n,), np)
+    return Rows(probabilities, truth)

@@ -1,0 +1,58 @@
+"""The command `matryoshka apply`: let a saved cascade answer new rows."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import textwrap
+from typing import Any
+
+import numpy as np
+
+from matryoshka import _files
+from matryoshka._commands import _rows
+from matryoshka._commands._options import folder
+from matryoshka.cascade import Cascade
+
+
+def add(commands: Any) -> None:
+    """Describe the command."""
+    parser = commands.add_parser(
+        "apply",
+        help="let a saved cascade answer new rows",
+        description="Let a cascade that `matryoshka calibrate -o` wrote answer new rows. Prints where rows exit and "
+        "what it costs, and with labels how good the answers are, with 95 % intervals (Wilson).",
+    )
+    parser.add_argument("cascade", metavar="CASCADE.json", help="the cascade")
+    parser.add_argument("probabilities", metavar="PROBS.npy", help="array (prefixes, rows, classes), narrowest first")
+    parser.add_argument("labels", nargs="?", metavar="LABELS.npy", help="array (rows,) of class ids")
+    parser.add_argument("--logits", action="store_true", help="PROBS.npy holds logits")
+    parser.add_argument(
+        "-o", "--output", type=folder, metavar="DIR", help="write answers.npy and exit_dims.npy to this folder"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Apply, print the result, and then write it."""
+    cascade = Cascade.load(options.cascade)
+    rows = _rows.load(options.probabilities, options.labels, cascade.dims)
+    rows.doing("measuring on")
+    evaluation = cascade.evaluate(*rows.arrays, from_logits=options.logits)
+    print(f"Cascade of {options.cascade} (confidence {cascade.confidence}).\n\n{evaluation}")
+    if cascade.certificate is not None:
+        print("", *textwrap.wrap(f"certificate: {cascade.certificate}.", 100), sep="\n")
+    if options.output is None:
+        return
+    rows.doing("answering")
+    answers, exit_dims = cascade.predict(rows.probabilities, from_logits=options.logits)
+    contents = {"answers.npy": _stored(answers), "exit_dims.npy": _stored(exit_dims)}
+    _files.write_together(options.output, contents)
+    print(f"wrote {' and '.join(str(options.output / name) for name in contents)}")
+
+
+def _stored(array: np.ndarray) -> bytes:
+    """Return an array as the bytes of a .npy file."""
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()

@@ -1,0 +1,97 @@
+"""matryoshka apply: the table, the answers, and the refusals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from commands import Capture, assert_refused, assert_usage_refused, names
+
+from matryoshka import Cascade, _files
+from matryoshka.cli import main
+
+DIMS = (4, 6, 9)
+
+
+@pytest.fixture
+def cascade(tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> Cascade:
+    """A certified cascade, in c.json, and 300 rows of 4 classes: p.npy, z.npy (logits) and y.npy."""
+    monkeypatch.chdir(tmp_path)
+    labels = rng.integers(4, size=1300)
+    logits = np.array([1.0, 2.0, 4.0])[:, None, None] * np.eye(4)[labels] + rng.normal(size=(3, 1300, 4))
+    powers = np.exp(logits)
+    probabilities = powers / powers.sum(-1, keepdims=True)
+    found = Cascade.certify(probabilities[:, 300:], labels[300:], nesting=DIMS, max_gap=0.05)
+    found.save("c.json")
+    for name, array in (("p", probabilities[:, :300]), ("z", logits[:, :300]), ("y", labels[:300])):
+        np.save(f"{name}.npy", array)
+    return found
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+@pytest.mark.parametrize("logits", [False, True])
+def test_the_table_is_printed_and_the_answers_written(
+    cascade: Cascade, capsys: Capture, *, labelled: bool, logits: bool
+) -> None:
+    rows = f"{'z' if logits else 'p'}.npy"
+    asked = ["apply", "c.json", rows, *["y.npy"] * labelled, *["--logits"] * logits]
+    assert main([*asked, "-o", "new"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert out.isascii()
+    evaluation = cascade.evaluate(np.load(rows), *[np.load("y.npy")] * labelled, from_logits=logits)
+    head = f"Cascade of c.json (confidence {cascade.confidence})."
+    assert out.startswith(f"{head}\n\n{evaluation}\n\ncertificate: P(wrong, ")
+    assert out.endswith("\nwrote new/answers.npy and new/exit_dims.npy\n")
+    assert names("new") == ["answers.npy", "exit_dims.npy"]
+    answers, exit_dims = (np.load(f"new/{name}", allow_pickle=False) for name in names("new"))
+    for found, expected in zip((answers, exit_dims), cascade.predict(np.load(rows), from_logits=logits), strict=True):
+        np.testing.assert_array_equal(found, expected)
+        assert found.dtype == expected.dtype
+    assert len(set(exit_dims.tolist())) > 1
+    assert main(asked) == 0
+    assert capsys.readouterr().out == out[: out.index("wrote")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("none.json p.npy", "'none.json': No such file or directory"),
+        ("p.npy p.npy", "`p.npy` must be"),
+        ("c.json none.npy", "`PROBS.npy` must be a file to read, got 'none.npy'"),
+        ("c.json two.npy", "two.npy must hold a prefix for each of the 3 widths, got 2"),
+        ("c.json y.npy", "`probabilities` must have shape (prefixes, rows, classes)"),
+        ("c.json z.npy", "`probabilities[0]` (the prefix of width 4) must hold probabilities"),
+        ("c.json p.npy short.npy", "`labels` must have one class id per row"),
+        ("c.json empty.npy", "`probabilities` must have at least one row"),
+    ],
+)
+@pytest.mark.usefixtures("cascade")
+def test_nothing_is_written_when_something_is_wrong(capsys: Capture, arguments: str, message: str) -> None:
+    np.save("two.npy", np.load("p.npy")[:2])
+    np.save("short.npy", np.load("y.npy")[:5])
+    np.save("empty.npy", np.load("p.npy")[:, :0])
+    assert_refused(f"apply {arguments} -o new", message, capsys)
+
+
+@pytest.mark.usefixtures("cascade")
+def test_answers_and_exits_are_written_together_or_not_at_all(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = _files._write_beside
+
+    def fail(path: Path, data: bytes) -> Any:
+        if path.name == "exit_dims.npy":
+            raise OSError(28, "No space left on device", "/temporary/name")
+        return write(path, data)
+
+    monkeypatch.setattr(_files, "_write_beside", fail)
+    before = names()
+    assert main(["apply", "c.json", "p.npy", "-o", "new"]) == 2
+    assert capsys.readouterr().err == "matryoshka: error: 'new/exit_dims.npy': No space left on device\n"
+    assert names() == before
+
+
+@pytest.mark.usefixtures("cascade")
+def test_a_folder_that_cannot_be_is_refused_before_any_work(capsys: Capture) -> None:
+    assert_usage_refused("apply c.json p.npy -o p.npy", "argument -o/--output: 'p.npy' must be a folder", capsys)
