@@ -178,6 +178,13 @@ def _alike(probabilities: Any, dims: tuple[int, ...]) -> tuple[list[Array], Name
     if is_array(probabilities):
         namespace(("probabilities", probabilities))
         _checks.ndim(probabilities, "probabilities", 3, "(prefixes, rows, classes)")
+        if probabilities.shape[0] != len(dims) == probabilities.shape[1]:
+            msg = (
+                f"`probabilities` must have shape (prefixes, rows, classes), {len(dims)} prefixes for {dims}, got "
+                f"{tuple(probabilities.shape)}, which looks like (rows, prefixes, classes), as Keras heads return it; "
+                "move the axes: np.moveaxis(probabilities, 1, 0)."
+            )
+            raise ValueError(msg)
         prefixes = [probabilities[i, ...] for i in range(probabilities.shape[0])]
     elif isinstance(probabilities, list | tuple):
         prefixes = list(probabilities)
