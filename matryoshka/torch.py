@@ -177,6 +177,28 @@ class MRLHead(_Nested):
         """The linear layers, from the narrowest prefix to the widest, or what replaced them; one if they are tied."""
         return [getattr(self, f"nesting_classifier_{i}") for i in range(1 if self.tied else len(self.nesting))]
 
+    def heads(self) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
+        """Return the weight (num_classes, m) and the bias of each classifier, as losses and cascades take them.
+
+        Returns
+        -------
+        list of (weight, bias)
+            One for each prefix, or the one of all if they are tied: the parameters themselves.
+
+        Raises
+        ------
+        TypeError
+            A classifier does more than its weight and bias say: an adapter, a quantised layer, or one with hooks.
+        """
+        for i, linear in enumerate(self.classifiers):
+            if not _is_plain(linear):
+                msg = (
+                    f"`heads` must be plain linear classifiers, got a {type(linear).__name__} of its own doing as "
+                    f"nesting_classifier_{i}; merge adapters, remove hooks, or call the head and use `predict`."
+                )
+                raise TypeError(msg)
+        return [(linear.weight, linear.bias) for linear in self.classifiers]
+
     def reset_parameters(self) -> None:
         """Draw all parameters anew."""
         for linear in self.classifiers:

@@ -143,6 +143,27 @@ class MRLHead(Nested, keras.layers.Layer):
             bias.assign(ops.copy(linear.bias))
         return head
 
+    def heads(self) -> list[tuple[Any, Any]]:
+        """Return the weight (num_classes, m) and the bias of each classifier in main memory, as cascades take them.
+
+        Returns
+        -------
+        list of (weight, bias)
+            NumPy arrays, as `predict` of a model returns them, whatever the backend: one pair for each prefix, or the
+            one of all if they are tied. Without a bias, None.
+
+        Raises
+        ------
+        ValueError
+            The layer is not built.
+        """
+        if not self.built:
+            msg = "`heads` must be built, got a layer without weights; call it, or load its model, first."
+            raise ValueError(msg)
+        weights = [ops.convert_to_numpy(kernel).T for kernel in self._kernels]
+        biases = [ops.convert_to_numpy(bias) for bias in self._biases] or [None] * len(weights)
+        return list(zip(weights, biases, strict=True))
+
     def get_config(self) -> dict[str, Any]:
         """Return what `from_config` makes an equal layer of."""
         of_weights = {
