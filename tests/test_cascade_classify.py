@@ -4,18 +4,41 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Library, load
+from conftest import HALVES, Library, load
 
 from matryoshka import Cascade
-from matryoshka.cascade import _classify
+from matryoshka._array import namespace, to_numpy
+from matryoshka.cascade import CascadeClassifier, _classify
+from matryoshka.cascade._confidence import MEASURES, mass_of_logits
 
 DIMS = (3, 7, 8, 20)
 N_CLASSES = 11
 LIBRARIES = [Library("numpy", "float64"), Library("numpy", "float32"), Library("torch", "float32", "cpu")]
+
+
+Answer = Callable[[Any], tuple[Any, Any]]
+FORMS: dict[str, Callable[[Cascade, Any], Answer]] = {
+    "classify": lambda cascade, heads: lambda embeddings: cascade.classify(embeddings, heads),
+    "classifier": lambda cascade, heads: cascade.classifier(heads),
+    "rows": lambda cascade, heads: lambda embeddings: one_by_one(cascade.classifier(heads), embeddings),
+}
+both_forms = pytest.mark.parametrize("form", ["classify", "classifier"])
+all_forms = pytest.mark.parametrize("form", FORMS)
+both_heads = pytest.mark.parametrize("tied", [False, True], ids=["separate", "tied"])
+
+
+def one_by_one(answer: Answer, embeddings: Any) -> tuple[Any, Any]:
+    """Answer rows singly, as (dim,) and as (1, dim) in turn, and join what is found."""
+    found = [answer(row if i % 2 else row[None, :]) for i, row in enumerate(embeddings)]
+    assert [tuple(part.shape) for pair in found[:2] for part in pair] == [(1,), (1,), (), ()][: 2 * len(found)]
+    xp = load(type(embeddings).__module__.partition(".")[0])
+    return tuple(xp.concatenate([pair[part].reshape(1) for pair in found]) for part in (0, 1))  # type: ignore[return-value]
 
 
 @pytest.fixture(params=LIBRARIES, ids=lambda library: f"{library.name}-{library.dtype_name}")
@@ -51,7 +74,8 @@ def middle(rows: np.ndarray) -> float:
 
 @pytest.mark.parametrize("block_entries", [1, 150, 2**20])
 @pytest.mark.parametrize("confidence", ["max_probability", "margin", "entropy"])
-@pytest.mark.parametrize("tied", [False, True])
+@both_heads
+@all_forms
 def test_answers_are_those_of_predict(
     writable: Library,
     rng: np.random.Generator,
@@ -59,7 +83,10 @@ def test_answers_are_those_of_predict(
     block_entries: int,
     confidence: str,
     tied: bool,
+    form: str,
 ) -> None:
+    if form == "rows" and block_entries > 1:
+        return  # one row is one block
     monkeypatch.setattr(_classify, "_BLOCK_ENTRIES", block_entries)
     monkeypatch.setattr(_classify, "_ROWS_PER_COLUMN", 1)
     for bias, temperatures in ((False, None), (True, (0.7, 2.0, 1.0, 1.0))):
@@ -74,8 +101,8 @@ def test_answers_are_those_of_predict(
         plain = np.exp(logits)
         expected = cascade.predict(plain / plain.sum(-1, keepdims=True))
         assert len(set(expected[1].tolist())) == 4
-        given_as = writable.array(embeddings), on(writable, heads, tied=tied)
-        for got, want in zip(cascade.classify(*given_as), expected, strict=True):
+        answer = FORMS[form](cascade, on(writable, heads, tied=tied))
+        for got, want in zip(answer(writable.array(embeddings)), expected, strict=True):
             writable.assert_close(got, want, atol=0)
         for got, want in zip(cascade.predict(writable.array(logits), from_logits=True), expected, strict=True):
             writable.assert_close(got, want, atol=0)
@@ -90,14 +117,14 @@ def test_only_undecided_rows_meet_the_next_head(
     sure = (powers / powers.sum(-1, keepdims=True)).max(-1)
     cascade = Cascade(DIMS, [middle(sure[g]) for g in range(3)])
     multiply_adds = 0
-    add_product = _classify.add_product
+    write_product = _classify.write_product
 
-    def counting(total: Any, left: np.ndarray, right: np.ndarray, **options: Any) -> np.ndarray:
+    def counting(target: np.ndarray, left: np.ndarray, right: np.ndarray, **options: Any) -> None:
         nonlocal multiply_adds
         multiply_adds += left.shape[0] * left.shape[1] * right.shape[1]
-        return add_product(total, left, right, **options)
+        write_product(target, left, right, **options)
 
-    monkeypatch.setattr(_classify, "add_product", counting)
+    monkeypatch.setattr(_classify, "write_product", counting)
     cascade.classify(embeddings, heads[0] if tied else heads)
     labels = np.zeros(len(embeddings), int)
     evaluation = cascade.evaluate(logits, labels, from_logits=True)
@@ -109,97 +136,305 @@ def test_prefixes_at_which_no_row_can_exit_are_passed_over(
     rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     widths: list[int] = []
-    add_product = _classify.add_product
+    write_product = _classify.write_product
 
-    def recording(total: Any, left: np.ndarray, right: np.ndarray, **options: Any) -> np.ndarray:
+    def recording(target: np.ndarray, left: np.ndarray, right: np.ndarray, **options: Any) -> None:
         widths.append(left.shape[1])
-        return add_product(total, left, right, **options)
+        write_product(target, left, right, **options)
 
-    monkeypatch.setattr(_classify, "add_product", recording)
+    monkeypatch.setattr(_classify, "write_product", recording)
     for tied, expected in ((True, [7, 13]), (False, [7, 20])):
         embeddings, heads, logits = problem(rng, tied=tied, bias=True)
         cascade = Cascade(DIMS, (1.0, 0.7, 1.5))
         widths.clear()
         labels, exit_dims = cascade.classify(embeddings, heads[0] if tied else heads)
         assert widths == expected
+        assert cascade.classifier(heads[0] if tied else heads).exit_dims == (7, 20)
         assert [part.tolist() for part in (labels, exit_dims)] == [
             part.tolist() for part in cascade.predict(logits, from_logits=True)
         ]
 
 
-@pytest.mark.parametrize("tied", [False, True])
-def test_extreme_cascades_and_batches(rng: np.random.Generator, tied: bool) -> None:
+@both_heads
+@all_forms
+def test_extreme_cascades_and_batches(rng: np.random.Generator, tied: bool, form: str) -> None:
     embeddings, heads, logits = problem(rng, tied=tied, bias=True)
     given_as = heads[0] if tied else heads
     for threshold, stage in ((1.0, 3), (-1.0, 0)):
-        labels, exit_dims = Cascade(DIMS, (threshold,) * 3).classify(embeddings, given_as)
+        labels, exit_dims = FORMS[form](Cascade(DIMS, (threshold,) * 3), given_as)(embeddings)
         assert labels.tolist() == logits[stage].argmax(-1).tolist()
         assert set(exit_dims.tolist()) == {DIMS[stage]}
     cascade = Cascade(DIMS, (0.5, 0.6, 0.7))
     whole = cascade.classify(embeddings, given_as)
-    one_by_one = [cascade.classify(embeddings[i : i + 1], given_as) for i in range(90)]
-    for part in (0, 1):
-        assert np.concatenate([single[part] for single in one_by_one]).tolist() == whole[part].tolist()
-    labels, exit_dims = cascade.classify(embeddings[:0], given_as)
-    assert labels.shape == exit_dims.shape == (0,)
+    for found, wanted in zip(FORMS[form](cascade, given_as)(embeddings), whole, strict=True):
+        assert found.tolist() == wanted.tolist()
+    if form != "rows":
+        labels, exit_dims = FORMS[form](cascade, given_as)(embeddings[:0])
+        assert labels.shape == exit_dims.shape == (0,)
+        assert labels.dtype == exit_dims.dtype == np.int64
 
 
 def test_a_single_width_is_its_head(rng: np.random.Generator) -> None:
     embeddings, weight = rng.normal(size=(5, 4)), rng.normal(size=(3, 4))
     for heads in ((weight, None), [(weight, None)], [[weight, None]]):
-        labels, exit_dims = Cascade((4,), ()).classify(embeddings, heads)  # type: ignore[arg-type]
-        assert labels.tolist() == (embeddings @ weight.T).argmax(-1).tolist()
-        assert exit_dims.tolist() == [4] * 5
+        for form in FORMS.values():
+            labels, exit_dims = form(Cascade((4,), ()), heads)(embeddings)
+            assert labels.tolist() == (embeddings @ weight.T).argmax(-1).tolist()
+            assert exit_dims.tolist() == [4] * 5
 
 
-def test_inputs_stay_as_they_are_and_nothing_is_recorded(rng: np.random.Generator) -> None:
+@all_forms
+def test_inputs_stay_as_they_are_and_nothing_is_recorded(rng: np.random.Generator, form: str) -> None:
     torch = load("torch")
     embeddings, heads, _ = problem(rng, tied=True, bias=True)
     x, weight, bias = (torch.tensor(a, requires_grad=True) for a in (embeddings, *heads[0]))
     saved: list[Any] = []
     with torch.autograd.graph.saved_tensors_hooks(saved.append, lambda tensor: tensor):
-        Cascade(DIMS, (0.5, 0.6, 0.7)).classify(x, (weight, bias))
+        FORMS[form](Cascade(DIMS, (0.5, 0.6, 0.7)), (weight, bias))(x)
     assert saved == []
     for tensor, array in ((x, embeddings), (weight, heads[0][0]), (bias, heads[0][1])):
         np.testing.assert_array_equal(tensor.detach().numpy(), array)
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_half_precision_runs(rng: np.random.Generator, dtype: str) -> None:
-    torch = load("torch")
-    embeddings, heads, logits = problem(rng, tied=True, bias=True)
-    half = [torch.tensor(a).to(getattr(torch, dtype)) for a in (embeddings, *heads[0])]
+@both_heads
+@all_forms
+@pytest.mark.parametrize("half", [library for library in HALVES if library.name != "jax"], ids=str)
+def test_half_precision_runs(rng: np.random.Generator, half: Library, tied: bool, form: str) -> None:
+    load(half.name)
+    embeddings, heads, logits = problem(rng, tied=tied, bias=True)
     cascade = Cascade(DIMS, (0.5, 0.6, 0.7))
-    labels, exit_dims = cascade.classify(half[0], (half[1], half[2]))
+    labels, exit_dims = FORMS[form](cascade, on(half, heads, tied=tied))(half.array(embeddings))
     expected = cascade.predict(logits, from_logits=True)
-    assert np.mean(labels.numpy() == expected[0]) > 0.95
-    assert np.mean(exit_dims.numpy() == expected[1]) > 0.9
+    assert np.mean(half.to_numpy(labels) == expected[0]) > 0.95
+    assert np.mean(half.to_numpy(exit_dims) == expected[1]) > 0.9
 
 
-@pytest.mark.parametrize("tied", [True, False])
+@both_heads
+@both_forms
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("library", ["numpy", "torch"])
 def test_rows_that_are_not_finite_are_counted_and_named(
-    rng: np.random.Generator, tied: bool, value: float, library: str
+    rng: np.random.Generator, tied: bool, form: str, value: float, library: str
 ) -> None:
     embeddings, heads, _ = problem(rng, tied=tied, bias=True)
     embeddings[[4, 7], 0] = value
-    arguments: Any = (embeddings, heads[0] if tied else heads)
-    if library == "torch":
-        torch = load("torch")
-        pairs = [tuple(map(torch.tensor, head)) for head in heads]
-        arguments = (torch.tensor(embeddings), pairs[0] if tied else pairs)
+    kind = Library(library, "float64")
+    load(library)
+    rows, pairs = kind.array(embeddings), on(kind, heads, tied=tied)
     for thresholds in ((-1.0,) * 3, (0.5,) * 3, (1.0,) * 3):
-        with pytest.raises(ValueError, match=r"`embeddings` must have finite logits.* 2 of \d+ rows \(first: 4, 7\)"):
-            Cascade(DIMS, thresholds).classify(*arguments)
+        answer = FORMS[form](Cascade(DIMS, thresholds), pairs)
+        with pytest.raises(ValueError, match=r"`embeddings` must have finite logits.* 2 of 90 rows \(first: 4, 7\)"):
+            answer(rows)
+        for row in (rows[4], rows[7:8]):
+            with pytest.raises(ValueError, match=r"`embeddings` must have finite logits.* 1 of 1 rows \(first: 0\)"):
+                answer(row)
 
 
-def test_columns_behind_the_exit_are_not_read(rng: np.random.Generator) -> None:
+@both_heads
+def test_a_device_gets_the_label_minus_one_instead(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, tied: bool
+) -> None:
+    load("torch")
+    monkeypatch.setattr(_classify, "is_remote", lambda array: True)
+    library = Library("torch", "float64")
+    embeddings, heads, logits = problem(rng, tied=tied, bias=True)
+    cascade = Cascade(DIMS, (0.5, 0.6, 0.7))
+    labels, exit_dims = cascade.predict(logits, from_logits=True)
+    embeddings[[4, 7], 0] = math.nan
+    labels[[4, 7]], exit_dims[[4, 7]] = -1, 20
+    for form in FORMS.values():
+        found = form(cascade, on(library, heads, tied=tied))(library.array(embeddings))
+        assert [part.tolist() for part in found] == [labels.tolist(), exit_dims.tolist()]
+
+
+@all_forms
+def test_columns_behind_the_exit_are_not_read(rng: np.random.Generator, form: str) -> None:
     embeddings, heads, _ = problem(rng, tied=True, bias=True)
-    expected = Cascade(DIMS, (-1.0,) * 3).classify(embeddings, heads[0])
+    answer = FORMS[form](Cascade(DIMS, (-1.0,) * 3), heads[0])
+    expected = answer(embeddings)
     embeddings[4, DIMS[0]] = math.nan
-    for found, wanted in zip(Cascade(DIMS, (-1.0,) * 3).classify(embeddings, heads[0]), expected, strict=True):
+    for found, wanted in zip(answer(embeddings), expected, strict=True):
         assert found.tolist() == wanted.tolist()
+
+
+def whole_numbers(rng: np.random.Generator, scale: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Embeddings (24, 20), a weight (300, 20) and logits (4, 24, 300), exact in any order of summation."""
+    embeddings = rng.integers(-2, 3, size=(24, 20)).astype(float)
+    weight = scale * rng.integers(-3, 4, size=(300, 20)) / 4.0
+    embeddings[::2] = 2 * np.sign(weight[:12])  # such rows are surer
+    return embeddings, weight, np.stack([embeddings[:, :m] @ weight[:, :m].T for m in DIMS])
+
+
+def close_calls(logits: Any, measure: str, temperature: float) -> list[float]:
+    """Confidences of some rows (n, c), as Python floats, and floats just beside them."""
+    xp = namespace(("logits", logits))
+    confidences = np.unique(to_numpy(MEASURES[measure](mass_of_logits(logits, temperature, xp), xp)))
+    confidences = confidences[(confidences > 0) & (confidences < 1)]
+    picked = confidences[np.linspace(0, len(confidences) - 1, 3).astype(int)]
+    below = np.nextafter(picked, np.zeros(3, picked.dtype))
+    wide = picked.astype(float)
+    return [float(value) for value in np.concatenate([wide, below.astype(float), wide * (1 - 1e-8), wide * (1 + 1e-8)])]
+
+
+@pytest.mark.parametrize(("scale", "shift"), [(1, 0.0), (12, 0.0), (1, -100.0)], ids=["small", "large", "low"])
+@pytest.mark.parametrize("temperatures", [None, (0.7, 3.0, 1.0, 1.0)], ids=["plain", "scaled"])
+@pytest.mark.parametrize("confidence", ["max_probability", "margin", "entropy"])
+@both_heads
+def test_close_calls_fall_as_in_predict(
+    writable: Library,
+    rng: np.random.Generator,
+    scale: int,
+    shift: float,
+    temperatures: Any,
+    confidence: str,
+    tied: bool,
+) -> None:
+    embeddings, weight, logits = whole_numbers(rng, scale)
+    rows, given = writable.array(embeddings), writable.array(logits + shift)
+    bias = np.full(300, shift) if shift else None
+    heads = [(weight, bias)] if tied else [(weight[:, :m], bias) for m in DIMS]
+    exits = set()
+    for threshold in close_calls(given[1], confidence, 1.0 if temperatures is None else temperatures[1]):
+        cascade = Cascade(DIMS, (1.5, threshold, threshold), confidence=confidence, temperatures=temperatures)
+        expected = [part.tolist() for part in cascade.predict(given, from_logits=True)]
+        exits.add(tuple(expected[1]))
+        for form in FORMS.values():
+            found = form(cascade, on(writable, heads, tied=tied))(rows)
+            assert [part.tolist() for part in found] == expected
+    assert len(exits) > 4
+
+
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+@both_heads
+def test_what_happens_to_heads_later_is_not_seen(rng: np.random.Generator, library: str, tied: bool) -> None:
+    load(library)
+    kind = Library(library, "float64")
+    embeddings, heads, _ = problem(rng, tied=tied, bias=True)
+    cascade, pairs, rows = Cascade(DIMS, (0.5, 1.0, 0.7)), on(kind, heads, tied=tied), kind.array(embeddings)
+    answer = cascade.classifier(pairs)
+    before = [part.tolist() for part in answer(rows)]
+    for weight, bias in [pairs] if tied else pairs:
+        weight *= -1
+        bias *= -1
+    assert [part.tolist() for part in answer(rows)] == before
+    assert [part.tolist() for part in cascade.classify(rows, pairs)] != before
+
+
+@both_heads
+@pytest.mark.parametrize("largest", [0, 2**24], ids=["new", "kept"])
+def test_batches_of_any_size_follow_each_other(
+    writable: Library, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, largest: int, tied: bool
+) -> None:
+    monkeypatch.setattr(_classify, "_LARGEST_SPACE", largest)
+    embeddings, heads, logits = problem(rng, tied=tied, bias=True)
+    cascade = Cascade(DIMS, (0.5, 0.6, 0.7))
+    answer, expected = cascade.classifier(on(writable, heads, tied=tied)), cascade.predict(logits, from_logits=True)
+    for start, stop in ((0, 5), (3, 90), (90, 90), (20, 21), (7, 40)):
+        for found, wanted in zip(answer(writable.array(embeddings[start:stop])), expected, strict=True):
+            writable.assert_close(found, wanted[start:stop], atol=0)
+
+
+def test_a_classifier_may_be_called_from_several_threads(rng: np.random.Generator) -> None:
+    embeddings, heads, _ = problem(rng, tied=True, bias=True)
+    answer = Cascade(DIMS, (0.5, 0.6, 0.7)).classifier(heads[0])
+    expected = [part.tolist() for part in answer(embeddings)]
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(answer, [embeddings] * 40):
+            assert [part.tolist() for part in found] == expected
+
+
+def test_a_classifier_says_what_it_is(rng: np.random.Generator) -> None:
+    _, heads, _ = problem(rng, tied=False, bias=True)
+    answer = Cascade(DIMS, (0.5, 1.0, 0.7)).classifier(heads)
+    assert isinstance(answer, CascadeClassifier)
+    assert (answer.dims, answer.exit_dims, answer.n_classes) == (DIMS, (3, 8, 20), N_CLASSES)
+    assert repr(answer) == "CascadeClassifier(n_classes=11, dims=(3, 7, 8, 20), exit_dims=(3, 8, 20))"
+
+
+def test_rows_that_do_not_fit_the_heads_are_refused(rng: np.random.Generator) -> None:
+    embeddings, heads, _ = problem(rng, tied=True, bias=True)
+    torch, jnp = load("torch"), load("jax.numpy")
+    answer = Cascade(DIMS, (0.5, 0.6, 0.7)).classifier(heads[0])
+    of_torch = Cascade(DIMS, (0.5, 0.6, 0.7)).classifier(tuple(map(torch.tensor, heads[0])))
+    refused: list[tuple[Answer, Any, type[Exception], str]] = [
+        (answer, embeddings[:, :8], ValueError, "the last axis of `embeddings` must be as wide as the nesting, 20"),
+        (answer, embeddings[0, :8], ValueError, "the last axis of `embeddings` must be as wide as the nesting, 20"),
+        (answer, embeddings[None], ValueError, r"`embeddings` must have shape \(rows, dim\), or \(dim,\), got"),
+        (answer, np.array(1.0), ValueError, r"`embeddings` must have shape \(rows, dim\), or \(dim,\), got"),
+        (answer, embeddings.astype("f4"), TypeError, "`embeddings` and `heads` must have one dtype"),
+        (answer, embeddings.astype(int), TypeError, "`embeddings` must hold floating-point numbers"),
+        (answer, embeddings.tolist(), TypeError, "`embeddings` must be an array"),
+        (answer, np.ma.masked_array(embeddings), TypeError, "`embeddings` must be a plain array"),
+        (answer, torch.tensor(embeddings), TypeError, "`embeddings` and `heads` must come from one array library"),
+        (answer, jnp.asarray(embeddings), TypeError, "`embeddings` and `heads` must come from one array library"),
+        (of_torch, embeddings, TypeError, "`embeddings` and `heads` must come from one array library"),
+        (of_torch, torch.tensor(embeddings).half(), TypeError, "`embeddings` and `heads` must have one dtype"),
+        (of_torch, torch.tensor(embeddings).to_sparse(), TypeError, "`embeddings` must be a plain array"),
+        (of_torch, torch.tensor(embeddings, device="meta"), ValueError, "must lie on one device"),
+    ]
+    for classifier, rows, error, message in refused:
+        with pytest.raises(error, match=message):
+            classifier(rows)
+
+
+@dataclass
+class Layer:
+    """A head of some framework."""
+
+    nesting: tuple[int, ...]
+    tied: bool
+    pairs: list[Any]
+
+    def heads(self) -> list[Any]:
+        return self.pairs
+
+
+@both_heads
+@both_forms
+def test_a_layer_stands_for_its_heads(rng: np.random.Generator, tied: bool, form: str) -> None:
+    embeddings, heads, logits = problem(rng, tied=tied, bias=True)
+    cascade = Cascade(DIMS, (0.5, 0.6, 0.7))
+    found = FORMS[form](cascade, Layer(DIMS, tied, heads))(embeddings)
+    expected = cascade.predict(logits, from_logits=True)
+    assert [part.tolist() for part in found] == [part.tolist() for part in expected]
+    for dims in ((3, 7, 8), (3, 7, 9, 20)):
+        with pytest.raises(ValueError, match=r"`heads` must be a head for the widths of the cascade, \(3, 7, 8, 20\)"):
+            FORMS[form](cascade, Layer(dims, tied, heads))(embeddings)
+
+
+@both_heads
+@both_forms
+def test_kernels_that_are_transposed_are_told(rng: np.random.Generator, tied: bool, form: str) -> None:
+    embeddings, heads, _ = problem(rng, tied=tied, bias=True)
+    kernels = [(weight.T, bias) for weight, bias in heads]
+    with pytest.raises(ValueError, match=r"which looks like a kernel \(width, n_classes\); transpose it"):
+        FORMS[form](Cascade(DIMS, (0.5, 0.6, 0.7)), kernels[0] if tied else kernels)(embeddings)
+
+
+def test_a_square_weight_is_taken_as_it_is(rng: np.random.Generator) -> None:
+    weight, embeddings = rng.normal(size=(4, 4)), rng.normal(size=(9, 4))
+    labels, _ = Cascade((2, 4), (1.0,)).classify(embeddings, (weight, None))
+    assert labels.tolist() == (embeddings @ weight.T).argmax(-1).tolist()
+
+
+def test_outputs_in_the_layout_of_keras_are_told(rng: np.random.Generator) -> None:
+    logits, labels = rng.normal(size=(30, 4, 5)), np.arange(30) % 5
+    cascade = Cascade(DIMS, (0.5, 0.6, 0.7))
+    calls: list[Callable[[Any], object]] = [
+        lambda given: cascade.predict(given, from_logits=True),
+        lambda given: cascade.evaluate(given, labels, from_logits=True),
+        lambda given: Cascade.calibrate(given, labels, nesting=DIMS, from_logits=True),
+        lambda given: Cascade.certify(given, labels, nesting=DIMS, from_logits=True),
+    ]
+    for call in calls:
+        with pytest.raises(
+            ValueError, match=r"looks like \(rows, prefixes, classes\).*np.moveaxis\(probabilities, 1, 0\)"
+        ):
+            call(logits)
+        call(np.moveaxis(logits, 1, 0))
+    with pytest.raises(ValueError, match="`probabilities` must hold one") as caught:
+        cascade.predict(rng.normal(size=(30, 5, 5)), from_logits=True)
+    assert "looks like" not in str(caught.value)
 
 
 def test_wrong_heads_are_refused(rng: np.random.Generator) -> None:
@@ -224,7 +459,15 @@ def test_wrong_heads_are_refused(rng: np.random.Generator) -> None:
             ValueError,
             "the last axis of `embeddings` must be as wide",
         ),
-        (lambda: cascade.classify(embeddings[0], tied), ValueError, r"`embeddings` must have shape \(rows, dim\)"),
+        (lambda: cascade.classify(embeddings[None], tied), ValueError, r"`embeddings` must have shape \(rows, dim\)"),
+        (lambda: cascade.classifier((tied[0], tied[1].astype("f4"))), TypeError, "must have one dtype"),
+        (lambda: cascade.classifier((tied[0].tolist(), None)), TypeError, "`heads` must be a sequence of"),
+        (lambda: cascade.classifier([(np.array(1.0), None)] * 4), ValueError, r"`heads\[0\]\[0\]` must have shape"),
+        (
+            lambda: cascade.classifier(tuple(map(jnp.asarray, tied))),
+            TypeError,
+            r"`heads\[0\]` must be a NumPy or PyTorch array here",
+        ),
         (lambda: cascade.classify(embeddings.astype("f4"), tied), TypeError, "must have one dtype"),
         (lambda: cascade.classify(embeddings.tolist(), tied), TypeError, "`embeddings` must be an array"),
         (

@@ -36,9 +36,9 @@ MODULES = ("", "audit", "cascade", "costs", "embeddings", "losses", "metrics", "
            "torch", "faiss")  # fmt: skip
 OPTIONAL = {"torch": "torch", "faiss": "faiss"}
 FOUND_BY_THE_PACKAGE = {
-    "Audit", "AuditRow", "CascadeEvaluation", "Certificate", "ClassTrends", "CorpusBytes", "FunnelPoint",
-    "HardNegativeGradients", "InfoNCEGradients", "MRLEGradients", "MRLGradients", "OracleRouting", "RecallCertificate",
-    "Searchable",
+    "Audit", "AuditRow", "CascadeClassifier", "CascadeEvaluation", "Certificate", "ClassTrends", "CorpusBytes",
+    "FunnelPoint", "HardNegativeGradients", "InfoNCEGradients", "MRLEGradients", "MRLGradients", "OracleRouting",
+    "RecallCertificate", "Searchable",
 }  # fmt: skip
 """Results, which nobody builds, and a protocol."""
 
@@ -539,6 +539,8 @@ def same(one: Any, other: Any) -> bool:
         return bool(one == other)
     if type(one).__name__ == "CachedStep":
         return repr(one) == repr(other)
+    if type(one).__name__ == "CascadeClassifier":
+        return repr(one) == repr(other) and same(one(ROWS), other(ROWS))
     if hasattr(one, "state_dict"):
         return repr(one) == repr(other) and one.state_dict().keys() == other.state_dict().keys()
     if type(one).__name__ in ("FaissCorpus",) or "faiss" in type(one).__module__ or isinstance(one, slice):

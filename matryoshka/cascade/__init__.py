@@ -1,6 +1,7 @@
 """Decide when a short prefix is sure enough to answer alone."""
 
 from matryoshka._promises.certificates import Certificate
+from matryoshka.cascade._classifier import CascadeClassifier
 from matryoshka.cascade._evaluation import CascadeEvaluation
 from matryoshka.cascade._monitor import CascadeMonitor
 from matryoshka.cascade._oracle import ClassTrends, OracleRouting, class_trends, oracle_routing, smallest_correct_dim
@@ -8,6 +9,7 @@ from matryoshka.cascade._policy import Cascade
 
 __all__ = [
     "Cascade",
+    "CascadeClassifier",
     "CascadeEvaluation",
     "CascadeMonitor",
     "Certificate",

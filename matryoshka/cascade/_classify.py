@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from matryoshka import _checks
-from matryoshka._algebra import add_product
+from matryoshka._algebra import write_product
 from matryoshka._array import (
     accumulator_dtype,
     arange,
@@ -19,67 +22,253 @@ from matryoshka._array import (
     is_torch_array,
     namespace,
 )
-from matryoshka._typing import Array, Head, Namespace
-from matryoshka.cascade._confidence import MEASURES, Measure, mass_of_logits
+from matryoshka._typing import Array, Head, Namespace, NestedHead
+from matryoshka.cascade._confidence import MEASURES, mass_of_logits
 from matryoshka.cascade._paths import FULL_WIDTH
 
 _BLOCK_ENTRIES = 2**20
 _ROWS_PER_COLUMN = 4
 
+_LARGEST_SPACE = 2**24
+"""Logits in the largest array that is kept from one call to the next."""
 
-def classify(
-    embeddings: Array,
-    heads: Sequence[Head] | Head,
-    dims: tuple[int, ...],
-    thresholds: Sequence[float],
-    measure: str,
-    temperatures: Sequence[float] | None,
-) -> tuple[Array, Array]:
-    """Return each row's answer and the width it exits at.
+_LARGEST_EXPONENT = 60.0
+"""Far from where exponentials of float32 numbers, and sums of them, overflow or vanish."""
+
+
+class Stage(NamedTuple):
+    """One width that rows stop at: the columns it reads, their weight, and when a row exits."""
+
+    dim: int
+    columns: slice
+    """Where they do not start at 0, their product is added to the logits of the stage before."""
+    factor: Array
+    """(width, n_classes)"""
+    transposed: Array
+    """The same numbers (n_classes, width)."""
+    bias: Array | None
+    threshold: float
+    """Rounded to the dtype of the confidences; of the last stage, which every row exits at, it means nothing."""
+    temperature: float
+
+
+class Stages(NamedTuple):
+    """The widths at which rows can exit, narrowest first, for heads that fit each other and the ladder.
 
     A prefix at which no row can exit is passed over: its columns join those of the next one.
     """
-    last = len(thresholds)
-    visited = [i for i in range(last) if thresholds[i] < FULL_WIDTH]
-    linear = _Linear(embeddings, heads, dims, [*visited, last])
-    with np.errstate(invalid="ignore", over="ignore"):  # a row that is not finite is spoken of in the end
-        labels, exit_dims = _route(linear, dims, thresholds, MEASURES[measure], temperatures, visited)
-    if not is_remote(labels):
-        _check_answered(labels, linear.xp)
-    return labels, exit_dims
+
+    stages: list[Stage]
+    measure: str
+    dtype: Any
+    """Of the logits that are summed up."""
+    place: str
+    """"numpy"; "host" or "device" for PyTorch."""
+    xp: Namespace
+
+    @property
+    def n_classes(self) -> int:
+        """Number of classes."""
+        return int(self.stages[0].factor.shape[1])
+
+    @classmethod
+    def of(
+        cls,
+        heads: Sequence[Head] | Head | NestedHead,
+        dims: tuple[int, ...],
+        thresholds: Sequence[float],
+        measure: str,
+        temperatures: Sequence[float] | None,
+        *,
+        copy: bool,
+    ) -> Stages:
+        """Check the heads; with `copy`, lay out what each stage reads for itself."""
+        if isinstance(heads, NestedHead):
+            heads = _pairs_of(heads, dims)
+        tied = isinstance(heads, list | tuple) and len(heads) == 2 and is_array(heads[0])
+        pairs, xp = _checked([heads] if tied else heads, dims, tied=tied)
+        last = len(thresholds)
+        visited = [i for i in range(last) if thresholds[i] < FULL_WIDTH] + [last]
+        starts = [0, *(dims[i] if tied else 0 for i in visited)]
+        dtype = accumulator_dtype(pairs[0][0], xp)
+        limits = [*(_rounded(t, dtype, xp) for t in thresholds), math.nan]
+        stages = []
+        for i, start in zip(visited, starts, strict=False):
+            weight, bias = pairs[0 if tied else i]
+            factor, columns = xp.matrix_transpose(weight[:, start : dims[i]]), slice(start, dims[i])
+            if copy:
+                factor, bias = contiguous(factor, xp), None if bias is None else xp.asarray(bias, copy=True)
+            temperature = 1.0 if temperatures is None else temperatures[i]
+            transposed = xp.matrix_transpose(factor)
+            stages.append(Stage(dims[i], columns, factor, transposed, None if start else bias, limits[i], temperature))
+        place = "numpy" if is_numpy_array(pairs[0][0]) else "device" if is_remote(pairs[0][0]) else "host"
+        return cls(stages, measure, dtype, place, xp)
 
 
-def _route(
-    linear: _Linear,
-    dims: tuple[int, ...],
-    thresholds: Sequence[float],
-    confidence_of: Measure,
-    temperatures: Sequence[float] | None,
-    visited: Sequence[int],
-) -> tuple[Array, Array]:
-    """Take the rows from prefix to prefix; one without finite logits reaches the last and gets the label -1."""
-    xp, last = linear.xp, len(thresholds)
-    rows = arange(linear.embeddings.shape[0], like=linear.embeddings, xp=xp)
+def contiguous(factor: Array, xp: Namespace) -> Array:
+    """Return a copy whose rows lie behind each other."""
+    if is_numpy_array(factor):
+        return np.array(factor, order="C")
+    return factor.clone(memory_format=xp.contiguous_format)
+
+
+def _rounded(threshold: float, dtype: Any, xp: Namespace) -> float:
+    """Round a threshold as the comparison with confidences of this dtype does."""
+    with np.errstate(over="ignore"):
+        return float(xp.asarray(threshold, dtype=dtype))
+
+
+def _pairs_of(head: NestedHead, dims: tuple[int, ...]) -> Sequence[Head] | Head:
+    if (found := tuple(head.nesting)) != dims:
+        msg = f"`heads` must be a head for the widths of the cascade, {dims}, got one for {found}; calibrate on these."
+        raise ValueError(msg)
+    pairs = head.heads()
+    return pairs[0] if head.tied else pairs
+
+
+def _checked(heads: object, dims: tuple[int, ...], *, tied: bool) -> tuple[list[Head], Namespace]:
+    """Check that heads fit each other and the ladder, and leave gradients out."""
+    pairs = _checks.heads(heads, 1 if tied else len(dims))  # type: ignore[arg-type]
+    names = ["heads" if tied else f"heads[{i}]" for i in range(len(pairs))]
+    weights = [(f"{name}[0]", weight) for name, (weight, _) in zip(names, pairs, strict=True)]
+    biases = [(f"{name}[1]", bias) for name, (_, bias) in zip(names, pairs, strict=True)]
+    xp = namespace(*weights, optional=biases)
+    check_library(weights[0][1], weights[0][0])
+    _checks.same_dtype(xp, *weights, *biases)
+    widths = (dims[-1],) if tied else dims
+    _check_not_transposed(weights, widths)
+    n_classes = _checks.n_classes(weights[0][1], weights[0][0])
+    for name, (weight, bias), dim in zip(names, pairs, widths, strict=True):
+        _checks.shape(weight, f"{name}[0]", (n_classes, dim), "(n_classes, width)")
+        _checks.bias(bias, f"{name}[1]", n_classes)
+    if is_torch_array(weights[0][1]):
+        return [(weight.detach(), None if bias is None else bias.detach()) for weight, bias in pairs], xp
+    return list(pairs), xp
+
+
+def _check_not_transposed(weights: Sequence[tuple[str, Array]], widths: Sequence[int]) -> None:
+    """Refuse kernels (width, n_classes), as Keras keeps them, where shapes leave no doubt."""
+    shapes = [tuple(weight.shape) for _, weight in weights]
+    expected = [(*shapes[0][1:2], width) for width in widths]
+    if [shape[::-1] for shape in shapes] == expected != shapes:
+        msg = (
+            f"`{weights[0][0]}` must have shape (n_classes, width), got {shapes[0]}, which looks like a kernel "
+            "(width, n_classes); transpose it, or pass the layer that it belongs to."
+        )
+        raise ValueError(msg)
+
+
+def check_library(array: Array, name: str) -> None:
+    """Check that an array is of a library in which rows can be written one by one."""
+    if not (is_numpy_array(array) or is_torch_array(array)):
+        msg = f"`{name}` must be a NumPy or PyTorch array here, got {type(array).__name__}; use `predict`."
+        raise TypeError(msg)
+
+
+def classify_row(stages: Stages, row: Array) -> tuple[Any, int]:
+    """Return the answer to one row (dim,), an int or on a device an array (), and the width it exits at.
+
+    Without finite logits the answer is -1.
+    """
+    xp, logits = stages.xp, None
+    *before, last = stages.stages
+    for stage in before:
+        logits = _row_logits(stages, stage, row, logits)
+        if _is_sure(logits, stage, stages):
+            break
+    else:
+        stage, logits = last, _row_logits(stages, last, row, logits)
+    if stages.place == "device":
+        label = xp.argmax(logits)
+        return xp.where(xp.isfinite(logits[label]), label, xp.full_like(label, -1)), stage.dim
+    host = logits if stages.place == "numpy" else logits.numpy()
+    label = int(host.argmax())
+    return label if math.isfinite(host[label]) else -1, stage.dim
+
+
+def _row_logits(stages: Stages, stage: Stage, row: Array, sums: Array | None) -> Array:
+    """Return the logits (c,) of one row, on top of those of the stage before if need be."""
+    part, total = row[stage.columns], sums if stage.columns.start else stage.bias
+    if stages.place == "numpy":
+        logits = np.dot(part, stage.factor).astype(stages.dtype, copy=False)
+    elif part.dtype != stages.dtype or total is None:
+        logits = stages.xp.mv(stage.transposed, part).to(stages.dtype)
+    else:
+        return stages.xp.addmv(total, stage.transposed, part)
+    return logits if total is None else logits + total
+
+
+def _is_sure(logits: Array, stage: Stage, stages: Stages) -> bool:
+    """Tell whether one row (c,) exits: what `_exceed` says of it, without what only batches need."""
+    if stages.measure != "max_probability":
+        return bool(_exceed(logits[None, :], stage, stages.measure, None, stages.xp)[0])
+    if stages.place == "numpy":
+        mass = logits - logits[logits.argmax()]  # faster than its max
+        if stage.temperature != 1.0:
+            mass /= stage.temperature
+        confidence = 1.0 / np.exp(mass, out=mass).sum()
+    else:
+        confidence = (logits if stage.temperature == 1.0 else logits / stage.temperature).softmax(-1).max()
+    return min(float(confidence), 1.0) > stage.threshold
+
+
+def _exceed(logits: Array, stage: Stage, measure: str, scratch: Array | None, xp: Namespace) -> Array:
+    """Tell which rows (n, c) exit, by the comparison that `predict` makes."""
+    confidence = MEASURES[measure](mass_of_logits(logits, stage.temperature, xp, out=scratch), xp)
+    return xp.clip(confidence, 0.0, 1.0) > stage.threshold
+
+
+def _are_sure(logits: Array, largest: Array, stage: Stage, measure: str, scratch: Array, xp: Namespace) -> Array:
+    """Tell which rows (n, c) exit, knowing the largest logits (n,): as `_exceed` does, which only close calls meet.
+
+    NumPy's exponentials need no shift unless logits are large, and a product sums them faster than a sum does. That is
+    right within n_classes roundings of the sum, and a hundred for arguments of up to 60 and what a shift rounds.
+    """
+    if not is_numpy_array(logits) or measure != "max_probability":
+        return _exceed(logits, stage, measure, scratch, xp)
+    largest = largest / stage.temperature
+    if not np.abs(largest).max() <= _LARGEST_EXPONENT:
+        return _exceed(logits, stage, measure, scratch, xp)
+    scaled = logits if stage.temperature == 1.0 else np.divide(logits, stage.temperature, out=scratch)
+    total = np.exp(scaled, out=scratch) @ np.ones(logits.shape[1], logits.dtype)
+    confidence = np.exp(largest) / total
+    sure = confidence > stage.threshold
+    error = (logits.shape[1] + 100) * np.finfo(logits.dtype).eps * confidence
+    close = np.flatnonzero(~(np.abs(confidence - stage.threshold) > error))
+    sure[close] = _exceed(logits[close], stage, measure, None, xp)
+    return sure
+
+
+def classify_rows(stages: Stages, embeddings: Array, memory: dict[str, Array]) -> tuple[Array, Array]:
+    """Return each row's answer and the width it exits at, for rows (n, dim).
+
+    One without finite logits reaches the last width and gets the label -1. `memory` holds arrays for logits that no
+    other call may use at the same time, and afterwards those for the next call.
+    """
+    xp, blocks = stages.xp, _Blocks(stages, embeddings, memory)
+    rows = arange(embeddings.shape[0], like=embeddings, xp=xp)
     labels, exit_dims = xp.zeros_like(rows), xp.zeros_like(rows)
-    for i in visited:
-        temperature = 1.0 if temperatures is None else temperatures[i]
+    for stage, following in itertools.pairwise(stages.stages):
         undecided = [rows[:0]]
-        for block, logits in linear.blocks(i, rows):
-            sure = confidence_of(mass_of_logits(logits, temperature, xp), xp) > thresholds[i]
+        for block, logits in blocks.of(stage, rows):
+            answers, scratch = _argmax(logits, xp), blocks.scratch[: block.shape[0], :]
+            largest = xp.take_along_axis(logits, answers[:, None], axis=-1)[:, 0]
+            sure = _are_sure(logits, largest, stage, stages.measure, scratch, xp)
             done, left = xp.nonzero(sure)[0], xp.nonzero(~sure)[0]
-            labels[block[done]] = xp.argmax(_rows(logits, done, xp), axis=-1)
-            exit_dims[block[done]] = dims[i]
-            linear.keep(logits, left)
+            labels[block[done]] = answers[done]
+            exit_dims[block[done]] = stage.dim
             undecided.append(block[left])
+            if following.columns.start:
+                blocks.keep(logits, left)
         rows = xp.concat(undecided)
-    for block, logits in linear.blocks(last, rows):
+    for block, logits in blocks.of(stages.stages[-1], rows):
         finite = xp.isfinite(xp.max(logits, axis=-1))
-        labels[block] = xp.where(finite, xp.argmax(logits, axis=-1), xp.full_like(block, -1))
-        exit_dims[block] = dims[last]
+        labels[block] = xp.where(finite, _argmax(logits, xp), xp.full_like(block, -1))
+        exit_dims[block] = stages.stages[-1].dim
     return labels, exit_dims
 
 
-def _check_answered(labels: Array, xp: Namespace) -> None:
+def check_answered(labels: Array, xp: Namespace) -> None:
     """Check that no row is left without an answer, which -1 stands for: it reads the labels."""
     if count := count_true(labels < 0, xp):
         first = [int(row) for row in xp.nonzero(labels < 0)[0][:5]]
@@ -90,65 +279,74 @@ def _check_answered(labels: Array, xp: Namespace) -> None:
         raise ValueError(msg)
 
 
-class _Linear:
-    """The heads of a ladder. Of a tied one it keeps the logits of undecided rows, packed in their order.
+class _Blocks:
+    """Logits of the undecided rows, block after block, in memory that is used again; those to go on from are kept.
 
-    Rows are read block after block, and the kept ones written behind each other, so never past what was read.
+    Fresh memory may cost more than a product: the system clears it. Kept logits are packed in the order of
+    their rows; blocks are read in that order, and what is kept is written behind each other, so never past what was
+    read.
     """
 
-    def __init__(
-        self, embeddings: Array, heads: Sequence[Head] | Head, dims: tuple[int, ...], visited: Sequence[int]
-    ) -> None:
-        self.tied = isinstance(heads, list | tuple) and len(heads) == 2 and is_array(heads[0])
-        pairs, self.xp = _checked(embeddings, [heads] if self.tied else heads, dims, tied=self.tied)
-        if is_torch_array(embeddings):
-            embeddings = embeddings.detach()
-            pairs = [(weight.detach(), None if bias is None else bias.detach()) for weight, bias in pairs]
-        self.embeddings, self.pairs = embeddings, pairs
-        self.dtype = accumulator_dtype(embeddings, self.xp)
-        self.n_classes = int(pairs[0][0].shape[0])
-        starts = [0, *(dims[i] for i in visited)] if self.tied else [0] * len(visited)
-        self.columns = {i: slice(start, dims[i]) for i, start in zip(visited, starts, strict=False)}
-        self.sums: Array | None = None
-        self.n_kept = 0
+    def __init__(self, stages: Stages, embeddings: Array, memory: dict[str, Array]) -> None:
+        self.stages, self.embeddings, self.memory, self.xp = stages, embeddings, memory, stages.xp
+        n_rows = int(embeddings.shape[0])
+        widest = min(n_rows, max(map(self._block_rows, stages.stages)))
+        self.logits, self.scratch = (self._space(name, widest) for name in ("logits", "scratch"))
+        self.sums, self.n_kept = self._space("sums", n_rows), 0
 
-    def blocks(self, i: int, rows: Array) -> Iterator[tuple[Array, Array]]:
-        """Yield the rows in blocks, each with its logits of prefix i; for a tied head rows must be the kept ones."""
-        size, columns, sums = self._block_rows(i), self.columns[i], self.sums
-        weight, bias = self.pairs[0 if self.tied else i]
-        weight = weight[:, columns]
-        if rows.shape[0] > size:
-            weight = self.xp.asarray(weight, copy=True)  # read several times: narrow columns of wide rows are slow
-        factor, prefix = self.xp.matrix_transpose(weight), self.embeddings[:, columns]
+    def _space(self, name: str, n_rows: int) -> Array:
+        """Return an array for the logits of some rows, of which it is unknown what they hold."""
+        found = self.memory.get(name)
+        if found is None or found.shape[0] < n_rows:
+            shape, dtype = (n_rows, self.stages.n_classes), self.stages.dtype
+            if self.stages.place == "host":  # NumPy asks the system for large pages
+                found = self.xp.from_numpy(np.empty(shape, str(dtype).rpartition(".")[2]))
+            else:
+                found = empty(shape, like=self.embeddings, dtype=dtype, xp=self.xp)
+            if n_rows * self.stages.n_classes <= _LARGEST_SPACE:
+                self.memory[name] = found
+        return found
+
+    def of(self, stage: Stage, rows: Array) -> Iterator[tuple[Array, Array]]:
+        """Yield the rows in blocks, each with its logits; rows must be those that were kept, if any were."""
+        size, factor = self._block_rows(stage), stage.factor
+        if rows.shape[0] > size and not _is_contiguous(factor):
+            factor = contiguous(factor, self.xp)  # read several times: narrow columns of wide rows are slow
+        prefix = self.embeddings[:, stage.columns]
         self.n_kept = 0
         for start in range(0, rows.shape[0], size):
             block = rows[start : start + size]
-            total = None if sums is None else sums[start : start + block.shape[0]]
-            logits = add_product(total, _rows(prefix, block, self.xp), factor, dtype=self.dtype, xp=self.xp)
-            if total is None and bias is not None:
-                logits += bias
+            logits = self.logits[: block.shape[0], :]
+            write_product(logits, _rows(prefix, block, self.xp), factor, keep=False, xp=self.xp)
+            if stage.columns.start:
+                logits += self.sums[start : start + block.shape[0], :]
+            elif stage.bias is not None:
+                logits += stage.bias
             yield block, logits
 
     def keep(self, logits: Array, left: Array) -> None:
-        """Keep the logits of the rows that are left, if later logits build on them."""
-        if not self.tied:
-            return
-        if self.sums is None:
-            shape = (self.embeddings.shape[0], self.n_classes)
-            self.sums = empty(shape, like=logits, dtype=self.dtype, xp=self.xp)
+        """Keep the logits of the rows that are left behind those kept before."""
         stop = self.n_kept + left.shape[0]
-        self.sums[self.n_kept : stop] = _rows(logits, left, self.xp)
+        target = self.sums[self.n_kept : stop, :]
+        if is_numpy_array(logits):
+            np.take(logits, left, axis=0, out=target, mode="clip")
+        else:
+            self.xp.index_select(logits, 0, left, out=target)
         self.n_kept = stop
 
-    def _block_rows(self, i: int) -> int:
+    def _block_rows(self, stage: Stage) -> int:
         """Return how many rows to take together: on a CPU, so few that their logits stay in the cache while read.
 
         But not so few that a product would spend its time on reading the weight.
         """
-        if is_torch_array(self.embeddings) and self.embeddings.device.type != "cpu":
+        if is_remote(self.embeddings):
             return max(1, int(self.embeddings.shape[0]))
-        width = self.columns[i].stop - self.columns[i].start
-        return max(1, _BLOCK_ENTRIES // self.n_classes, _ROWS_PER_COLUMN * width)
+        width = stage.columns.stop - stage.columns.start
+        return max(1, _BLOCK_ENTRIES // self.stages.n_classes, _ROWS_PER_COLUMN * int(width))
+
+
+def _is_contiguous(factor: Array) -> bool:
+    return bool(factor.flags.c_contiguous if is_numpy_array(factor) else factor.is_contiguous())
 
 
 def _rows(array: Array, index: Array, xp: Namespace) -> Array:
@@ -156,24 +354,8 @@ def _rows(array: Array, index: Array, xp: Namespace) -> Array:
     return array[index] if is_numpy_array(array) else xp.take(array, index, axis=0)
 
 
-def _checked(embeddings: Array, heads: object, dims: tuple[int, ...], *, tied: bool) -> tuple[list[Head], Namespace]:
-    """Check the heads against the ladder and the embeddings."""
-    pairs = _checks.heads(heads, 1 if tied else len(dims))  # type: ignore[arg-type]
-    names = ["heads" if tied else f"heads[{i}]" for i in range(len(pairs))]
-    required = [
-        ("embeddings", embeddings),
-        *((f"{name}[0]", weight) for name, (weight, _) in zip(names, pairs, strict=True)),
-    ]
-    optional = [(f"{name}[1]", bias) for name, (_, bias) in zip(names, pairs, strict=True)]
-    xp = namespace(*required, optional=optional)
-    if not (is_numpy_array(embeddings) or is_torch_array(embeddings)):
-        msg = f"`embeddings` must be a NumPy or PyTorch array here, got {type(embeddings).__name__}; use `predict`."
-        raise TypeError(msg)
-    _checks.same_dtype(xp, *required, *optional)
-    _checks.ndim(embeddings, "embeddings", 2, "(rows, dim)")
-    _checks.width(embeddings, "embeddings", dims[-1])
-    n_classes = _checks.n_classes(pairs[0][0], f"{names[0]}[0]")
-    for name, (weight, bias), dim in zip(names, pairs, (dims[-1],) if tied else dims, strict=True):
-        _checks.shape(weight, f"{name}[0]", (n_classes, dim), "(n_classes, width)")
-        _checks.bias(bias, f"{name}[1]", n_classes)
-    return list(pairs), xp
+def _argmax(logits: Array, xp: Namespace) -> Array:
+    """Return the class (n,) with the largest of the logits (n, c)."""
+    if is_numpy_array(logits) or is_remote(logits):
+        return logits.argmax(-1)
+    return xp.from_numpy(logits.numpy().argmax(-1))  # PyTorch's own takes ten times as long

@@ -33,14 +33,15 @@ def mass_of_probabilities(rows: Array, largest: Array, temperature: float, xp: N
     return mass, xp.ones_like(largest), xp.sum(mass, axis=-1)
 
 
-def mass_of_logits(rows: Array, temperature: float, xp: Namespace) -> Mass:
-    """Return the masses of logits (n, c)."""
+def mass_of_logits(rows: Array, temperature: float, xp: Namespace, *, out: Array | None = None) -> Mass:
+    """Return the masses of logits (n, c), those of the classes in `out` if a library that can write gives it."""
     wide = xp.astype(rows, accumulator_dtype(rows, xp), copy=False)
     if is_torch_array(wide):  # its softmax is one pass, faster than its exp alone
-        mass = xp.softmax(wide if temperature == 1.0 else wide / temperature, -1)
+        mass = xp.softmax(wide if temperature == 1.0 else wide / temperature, -1, out=out)
         largest = xp.max(mass, axis=-1)
         return mass, largest, xp.ones_like(largest)
-    shifted = wide - xp.max(wide, axis=-1, keepdims=True)
+    shift = xp.max(wide, axis=-1, keepdims=True)
+    shifted = wide - shift if out is None else xp.subtract(wide, shift, out=out)
     if temperature != 1.0:
         shifted /= temperature
     mass = exp_(shifted, xp)

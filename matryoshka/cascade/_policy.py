@@ -11,9 +11,10 @@ import numpy as np
 
 from matryoshka import _checks
 from matryoshka._promises.certificates import Certificate
-from matryoshka._typing import Array, Head
+from matryoshka._typing import Array, Head, NestedHead
 from matryoshka._values import JsonValue
-from matryoshka.cascade import _certify, _classify, _evaluation, _monitor, _paths, _thresholds
+from matryoshka.cascade import _certify, _classifier, _evaluation, _monitor, _paths, _thresholds
+from matryoshka.cascade._classifier import CascadeClassifier
 from matryoshka.cascade._confidence import MEASURES
 from matryoshka.cascade._evaluation import CascadeEvaluation
 from matryoshka.cascade._monitor import CascadeMonitor
@@ -399,41 +400,81 @@ class Cascade(JsonValue):
         outputs = Outputs(probabilities, self.dims, from_logits=from_logits)
         return outputs.route(self.thresholds, self.confidence, self.temperatures)
 
-    def classify(self, embeddings: Array, heads: Sequence[Head] | Head, /) -> tuple[Array, Array]:
+    def classify(self, embeddings: Array, heads: Sequence[Head] | Head | NestedHead, /) -> tuple[Array, Array]:
         """Answer each row from its embedding, computing the logits of a wider prefix only where they are needed.
 
         Parameters
         ----------
-        embeddings : array (n, dim), floating
-            Embeddings as wide as the widest prefix; NumPy or PyTorch.
-        heads : sequence of G (weight, bias), or one (weight, bias)
+        embeddings : array (n, dim), or (dim,), floating
+            Embeddings as wide as the widest prefix, or one; NumPy or PyTorch.
+        heads : sequence of G (weight, bias), one (weight, bias), or a head layer
             Separate heads (MRL): weight (c, m) and bias (c,) or None for each width m. One pair is a tied head
             (MRL-E): weight (c, dim), whose first m columns serve width m, with one bias; its logits accumulate.
-            Same library, device and dtype as `embeddings`.
+            Same library, device and dtype as `embeddings`. An `MRLHead` of `matryoshka.torch` or `matryoshka.keras`
+            stands for its pairs, those of Keras as NumPy arrays; its nesting must have the widths of the cascade.
 
         Returns
         -------
-        labels : array (n,), integer
+        labels : array (n,), or () for one embedding, integer
             The answers, those of `predict` on the softmax of all logits.
-        exit_dims : array (n,), integer
+        exit_dims : array (n,), or (), integer
             The width at which each row exits.
 
         Raises
         ------
         TypeError
-            The arguments are of another kind, or neither NumPy nor PyTorch arrays.
+            The arguments are of another kind, or neither NumPy nor PyTorch arrays; or a layer of a head does more than
+            its weight and bias say.
         ValueError
-            Shapes or devices do not match, or rows hold NaN or infinity.
+            Shapes, devices or widths do not match, or rows hold NaN or infinity.
 
         Notes
         -----
         Multiply-adds per row: `expected_dim` * c for a tied head and `cumulative_dim` * c for separate heads, beside a
         pass over the c logits at each width visited. Logits are as rounded as matrix products are, so a confidence
-        within rounding of its threshold may fall on the other side than in `predict`. A device is waited for at each
-        width, to learn how many rows are left. No gradient is recorded. A row with NaN or infinity in a column that is
-        read goes to the full width, where in main memory it is an error, and on a device gets the label -1.
+        within rounding of its threshold may fall on the other side than in `predict`; from equal logits both decide
+        alike. A device is waited for at each width, to learn how many rows are left. No gradient is recorded. A row
+        with NaN or infinity in a column that is read goes to the full width, where in main memory it is an error, and
+        on a device gets the label -1.
+
+        For repeated calls, `classifier` prepares the heads once.
         """
-        return _classify.classify(embeddings, heads, self.dims, self.thresholds, self.confidence, self.temperatures)
+        return _classifier.classify(self, embeddings, heads)
+
+    def classifier(self, heads: Sequence[Head] | Head | NestedHead, /) -> CascadeClassifier:
+        """Prepare heads for repeated calls on one row or many: checked once, and laid out as they will be read.
+
+        Parameters
+        ----------
+        heads : sequence of G (weight, bias), one (weight, bias), or a head layer
+            As for `classify`.
+
+        Returns
+        -------
+        CascadeClassifier
+            Called with embeddings, it answers as `classify` does.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As of `classify`.
+
+        Notes
+        -----
+        The weights and biases that are read are copied: what happens to `heads` afterwards, such as another step of
+        training, is not seen. The copy of a tied head takes as much memory as its weight, those of separate heads as
+        all their weights together.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> answer = Cascade((1, 2), (0.7,)).classifier((np.array([[3.0, 0.0], [0.0, 3.0]]), None))
+        >>> answer(np.array([[1.0, 0.0], [0.1, 1.0]]))
+        (array([0, 1]), array([1, 2]))
+        >>> answer(np.array([0.1, 1.0]))
+        (array(1), array(2))
+        """
+        return CascadeClassifier(self, heads, copy=True)
 
     def evaluate(
         self, probabilities: Prefixes, labels: Array | None = None, /, *, from_logits: bool = False

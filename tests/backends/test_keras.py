@@ -17,7 +17,7 @@ import pytest
 from cases import FLAT, IGNORED, KINDS, N_CLASSES, NESTING, shares, value_and_slopes
 from conftest import REQUIRED, load
 
-from matryoshka import info_nce, info_nce_with_grad, mrl_e_cross_entropy, mrl_logits_cross_entropy, nested_loss
+from matryoshka import Cascade, info_nce, info_nce_with_grad, mrl_e_cross_entropy, mrl_logits_cross_entropy, nested_loss
 
 if "KERAS_BACKEND" not in os.environ and "keras" not in REQUIRED:
     pytest.skip("needs a backend: KERAS_BACKEND=jax pytest tests/backends/test_keras.py", allow_module_level=True)
@@ -252,6 +252,32 @@ def test_the_head_stacks_the_logits_of_all_prefixes(tied: bool, bias: bool) -> N
     assert head.losses == []
     tokens = head(single(x.reshape(3, 3, 7)))
     np.testing.assert_allclose(to_host(tokens).reshape(N, 3, N_CLASSES), to_host(logits), rtol=1e-6, atol=1e-6)
+
+
+@BOTH_HEADS
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_cascade_takes_the_head(tied: bool, bias: bool) -> None:
+    head, pairs = built_head(tied, bias=bias)
+    x = single(draw(60, 7))
+    logits = np.moveaxis(to_host(head(x)), 1, 0)
+    wanted_pairs = pairs[-1:] if tied else pairs
+    for (weight, offset), (wanted, wanted_offset) in zip(head.heads(), wanted_pairs, strict=True):
+        np.testing.assert_array_equal(weight, wanted.astype("float32"))
+        assert (offset is None) == (wanted_offset is None) == (not bias)
+    cascade = Cascade(tuple(NESTING), [float(np.median(softmax(z).max(-1))) + 1e-6 for z in logits[:-1]])
+    expected = [part.tolist() for part in cascade.predict(logits, from_logits=True)]
+    assert len(set(expected[1])) == len(NESTING)
+    for found in (cascade.classify(x, head), cascade.classifier(head)(x)):
+        assert [part.tolist() for part in found] == expected
+    with pytest.raises(ValueError, match=r"looks like \(rows, prefixes, classes\)"):
+        cascade.predict(to_host(head(x)), from_logits=True)
+    with pytest.raises(ValueError, match="`heads` must be built, got a layer without weights"):
+        cascade.classifier(layers.MRLHead(NESTING, N_CLASSES))
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    powers = np.exp(logits - logits.max(-1, keepdims=True))
+    return powers / powers.sum(-1, keepdims=True)
 
 
 @BOTH_HEADS

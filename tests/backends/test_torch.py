@@ -17,7 +17,7 @@ import pytest
 from cases import FLAT, N_CLASSES, NESTING, assert_within_a_millionth, large
 from conftest import load
 
-from matryoshka import info_nce, mrl_e_cross_entropy, nested_loss
+from matryoshka import Cascade, info_nce, mrl_e_cross_entropy, nested_loss
 
 torch = load("torch")
 TorchDispatchMode = load("torch.utils._python_dispatch").TorchDispatchMode
@@ -519,6 +519,46 @@ def test_hooks_of_classifiers_fire(tied: bool, kind: str) -> None:
     loss.backward()
     assert len(fired) == len(NESTING)
     torch.testing.assert_close(loss, expected)
+
+
+@BOTH_HEADS
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no-bias"])
+def test_a_cascade_takes_a_head(tied: bool, bias: bool) -> None:
+    head = modules.MRLHead(NESTING, N_CLASSES, tied=tied, bias=bias, dtype=torch.float64)
+    x = draw(60, 7, dtype=torch.float64)
+    logits = torch.stack(head(x)).detach()
+    cascade = Cascade(tuple(NESTING), [float(z.softmax(-1).amax(-1).median()) + 1e-6 for z in logits[:-1]])
+    expected = cascade.predict(logits, from_logits=True)
+    assert len(expected[1].unique()) == len(NESTING)
+    answer = cascade.classifier(head)
+    for found in (
+        cascade.classify(x, head),
+        answer(x),
+        [torch.cat(part) for part in zip(*map(answer, x.split(1)), strict=True)],
+    ):
+        torch.testing.assert_close(tuple(found), expected)
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.zero_()
+    torch.testing.assert_close(answer(x), expected)  # a copy
+
+
+@BOTH_HEADS
+def test_a_cascade_refuses_a_head_that_does_more_than_its_weights_say(tied: bool) -> None:
+    head = modules.MRLHead(NESTING, N_CLASSES, tied=tied)
+    cascade = Cascade(tuple(NESTING), (0.5,) * (len(NESTING) - 1))
+    hook = head.nesting_classifier_0.register_forward_hook(lambda *_: None)
+    with pytest.raises(
+        TypeError, match="`heads` must be plain linear classifiers, got a Linear .*nesting_classifier_0"
+    ):
+        cascade.classifier(head)
+    hook.remove()
+    cascade.classifier(head)
+    head.nesting_classifier_0 = Adapted(head.nesting_classifier_0, seed=1)
+    with pytest.raises(TypeError, match="`heads` must be plain linear classifiers, got a Adapted"):
+        cascade.classify(torch.ones(2, 7), head)
+    with pytest.raises(ValueError, match="`heads` must be a head for the widths of the cascade, "):
+        Cascade((1, 7), (0.5,)).classifier(head)
 
 
 class Doubled(torch.nn.Module):

@@ -1,0 +1,122 @@
+"""A cascade with its heads, prepared for repeated calls on one row or many."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from matryoshka import _checks
+from matryoshka._array import is_array, namespace
+from matryoshka._typing import Array, Head, NestedHead
+from matryoshka.cascade import _classify
+
+__all__ = ["CascadeClassifier"]
+
+
+class CascadeClassifier:
+    """A cascade with the heads of its prefixes, ready for repeated calls. `Cascade.classifier` makes it.
+
+    Attributes
+    ----------
+    dims : tuple of int
+        The widths of the cascade.
+    exit_dims : tuple of int
+        The widths at which a row can exit.
+    n_classes : int
+        The number of classes.
+
+    Notes
+    -----
+    It may be called from several threads at once. Memory for the logits of a batch is kept for the next one: for each
+    thread at most three arrays with a number for each row and class, none of more than 2^24 numbers.
+    """
+
+    def __init__(self, cascade: Any, heads: Sequence[Head] | Head | NestedHead, *, copy: bool) -> None:
+        rule = cascade.dims, cascade.thresholds, cascade.confidence, cascade.temperatures
+        self._stages = _classify.Stages.of(heads, *rule, copy=copy)
+        self._like = self._stages.stages[0].factor
+        self._kind = _kind(self._like)
+        self._spare: list[dict[str, Array]] = []
+        self.dims: tuple[int, ...] = cascade.dims
+        self.exit_dims = tuple(stage.dim for stage in self._stages.stages)
+        self.n_classes = self._stages.n_classes
+
+    def __call__(self, embeddings: Array, /) -> tuple[Array, Array]:
+        """Answer rows, or one row.
+
+        Parameters
+        ----------
+        embeddings : array (n, dim) or (dim,), floating
+            Of the library, device and dtype of the heads.
+
+        Returns
+        -------
+        labels, exit_dims : array (n,) or (), integer
+            As of `Cascade.classify`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As of `Cascade.classify`.
+        """
+        if _kind(embeddings) != self._kind:
+            self._check_kind(embeddings)
+        if embeddings.ndim not in (1, 2):
+            _checks.ndim(embeddings, "embeddings", 2, "(rows, dim), or (dim,)")
+        if embeddings.shape[-1] != self.dims[-1]:
+            _checks.width(embeddings, "embeddings", self.dims[-1])
+        if self._stages.place != "numpy":
+            embeddings = embeddings.detach()
+        with np.errstate(invalid="ignore", over="ignore"):  # a row that is not finite is spoken of in the end
+            if embeddings.ndim == 1:
+                return self._one(embeddings, ())
+            if embeddings.shape[0] == 1:
+                return self._one(embeddings[0], (1,))
+            labels, exit_dims = self._many(embeddings)
+        if self._stages.place != "device":
+            _classify.check_answered(labels, self._stages.xp)
+        return labels, exit_dims
+
+    def _many(self, embeddings: Array) -> tuple[Array, Array]:
+        """Answer rows (n, dim), in memory that no other thread uses meanwhile."""
+        try:
+            memory = self._spare.pop()
+        except IndexError:
+            memory = {}
+        found = _classify.classify_rows(self._stages, embeddings, memory)
+        self._spare.append(memory)
+        return found
+
+    def _one(self, row: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
+        """Answer one row (dim,)."""
+        label, exit_dim = _classify.classify_row(self._stages, row)
+        if self._stages.place == "device":
+            return label.reshape(shape), label.new_full(shape, exit_dim)
+        if label < 0:
+            _classify.check_answered(np.array([label]), np)
+        labels, exit_dims = (np.array([value] if shape else value) for value in (label, exit_dim))
+        if self._stages.place == "numpy":
+            return labels, exit_dims
+        from_numpy = self._stages.xp.from_numpy
+        return from_numpy(labels), from_numpy(exit_dims)
+
+    def _check_kind(self, embeddings: Array) -> None:
+        xp = namespace(("embeddings", embeddings), ("heads", self._like))
+        _checks.same_dtype(xp, ("embeddings", embeddings), ("heads", self._like))
+
+    def __repr__(self) -> str:
+        return f"CascadeClassifier(n_classes={self.n_classes}, dims={self.dims}, exit_dims={self.exit_dims})"
+
+
+def _kind(array: Array) -> tuple[Any, ...]:
+    """Return what rows must share with the heads, as far as it can be read at once."""
+    return type(array), getattr(array, "dtype", None), getattr(array, "device", None), getattr(array, "layout", None)
+
+
+def classify(cascade: Any, embeddings: Array, heads: Sequence[Head] | Head | NestedHead) -> tuple[Array, Array]:
+    """Answer rows once, with heads as they lie."""
+    if is_array(embeddings):
+        _classify.check_library(embeddings, "embeddings")
+    return CascadeClassifier(cascade, heads, copy=False)(embeddings)
