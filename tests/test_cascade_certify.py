@@ -38,15 +38,16 @@ class Truth:
     """Gap and mean exit dimension over a whole population, computed apart from the library."""
 
     def __init__(self, probabilities: np.ndarray, labels: np.ndarray) -> None:
-        self.confidence = probabilities.max(-1)
+        second, first = np.sort(probabilities, axis=-1)[..., -2:].transpose(2, 0, 1)
+        self.confidence = {"max_probability": first, "margin": first - second}
         self.right = probabilities.argmax(-1) == labels
 
-    def of(self, thresholds: tuple[float, ...], rows: Any = slice(None)) -> tuple[float, float]:
-        confidence, right = self.confidence[:, rows], self.right[:, rows]
+    def of(self, cascade: Cascade, rows: Any = slice(None)) -> tuple[float, float]:
+        confidence, right = self.confidence[cascade.confidence][:, rows], self.right[:, rows]
         waiting = np.ones(right.shape[1], bool)
         broken = total = 0
         for i, dim in enumerate(DIMS):
-            out = waiting & (confidence[i] > thresholds[i]) if i < 8 else waiting
+            out = waiting & (confidence[i] > cascade.thresholds[i]) if i < 8 else waiting
             broken += int((out & right[-1] & ~right[i]).sum())
             total += dim * int(out.sum())
             waiting = waiting & ~out
@@ -62,10 +63,10 @@ def test_promises_are_kept_where_tuning_breaks_them() -> None:
         rows = rng.integers(len(labels), size=500)
         drawn = probabilities[:, rows], labels[rows]
         certified = Cascade.certify(*drawn, nesting=DIMS, max_gap=0.01, delta=0.1)
-        broken["certified"] += truth.of(certified.thresholds)[0] > 0.01
-        broken["published"] += truth.of(Cascade.calibrate(*drawn, nesting=DIMS).thresholds)[0] > 0.01
-        shared = [(t / 25,) * 8 for t in range(25, -1, -1)]
-        tuned = [thresholds for thresholds in shared if truth.of(thresholds, rows)[0] <= 0.01][-1]
+        broken["certified"] += truth.of(certified)[0] > 0.01
+        broken["published"] += truth.of(Cascade.calibrate(*drawn, nesting=DIMS))[0] > 0.01
+        shared = [Cascade(DIMS, (t / 25,) * 8) for t in range(25, -1, -1)]
+        tuned = [cascade for cascade in shared if truth.of(cascade, rows)[0] <= 0.01][-1]
         broken["tuned"] += truth.of(tuned)[0] > 0.01
     assert broken["certified"] <= 45
     assert broken["published"] > 240
@@ -83,8 +84,8 @@ def test_with_many_rows_the_certified_cascade_is_cheaper_than_the_published_one(
         assert cascade.certificate is not None
         assert cascade.certificate.path == "fitted"
         assert (cascade.certificate.n_rows, cascade.certificate.n_fit_rows) == (5000, 5000)
-        certified.append(truth.of(cascade.thresholds)[1])
-        published.append(truth.of(Cascade.calibrate(*drawn, nesting=DIMS).thresholds)[1])
+        certified.append(truth.of(cascade)[1])
+        published.append(truth.of(Cascade.calibrate(*drawn, nesting=DIMS))[1])
     assert np.mean(certified) < np.mean(published)
 
 
@@ -96,17 +97,20 @@ def test_the_fitted_path_keeps_its_promise_too() -> None:
     for _ in range(50):
         rows = rng.integers(len(labels), size=900)
         cascade = Cascade.certify(probabilities[:, rows], labels[rows], nesting=DIMS, max_gap=0.02, path="fitted")
-        broken += truth.of(cascade.thresholds)[0] > 0.02
+        broken += truth.of(cascade)[0] > 0.02
     assert broken <= 11
 
 
 @pytest.mark.parametrize("n", [0, 1, 2, 7])
 def test_no_row_both_fits_and_tests(n: int) -> None:
-    fit, test = _certify.split(n, "fitted", 3)
-    assert sorted([*fit, *test]) == list(range(n))
+    rows, known = np.arange(10, 10 + n), np.arange(20) != 12
+    fit, test = _certify.split(rows, known, "fitted", 3)
+    assert sorted([*fit, *test]) == rows.tolist()
     assert len(fit) == n // 2
-    fit, test = _certify.split(n, "shared", 3)
-    assert (fit.tolist(), test.tolist()) == ([], list(range(n)))
+    assert n < 4 or 12 in fit  # the row without a label fits first
+    for path in ("shared", "tapered"):
+        fit, test = _certify.split(rows, known, path, 3)
+        assert (fit.tolist(), test.tolist()) == ([], rows.tolist())
 
 
 def naive_tail(count: int, n: int, rate: Fraction) -> Fraction:
@@ -149,11 +153,11 @@ def falling(path: list[tuple[float, ...]]) -> bool:
 def test_no_threshold_rises_along_a_path() -> None:
     probabilities, labels = population(2000, 4)
     scored = probabilities.max(-1), probabilities.argmax(-1) != labels
-    for path in (_paths.shared(8), _paths.fitted(*scored, [dim / 2048 for dim in DIMS])):
+    for path in (_paths.shared(8), _paths.tapered(DIMS), _paths.fitted(*scored, [dim / 2048 for dim in DIMS])):
         assert len(path) > 50
         assert falling(path)
         assert all(len(policy) == 8 and policy != (1.0,) * 8 for policy in path)
-    assert _paths.shared(0) == _paths.fitted(scored[0][:1], scored[1][:1], [1.0]) == []
+    assert _paths.shared(0) == _paths.tapered((8,)) == _paths.fitted(scored[0][:1], scored[1][:1], [1.0]) == []
 
 
 @given(st.integers(0, 10_000), st.integers(1, 12))
@@ -231,9 +235,9 @@ def test_too_few_rows_certify_the_full_width_only() -> None:
 def test_the_path_follows_from_the_number_of_rows() -> None:
     probabilities, labels = population(3000, 6)
     for n, options, path in (
-        (2299, {}, "shared"),
+        (2299, {}, "tapered"),
         (2300, {}, "fitted"),
-        (1999, {"max_gap": 0.05}, "shared"),
+        (1999, {"max_gap": 0.05}, "tapered"),
         (2000, {"max_gap": 0.05}, "fitted"),
         (600, {"temperature": True, "max_gap": 0.05}, "fitted"),
     ):
@@ -260,7 +264,7 @@ def test_an_absolute_error_is_promised_instead_or_besides() -> None:
             assert both.thresholds == gap.thresholds  # the shared path is the same, and the gap is what binds
         assert "P(wrong) <= " in str(both)
         assert "full width right) <= 0.01 and P(wrong)" in str(both)
-        evaluation = Cascade(DIMS, alone.thresholds).evaluate(probabilities, labels)
+        evaluation = Cascade(DIMS, alone.thresholds, confidence="margin").evaluate(probabilities, labels)
         assert evaluation.accuracy > 1 - error - 0.1
     with pytest.raises(ValueError, match="`max_error` must be certifiable for the full width at least, got 0.05 where"):
         Cascade.certify(probabilities, labels, nesting=DIMS, max_error=0.05)
@@ -336,11 +340,12 @@ def test_a_certificate_holds_for_its_own_cascade_only() -> None:
         ({"delta": 1.0}, ValueError, r"`delta` must be finite and in \(0, 1\)"),
         ({"max_error": -1}, ValueError, "`max_error` must be finite"),
         ({"max_disagreement": 1}, ValueError, r"`max_disagreement` must be finite and in \(0, 1\)"),
-        ({"path": "x"}, ValueError, "`path` must be one of 'auto', 'shared', 'fitted'"),
+        ({"path": "x"}, ValueError, "`path` must be one of 'auto', 'shared', 'tapered', 'fitted'"),
         ({"cost": "x"}, ValueError, "`cost` must be one of 'expected_dim', 'cumulative_dim'"),
         ({"confidence": "x"}, ValueError, "`confidence` must be one of"),
         ({"seed": -1}, ValueError, "`seed` must be an integer >= 0"),
         ({"path": "shared", "temperature": True}, ValueError, "`temperature` must be False with path='shared'"),
+        ({"path": "tapered", "temperature": True}, ValueError, "`temperature` must be False with path='tapered'"),
         ({"nesting": (8, 16)}, ValueError, r"`probabilities` must hold one \(rows, classes\) array per prefix, 2"),
     ],
 )
@@ -370,7 +375,8 @@ class TestWithoutLabels:
         count = 0
         for row in range(probabilities.shape[1]):
             scores = [prefix[row].tolist() for prefix in probabilities]
-            stage = next((i for i, limit in enumerate(thresholds) if max(scores[i]) > limit), len(thresholds))
+            margins = [first - second for *_, second, first in map(sorted, scores)]
+            stage = next((i for i, limit in enumerate(thresholds) if margins[i] > limit), len(thresholds))
             count += scores[stage].index(max(scores[stage])) != scores[-1].index(max(scores[-1]))
         return count
 
@@ -387,7 +393,7 @@ class TestWithoutLabels:
         for _ in range(draws):
             rows = rng.integers(len(labels), size=n)
             held = (labels[rows],) if path == "both" else ()
-            share, exit_dim = truth.of(Cascade.certify(probabilities[:, rows], *held, **options).thresholds)
+            share, exit_dim = truth.of(Cascade.certify(probabilities[:, rows], *held, **options))
             broken += share > 0.02
             exit_dims.append(exit_dim)
         assert broken <= allowed
@@ -416,7 +422,7 @@ class TestWithoutLabels:
         short, full = np.tile([0.5, 0.5, 0.0], (300, 1)), np.tile([0.25, 0.5, 0.25], (300, 1))
         tied = np.tile([0.4, 0.2, 0.4], (300, 1))
         agreeing, contradicting = (library.array(np.stack([short, last])) for last in (tied, full))
-        options: dict[str, Any] = {"nesting": (8, 16), "max_disagreement": 0.01}
+        options: dict[str, Any] = {"nesting": (8, 16), "max_disagreement": 0.01, "confidence": "max_probability"}
         assert Cascade.certify(agreeing, **options).thresholds < (0.5,)
         assert Cascade.certify(contradicting, **options).thresholds >= (0.5,)
 

@@ -45,6 +45,7 @@ BROKEN = {
     "p_values": (None, "", 0.1, [], [None], ["0.01"], [2.0], [-1.0], [math.nan], [0.5, 0.01]),
     "chosen": (None, True, "3", -1, 0, 3, 10**9, 1.0, [1]),
     "rows_needed": NO_COUNTS,
+    "n_unlabelled": (None, "5", True, -1, 2.0, 601, [0]),
     "dims": (None, "8", [], [8.0, 32], [32, 8], [8, 32, 64]),
     "keep": (None, [], [0], ["50"], [50, 60]),
     "recall": NO_SHARES,

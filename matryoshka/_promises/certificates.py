@@ -109,12 +109,12 @@ class Certificate(_Tested):
         Bound on P(cascade wrong).
     delta : float
         The promise holds with probability at least 1 - delta over the tested rows.
-    path : {"shared", "fitted"}
-        One threshold for all prefixes, or a path fitted on other rows.
+    path : {"shared", "tapered", "fitted"}
+        One threshold for all prefixes, one that falls as they widen, or a path fitted on other rows.
     n_rows : int
         Rows the policies were tested on.
     n_fit_rows : int
-        Rows, none of them among these, on which the path was fitted; 0 for the shared path.
+        Rows, none of them among these, on which the path was fitted; 0 for the other paths.
     p_values : tuple of float
         Of the policies in the order of their test, safest first; the last one is the first that failed, if one did.
         A promise on the error tests the full width first.
@@ -126,6 +126,9 @@ class Certificate(_Tested):
     max_disagreement : float or None
         Bound on P(cascade answers otherwise than the full width), and so on the gap too; None in files from before
         there was such a promise.
+    n_unlabelled : int
+        How many of the tested rows had no label and counted against the gap wherever the cascade contradicts the full
+        width; 0 where the gap is not bounded.
     """
 
     _kind, _maker, _subject = "cascade", "Cascade.certify", "these thresholds"
@@ -141,22 +144,24 @@ class Certificate(_Tested):
     chosen: int | None
     rows_needed: int
     max_disagreement: float | None = None
+    n_unlabelled: int = 0
 
     def __post_init__(self) -> None:
         bounds = ("max_gap", "max_error", "max_disagreement")
         rates = [name for name in bounds if getattr(self, name) is not None]
-        self._check_fields(
-            shares=(*rates, "delta"), counts=("n_rows", "rows_needed"), options={"path": ("shared", "fitted")}
-        )
+        paths = {"path": ("shared", "tapered", "fitted")}
+        self._check_fields(shares=(*rates, "delta"), counts=("n_rows", "rows_needed"), options=paths)
         for i, threshold in enumerate(self.thresholds):
             _checks.real(threshold, f"certificate.thresholds[{i}]")
         _checks.integer(self.n_fit_rows, "certificate.n_fit_rows", minimum=0)
+        most = 0 if self.max_gap is None else self.n_rows
+        _checks.integer(self.n_unlabelled, "certificate.n_unlabelled", minimum=0, maximum=most)
         if not rates:
             names = " or ".join(f"`certificate.{name}`" for name in bounds)
             msg = f"{names} must be given, got None for all; pass one."
             raise ValueError(msg)
-        if self.path == "shared":
-            self._agree("n_fit_rows", self.n_fit_rows, 0, "as no row fits a shared path")
+        if self.path != "fitted":
+            self._agree("n_fit_rows", self.n_fit_rows, 0, f"as no row fits a {self.path} path")
         last = _last_passed(self.p_values, self.delta, untold=int(self.max_error is not None))
         self._agree("chosen", self.chosen, last, "the last of the p-values that passed")
         if self.chosen is None:
@@ -169,7 +174,9 @@ class Certificate(_Tested):
             "P(disagrees with the full width)": self.max_disagreement,
         }
         promise = " and ".join(f"{name} <= {bound:g}" for name, bound in targets.items() if bound is not None)
-        rows = f"{self.n_rows} rows" + (f" ({self.n_fit_rows} others fitted the path)" if self.n_fit_rows else "")
+        notes = [f"{self.n_unlabelled} unlabelled"] if self.n_unlabelled else []
+        notes += [f"{self.n_fit_rows} others fitted the path"] if self.n_fit_rows else []
+        rows = f"{self.n_rows} rows" + (f" ({', '.join(notes)})" if notes else "")
         if self.chosen is None:
             outcome = f"nothing but the full width could be certified{self._advice()}"
         else:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Required, TypedDict
 
 import numpy as np
 
@@ -14,10 +13,28 @@ from matryoshka._promises.certificates import Certificate
 from matryoshka._promises.walk import walk
 from matryoshka.cascade import _paths
 from matryoshka.cascade._evaluation import exits
-from matryoshka.cascade._outputs import Scored
+from matryoshka.cascade._outputs import UNKNOWN, Outputs, Scored
 from matryoshka.cascade._paths import FULL_WIDTH, Policy
+from matryoshka.nesting import NestingLike
 
+PATHS = ("auto", "shared", "tapered", "fitted")
 _FEW_ROWS = 2000
+
+
+class Options(TypedDict, total=False):
+    """What `Cascade.certify` takes by name, whether there are groups or not."""
+
+    nesting: Required[NestingLike]
+    max_gap: float | None
+    max_error: float | None
+    max_disagreement: float | None
+    delta: float
+    path: str
+    cost: str
+    confidence: str
+    temperature: bool
+    seed: int
+    from_logits: bool
 
 
 class Promise(NamedTuple):
@@ -51,11 +68,17 @@ class Promise(NamedTuple):
         bounds = (self.max_gap, self.max_error, self.max_disagreement)
         return max(rows_needed(bound, self.delta) for bound in bounds if bound is not None)
 
-    def failures(self, scored: Scored) -> list[tuple[float, np.ndarray]]:
-        """Return each bound with where an exit at each prefix (G, n) counts against it.
+    def check_known(self, known: np.ndarray) -> None:
+        """Refuse rows without a label where an error is promised, of which they say nothing."""
+        if self.max_error is not None and not known.all():
+            msg = (
+                f"`labels` must be known for every row with `max_error`, got {UNKNOWN} for {int((~known).sum())} of "
+                f"{len(known)}; drop these rows, or bound `max_gap`."
+            )
+            raise ValueError(msg)
 
-        Whatever counts against a gap counts against a disagreement and an error too, which therefore stand before it.
-        """
+    def failures(self, scored: Scored) -> list[tuple[float, np.ndarray]]:
+        """Return each bound with where an exit at each prefix (G, n) counts against it."""
         wrong = ~scored.correct
         found = (
             (self.max_error, wrong),
@@ -64,56 +87,95 @@ class Promise(NamedTuple):
         )
         return [(bound, failures) for bound, failures in found if bound is not None]
 
+    def shaping(self, scored: Scored) -> np.ndarray:
+        """Return where an exit at each prefix (G, n) counts against a path that is fitted to these rows.
+
+        Errors where these are bounded most tightly, else disagreements with the full width. They serve a gap too:
+        whoever is wrong where the full width is right disagrees with it, and there are so many more of them that fewer
+        rows, labelled or not, show where a path should go.
+        """
+        others = min(bound for bound in (self.max_gap, self.max_disagreement, 1.0) if bound is not None)
+        return ~scored.correct if self.max_error is not None and self.max_error <= others else ~scored.agrees
+
     def choose_path(self, path: str, n: int, *, temperature: bool) -> str:
         """Resolve "auto" by the number of rows, which says nothing about the rows themselves."""
         if path != "auto":
             return path
-        return "fitted" if temperature or n >= max(_FEW_ROWS, 10 * self.rows_needed) else "shared"
+        return "fitted" if temperature or n >= max(_FEW_ROWS, 10 * self.rows_needed) else "tapered"
+
+    def shared_by(self, sizes: Sequence[int], search: Search) -> Promise:
+        """Return the promise to make to each of some groups of rows, so that all hold at once with 1 - delta.
+
+        `delta` is dealt out evenly (Bonferroni) among those groups that have rows enough to pass at their share: their
+        number says nothing about the rows, and a group that cannot pass can claim nothing false.
+        """
+
+        def can_pass(n: int, share: Promise) -> bool:
+            fits = share.choose_path(search.path, n, temperature=search.temperature) == "fitted"
+            return (n - n // 2 if fits else n) >= share.rows_needed
+
+        shares = [self._replace(delta=self.delta / parts) for parts in range(1, len(sizes) + 1)]
+        return next(s for parts, s in enumerate(shares, 1) if sum(can_pass(n, s) for n in sizes) <= parts)
 
 
-def check_path(path: str, *, temperature: bool) -> None:
-    """Check the name of a path, and that temperatures are fitted on no row that is tested."""
-    _checks.choice(path, "path", ("auto", *_paths.PATHS))
-    if temperature and path == "shared":
-        msg = (
-            "`temperature` must be False with path='shared', got True: temperatures fitted on the tested rows "
-            "would void the test; use path='fitted', which fits them on other rows."
-        )
-        raise ValueError(msg)
+class Search(NamedTuple):
+    """Which policies are looked for, and by what they decide."""
+
+    dims: tuple[int, ...]
+    costs: Sequence[float]
+    path: str
+    confidence: str
+    temperature: bool
+    seed: int
+
+    def check(self) -> None:
+        """Check the name of the path, and that temperatures are fitted on no row that is tested."""
+        _checks.choice(self.path, "path", PATHS)
+        if self.temperature and self.path not in ("auto", "fitted"):
+            msg = (
+                f"`temperature` must be False with path={self.path!r}, got True: temperatures fitted on the tested "
+                "rows would void the test; use path='fitted', which fits them on other rows."
+            )
+            raise ValueError(msg)
+
+    def policies(self, path: str, fit: Scored, failures: np.ndarray) -> list[Policy]:
+        """Return the policies of a path, of which only the fitted one looks at these rows."""
+        if path == "tapered":
+            return _paths.tapered(self.dims)
+        return _paths.policies(path, fit.confidences, failures, self.costs)
 
 
-def split(n: int, path: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rows that fit the path, a random half for the fitted one, and those that test it."""
-    if path == "shared":
-        return np.arange(0), np.arange(n)
-    order = np.random.default_rng(seed).permutation(n)
-    return np.sort(order[: n // 2]), np.sort(order[n // 2 :])
+def split(rows: np.ndarray, known: np.ndarray, path: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return which rows fit the path, a random half for the fitted one, and which test it.
+
+    Those without a label fit first: a path is fitted as well without it, and tested more sharply with it.
+    """
+    if path != "fitted":
+        return rows[:0], rows
+    order = rows[np.random.default_rng(seed).permutation(len(rows))]
+    order = order[np.argsort(known[order], kind="stable")]
+    return np.sort(order[: len(order) // 2]), np.sort(order[len(order) // 2 :])
 
 
-def certify(promise: Promise, path: str, costs: Sequence[float], *, fit: Scored, tested: Scored) -> Certificate:
-    """Certify the cheapest policy of a path; of the rows, `fit` shape the fitted path and `tested` test it."""
-    full_width: Policy = (FULL_WIDTH,) * (len(costs) - 1)
-    _, strictest = min(promise.failures(fit), key=operator.itemgetter(0))
-    policies = _paths.policies(path, fit.confidences, strictest, costs)
+def certify(
+    promise: Promise, search: Search, outputs: Outputs, rows: np.ndarray, *, of: str = ""
+) -> tuple[Certificate, tuple[float, ...] | None]:
+    """Certify the cheapest policy of a path on these rows; return also the temperatures it takes, if any.
+
+    `of` says in an error whose rows these are.
+    """
+    path = promise.choose_path(search.path, len(rows), temperature=search.temperature)
+    fit_rows, tested_rows = split(rows, outputs.known, path, search.seed)
+    temperatures = outputs.fit_temperatures(fit_rows) if search.temperature else None
+    scored = outputs.score(search.confidence, temperatures)
+    fit, tested = scored.take(fit_rows), scored.take(tested_rows)
+    full_width: Policy = (FULL_WIDTH,) * (len(search.dims) - 1)
+    policies = search.policies(path, fit, promise.shaping(fit))
     if promise.max_error is not None:  # which even the full width may break, while it has no gap
         policies.insert(0, full_width)
-    failures, rows = promise.failures(tested), np.arange(tested.n_rows)
-
-    def p_value(policy: Policy) -> float:
-        """Return the exact p-value of "the promise is broken": the largest over its bounds."""
-        stage = exits(tested.confidences, policy)
-        return max(lower_tail(int(failed[stage, rows].sum()), len(rows), bound) for bound, failed in failures)
-
-    p_values, last = walk(policies, p_value, promise.delta)
-    if promise.max_error is not None and last is None:
-        msg = (
-            f"`max_error` must be certifiable for the full width at least, got {promise.max_error:g} where the "
-            f"full width is wrong on {int((~tested.correct[-1]).sum())} of {tested.n_rows} tested rows "
-            f"(p = {p_values[0]:.3g}); allow more error, or use more rows (never fewer than {promise.rows_needed})."
-        )
-        raise ValueError(msg)
+    p_values, last = _test(promise, policies, tested, of)
     thresholds = full_width if last is None else policies[last]
-    return Certificate(
+    certificate = Certificate(
         thresholds=thresholds,
         max_gap=promise.max_gap,
         max_error=promise.max_error,
@@ -125,4 +187,28 @@ def certify(promise: Promise, path: str, costs: Sequence[float], *, fit: Scored,
         p_values=p_values,
         chosen=None if thresholds == full_width else last,
         rows_needed=promise.rows_needed,
+        n_unlabelled=0 if promise.max_gap is None else int((~outputs.known[tested_rows]).sum()),
     )
+    return certificate, temperatures
+
+
+def _test(
+    promise: Promise, policies: Sequence[Policy], tested: Scored, of: str
+) -> tuple[tuple[float, ...], int | None]:
+    """Walk down the policies; an error is to be certifiable for the full width at least."""
+    failures, rows = promise.failures(tested), np.arange(tested.n_rows)
+
+    def p_value(policy: Policy) -> float:
+        """Return the exact p-value of "the promise is broken": the largest over its bounds."""
+        stage = exits(tested.confidences, policy)
+        return max(lower_tail(int(failed[stage, rows].sum()), len(rows), bound) for bound, failed in failures)
+
+    p_values, last = walk(policies, p_value, promise.delta)
+    if promise.max_error is not None and last is None:
+        msg = (
+            f"`max_error` must be certifiable for the full width at least{of}, got {promise.max_error:g} where "
+            f"the full width is wrong on {int((~tested.correct[-1]).sum())} of {tested.n_rows} tested rows "
+            f"(p = {p_values[0]:.3g}); allow more error, or use more rows (never fewer than {promise.rows_needed})."
+        )
+        raise ValueError(msg)
+    return p_values, last

@@ -13,7 +13,9 @@ from matryoshka import _checks
 from matryoshka._array import (
     accumulator_dtype,
     count_true,
+    from_numpy,
     is_array,
+    is_integer,
     is_numpy_array,
     namespace,
     row_blocks,
@@ -25,6 +27,9 @@ from matryoshka.cascade._confidence import MEASURES, Mass, fit_temperature, mass
 
 Prefixes = Array | Sequence[Array]
 """Probabilities or logits of every prefix: an array (G, n, c), or a sequence of G arrays (n, c)."""
+
+UNKNOWN = -1
+"""The label of a row without one, as in scikit-learn."""
 
 _BLOCK_ENTRIES = 2**18
 _SUM_TOLERANCE = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 2e-2}
@@ -115,6 +120,11 @@ class Outputs:
         return self.answers[-1]
 
     @cached_property
+    def known(self) -> np.ndarray:
+        """Which rows (n,) have a label of their own, on the host."""
+        return np.zeros(self.n_rows, dtype=bool)
+
+    @cached_property
     def host_labels(self) -> np.ndarray:
         """The same, on the host."""
         return to_numpy(self.labels)
@@ -128,6 +138,16 @@ class Outputs:
     def correct(self) -> np.ndarray:
         """Where each prefix answers with the label (G, n), on the host."""
         return np.asarray(self.host_answers == self.host_labels)
+
+    def members(self, groups: Array) -> dict[int, np.ndarray]:
+        """Return for each group, by its id, which rows are in it, after checking the ids (n,)."""
+        namespace(("probabilities", self.prefixes[0]), ("groups", groups))
+        if not is_integer(groups, self.xp):
+            msg = f"`groups` must hold integer group ids, got dtype {groups.dtype}; number the groups."
+            raise TypeError(msg)
+        _checks.shape(groups, "groups", (self.n_rows,), "(rows,)")
+        ids = to_numpy(groups)
+        return {int(group): np.flatnonzero(ids == group) for group in np.unique(ids)}
 
     def check_calibration(self) -> None:
         """Refuse rows that can calibrate nothing, and warn of too few."""
@@ -162,15 +182,35 @@ class Outputs:
 
 
 class Labelled(Outputs):
-    """Outputs for rows whose classes are known."""
+    """Outputs for rows whose classes are known; if `partly`, UNKNOWN ones take the answer of the full width."""
 
-    def __init__(self, probabilities: Prefixes, labels: Array, dims: tuple[int, ...], *, from_logits: bool) -> None:
+    def __init__(
+        self, probabilities: Prefixes, labels: Array, dims: tuple[int, ...], *, from_logits: bool, partly: bool = False
+    ) -> None:
         super().__init__(probabilities, dims, from_logits=from_logits)
         namespace(("probabilities", self.prefixes[0]), ("labels", labels))
         _checks.not_empty(self.prefixes[0], "probabilities")
         _checks.labels(labels, "labels", (self.n_rows,), self.xp)
-        self.labels = labels
-        _checks.label_values(self.host_labels, "labels", self.n_classes)
+        on_host = to_numpy(labels)
+        if partly:
+            hint = f", and {UNKNOWN} stands for a row without a label"
+            _checks.label_values(on_host, "labels", self.n_classes, ignore_index=UNKNOWN, hint=hint)
+        else:
+            _checks.label_values(on_host, "labels", self.n_classes)
+        self.known = on_host != UNKNOWN
+        self.labels = labels if self.known.all() else self._filled(labels)
+
+    def _filled(self, labels: Array) -> Array:
+        """Put the full width's answers where labels are unknown, after checking that some are not."""
+        if not self.known.any():
+            msg = (
+                f"`labels` must be known for some row, got {UNKNOWN} for all {self.n_rows}; "
+                "leave them out and bound `max_disagreement`."
+            )
+            raise ValueError(msg)
+        answers = self.answers[-1]
+        known = from_numpy(self.known, like=labels, xp=self.xp)
+        return self.xp.where(known, self.xp.astype(labels, answers.dtype), answers)
 
 
 def _alike(probabilities: Any, dims: tuple[int, ...]) -> tuple[list[Array], Namespace]:

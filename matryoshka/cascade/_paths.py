@@ -1,7 +1,7 @@
 """Paths through the policies of a ladder, from "always the full width" down: along a path no threshold rises.
 
 So along a path no row exits later, and cost only falls. A path that is to be tested must not depend on the rows it is
-tested on: the shared path depends on none, the fitted one on the rows it was fitted on.
+tested on: the shared and the tapered path depend on none, the fitted one on the rows it was fitted on.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ FULL_WIDTH = 1.0
 EVERY_ROW = -1.0
 """A threshold that every confidence exceeds."""
 
+_SUREST = 1e-6
+_TAPER = 0.75
+_N_STEPS = 320
 _N_PRICES = 40
 _APPROACH = np.geomspace(1e-3, 1.0, 24)
 _BETWEEN = 12
@@ -37,8 +40,25 @@ def policies(path: str, confidences: np.ndarray, failures: np.ndarray, costs: Se
 
 def shared(n_thresholds: int) -> list[Policy]:
     """Return the policies of one threshold for all prefixes, from just below 1 down to 0, close together near 1."""
-    distances = np.unique(np.concatenate([np.geomspace(1e-6, 1e-2, 81), np.linspace(0.01, 1.0, 100)]))
+    distances = np.unique(np.concatenate([np.geomspace(_SUREST, 1e-2, 81), np.linspace(0.01, 1.0, 100)]))
     return [(float(1.0 - distance),) * n_thresholds for distance in distances] if n_thresholds else []
+
+
+def tapered(dims: Sequence[int]) -> list[Policy]:
+    """Return policies that ask less of wider prefixes, from just below 1 at all of them down to 0; no row shapes them.
+
+    Notes
+    -----
+    An answer changes where noise makes up the lead of one class over the next, the difference of their logits, and
+    that noise falls as the prefix widens: as m ** -0.5 if columns carry equal shares, as m ** -1 where the first ones
+    carry most. The lead asked for falls as m ** -0.75. Two classes this far apart have a margin of tanh(lead / 2).
+    """
+    if len(dims) < 2:
+        return []
+    taper = (np.asarray(dims[:-1]) / dims[0]) ** -_TAPER
+    widest = 2.0 * np.arctanh(1.0 - _SUREST)
+    leads = np.geomspace(widest / taper[-1], 1e-3, _N_STEPS)[:, None] * taper
+    return [*map(tuple, np.tanh(leads / 2.0).tolist()), (0.0,) * len(taper)]
 
 
 def fitted(confidences: np.ndarray, failures: np.ndarray, costs: Sequence[float]) -> list[Policy]:

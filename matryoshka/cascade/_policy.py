@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, Unpack, overload
 
 import numpy as np
 
@@ -181,6 +181,30 @@ class Cascade(JsonValue):
         thresholds = _thresholds.published(outputs.score(confidence, temperatures), choices, variant)
         return cls(dims, thresholds, confidence=confidence, temperatures=temperatures)
 
+    @overload
+    @classmethod
+    def certify(
+        cls,
+        probabilities: Prefixes,
+        labels: Array | None = None,
+        /,
+        *,
+        groups: None = None,
+        **options: Unpack[_certify.Options],
+    ) -> Cascade: ...
+
+    @overload
+    @classmethod
+    def certify(
+        cls,
+        probabilities: Prefixes,
+        labels: Array | None = None,
+        /,
+        *,
+        groups: Array,
+        **options: Unpack[_certify.Options],
+    ) -> dict[int, Cascade]: ...
+
     @classmethod
     def certify(
         cls,
@@ -193,13 +217,14 @@ class Cascade(JsonValue):
         max_error: float | None = None,
         max_disagreement: float | None = None,
         delta: float = 0.1,
+        groups: Array | None = None,
         path: str = "auto",
         cost: str = "expected_dim",
-        confidence: str = "max_probability",
+        confidence: str = "margin",
         temperature: bool = False,
         seed: int = 0,
         from_logits: bool = False,
-    ) -> Cascade:
+    ) -> Cascade | dict[int, Cascade]:
         """Choose the cheapest thresholds whose promise about new rows survives an exact test.
 
         The promise, kept with probability at least 1 - delta over the calibration rows: a new row is answered wrongly
@@ -209,25 +234,34 @@ class Cascade(JsonValue):
 
         Parameters
         ----------
-        probabilities, nesting, confidence, from_logits
+        probabilities, nesting, from_logits
             As for `calibrate`.
         labels : array (n,), integer, optional
-            The true classes, of the same library and device. Without them `max_disagreement` is the only bound.
+            The true classes, of the same library and device; -1 for a row without one, which counts against the gap
+            wherever the cascade contradicts the full width. Without labels `max_disagreement` is the only bound.
         max_gap : float, optional
             Bound on P(cascade wrong and full width right), within (0, 1). With labels and without any bound, 0.01.
         max_error : float, optional
-            Bound on P(cascade wrong), within (0, 1).
+            Bound on P(cascade wrong), within (0, 1); every row must have a label.
         max_disagreement : float, optional
             Bound on P(cascade answers otherwise than the full width), within (0, 1). It bounds the gap too: whoever is
             wrong where the full width is right disagrees with it.
         delta : float, default 0.1
             Probability, within (0, 1), that the calibration rows mislead and the promise does not hold.
-        path : {"auto", "shared", "fitted"}, default "auto"
-            The policies tested. "shared": one threshold for all prefixes, tested on all rows. "fitted": thresholds
-            (and temperatures) that a random half of the rows chose, tested on the other half. "auto" takes the fitted
-            path from 2,000 rows and ten times the rows needed on (2,300 at 0.01 and 0.1), or if `temperature` asks.
+        groups : array (n,), integer, optional
+            The group of each row, such as its language, of the same library and device: the promise is made to the
+            rows of each group, to all groups at once.
+        path : {"auto", "shared", "tapered", "fitted"}, default "auto"
+            The policies tested. "shared": one threshold for all prefixes; "tapered": thresholds that fall as prefixes
+            widen, in a proportion fixed beforehand; both are tested on all rows. "fitted": thresholds (and
+            temperatures) that a random half of the rows chose, of rows without a label if there are, tested on the
+            other half. "auto" takes the fitted path from 2,000 rows and ten times the rows needed on (2,300 at 0.01
+            and 0.1), or if `temperature` asks, else the tapered one.
         cost : {"expected_dim", "cumulative_dim"}, default "expected_dim"
-            What to keep low: the cost of a tied head (MRL-E), or of separate heads (MRL).
+            What a fitted path keeps low: the cost of a tied head (MRL-E), or of separate heads (MRL).
+        confidence : str, default "margin"
+            As for `Cascade`. An answer changes when the second class overtakes the first, which the margin foretells
+            better than the largest probability does.
         temperature : bool, default False
             Fit temperatures, on the rows that fit the path; without labels, to the full width's answers (its own
             temperature, which decides nothing, then ends at the lowest, 0.01).
@@ -236,9 +270,10 @@ class Cascade(JsonValue):
 
         Returns
         -------
-        Cascade
+        Cascade, or dict of int to Cascade
             With a `certificate`. If nothing passed the test, every threshold is 1, which sends all rows to the full
-            width, and the certificate says how many rows are needed at least.
+            width, and the certificate says how many rows are needed at least. With groups, a cascade for each group
+            that has rows; those sent to the full width are the ones whose `certificate.chosen` is None.
 
         Raises
         ------
@@ -253,13 +288,19 @@ class Cascade(JsonValue):
 
         Notes
         -----
-        The assumption is that calibration rows and new rows are exchangeable, and that neither trained the network or
-        chose anything else here: hold them out. The promise is about the average row, not about each class.
+        The assumption is that calibration rows and new rows are exchangeable, those with labels drawn as blindly as
+        those without, and that none trained the network or chose anything else here: hold them out. The promise is
+        about the average row, or the average row of each group, not about each class.
 
         Learn then Test (Angelopoulos et al., 2021): the policies lie on a path that does not depend on the rows tested;
         from the safest down, "the promise is broken" is tested with the exact binomial p-value of the failures seen,
         at level delta, up to the first policy that fails. Along the path no row exits later, so the last policy that
-        passed is the cheapest one, in multiply-adds too. The smallest of the bounds shapes a fitted path.
+        passed is the cheapest one, in multiply-adds too. A path is fitted to disagreements with the full width, or to
+        errors if `max_error` is the smallest bound.
+
+        A row without a label fails at least as often as one with, so the count is no smaller than a binomial one at the
+        bound, and the test stays exact. Groups share delta evenly (Bonferroni): P(any group's promise is broken) is at
+        most the sum over the groups. Groups with too few rows to pass even without a failure take no share.
 
         Examples
         --------
@@ -270,29 +311,37 @@ class Cascade(JsonValue):
         >>> cascade.evaluate([rows, rows], labels).expected_dim
         8.0
         >>> print(cascade.certificate.path, cascade.certificate.rows_needed)
-        shared 230
+        tapered 230
         >>> Cascade.certify([rows, rows], nesting=(8, 16), max_disagreement=0.01).thresholds  # no labels
         (0.0,)
+        >>> groups = np.repeat([0, 1, 2], [450, 450, 100])
+        >>> cascades = Cascade.certify([rows, rows], labels, nesting=(8, 16), groups=groups)
+        >>> [group for group, cascade in cascades.items() if cascade.certificate.chosen is None]
+        [2]
         """
         bounds = {"max_gap": max_gap, "max_error": max_error, "max_disagreement": max_disagreement}
         promise = _certify.Promise.of(bounds, delta, labelled=labels is not None)
         dims, temperature = _ladder(nesting, confidence), _checks.flag(temperature, "temperature")
         costs = _evaluation.cost_shares(dims, cost)
-        _certify.check_path(path, temperature=temperature)
-        seed = _checks.seed(seed)
+        search = _certify.Search(dims, costs, path, confidence, temperature, _checks.seed(seed))
+        search.check()
         if labels is None:
             outputs = Outputs(probabilities, dims, from_logits=from_logits)
         else:
-            outputs = Labelled(probabilities, labels, dims, from_logits=from_logits)
+            outputs = Labelled(probabilities, labels, dims, from_logits=from_logits, partly=True)
+            promise.check_known(outputs.known)
         outputs.check_calibration()
-        path = promise.choose_path(path, outputs.n_rows, temperature=temperature)
-        fit_rows, tested_rows = _certify.split(outputs.n_rows, path, seed)
-        temperatures = outputs.fit_temperatures(fit_rows) if temperature else None
-        scored = outputs.score(confidence, temperatures)
-        fit, tested = scored.take(fit_rows), scored.take(tested_rows)
-        certificate = _certify.certify(promise, path, costs, fit=fit, tested=tested)
-        thresholds = certificate.thresholds
-        return cls(dims, thresholds, confidence=confidence, temperatures=temperatures, certificate=certificate)
+
+        def on(rows: np.ndarray, promise: _certify.Promise, of: str = "") -> Cascade:
+            certificate, temperatures = _certify.certify(promise, search, outputs, rows, of=of)
+            values = {"confidence": confidence, "temperatures": temperatures, "certificate": certificate}
+            return cls(dims, certificate.thresholds, **values)  # type: ignore[arg-type]
+
+        if groups is None:
+            return on(np.arange(outputs.n_rows), promise)
+        members = outputs.members(groups)
+        share = promise.shared_by([len(rows) for rows in members.values()], search)
+        return {group: on(rows, share, f" in group {group}") for group, rows in members.items()}
 
     @classmethod
     def frontier(
