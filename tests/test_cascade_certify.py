@@ -101,16 +101,29 @@ def test_the_fitted_path_keeps_its_promise_too() -> None:
     assert broken <= 11
 
 
-@pytest.mark.parametrize("n", [0, 1, 2, 7])
-def test_no_row_both_fits_and_tests(n: int) -> None:
-    rows, known = np.arange(10, 10 + n), np.arange(20) != 12
-    fit, test = _certify.split(rows, known, "fitted", 3)
+@pytest.mark.parametrize(("n", "n_fit"), [(0, 0), (1, 0), (2, 1), (7, 3), (7, 0), (7, 7)])
+def test_no_row_both_fits_and_tests(n: int, n_fit: int) -> None:
+    rows = np.arange(10, 10 + n)
+    fit, test = _certify.split(rows, rows != 12, n_fit, 3)
     assert sorted([*fit, *test]) == rows.tolist()
-    assert len(fit) == n // 2
-    assert n < 4 or 12 in fit  # the row without a label fits first
-    for path in ("shared", "tapered"):
-        fit, test = _certify.split(rows, known, path, 3)
-        assert (fit.tolist(), test.tolist()) == ([], rows.tolist())
+    assert len(fit) == n_fit
+    assert (12 in fit) == (n > 2 and n_fit > 0)  # the row without a label fits first
+    assert sorted(fit) == fit.tolist()
+    assert n < 7 or n_fit in (0, n) or fit.tolist() != _certify.split(rows, rows != 12, n_fit, 4)[0].tolist()
+
+
+def test_half_of_the_rows_fit_or_all_without_a_label_where_many_have_one() -> None:
+    promise = _certify.Promise(0.01, None, None, 0.1)  # 2,300 are many
+    for known, unknown, n_fit in (
+        (300, 0, 150),
+        (301, 5000, 2650),
+        (2299, 5000, 3649),
+        (2300, 5000, 5000),
+        (9000, 5, 4502),
+    ):
+        mask = np.arange(known + unknown) < known
+        assert promise.n_fit("fitted", mask) == n_fit
+        assert promise.n_fit("tapered", mask) == promise.n_fit("shared", mask) == 0
 
 
 def naive_tail(count: int, n: int, rate: Fraction) -> Fraction:

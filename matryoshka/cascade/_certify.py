@@ -101,7 +101,21 @@ class Promise(NamedTuple):
         """Resolve "auto" by the number of rows, which says nothing about the rows themselves."""
         if path != "auto":
             return path
-        return "fitted" if temperature or n >= max(_FEW_ROWS, 10 * self.rows_needed) else "tapered"
+        return "fitted" if temperature or n >= self._many else "tapered"
+
+    @property
+    def _many(self) -> int:
+        return max(_FEW_ROWS, 10 * self.rows_needed)
+
+    def n_fit(self, path: str, known: np.ndarray) -> int:
+        """Return how many of the rows fit a path: of the fitted one half, those without a label (n,) first.
+
+        Where many have a label, these are not diluted in the test: all rows without one fit.
+        """
+        if path != "fitted":
+            return 0
+        n_known = int(known.sum())
+        return max(len(known) // 2, len(known) - n_known if n_known >= self._many else 0)
 
     def shared_by(self, sizes: Sequence[int], search: Search) -> Promise:
         """Return the promise to make to each of some groups of rows, so that all hold at once with 1 - delta.
@@ -145,16 +159,14 @@ class Search(NamedTuple):
         return _paths.policies(path, fit.confidences, failures, self.costs)
 
 
-def split(rows: np.ndarray, known: np.ndarray, path: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return which rows fit the path, a random half for the fitted one, and which test it.
+def split(rows: np.ndarray, known: np.ndarray, n_fit: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return which rows fit a path and which test it, drawn at random; those without a label (n,) fit first.
 
-    Those without a label fit first: a path is fitted as well without it, and tested more sharply with it.
+    A path is fitted as well without labels, and tested more sharply with them.
     """
-    if path != "fitted":
-        return rows[:0], rows
-    order = rows[np.random.default_rng(seed).permutation(len(rows))]
+    order = np.random.default_rng(seed).permutation(len(rows))
     order = order[np.argsort(known[order], kind="stable")]
-    return np.sort(order[: len(order) // 2]), np.sort(order[len(order) // 2 :])
+    return rows[np.sort(order[:n_fit])], rows[np.sort(order[n_fit:])]
 
 
 def certify(
@@ -165,7 +177,8 @@ def certify(
     `of` says in an error whose rows these are.
     """
     path = promise.choose_path(search.path, len(rows), temperature=search.temperature)
-    fit_rows, tested_rows = split(rows, outputs.known, path, search.seed)
+    known = outputs.known[rows]
+    fit_rows, tested_rows = split(rows, known, promise.n_fit(path, known), search.seed)
     temperatures = outputs.fit_temperatures(fit_rows) if search.temperature else None
     scored = outputs.score(search.confidence, temperatures)
     fit, tested = scored.take(fit_rows), scored.take(tested_rows)
