@@ -103,13 +103,13 @@ def test_the_fitted_path_keeps_its_promise_too() -> None:
 
 @pytest.mark.parametrize(("n", "n_fit"), [(0, 0), (1, 0), (2, 1), (7, 3), (7, 0), (7, 7)])
 def test_no_row_both_fits_and_tests(n: int, n_fit: int) -> None:
-    rows = np.arange(10, 10 + n)
-    fit, test = _certify.split(rows, rows != 12, n_fit, 3)
-    assert sorted([*fit, *test]) == rows.tolist()
+    known = np.arange(n) != 2
+    fit, test = _certify.split(known, n_fit, 3)
+    assert sorted([*fit, *test]) == list(range(n))
     assert len(fit) == n_fit
-    assert (12 in fit) == (n > 2 and n_fit > 0)  # the row without a label fits first
+    assert (2 in fit) == (n > 2 and n_fit > 0)  # the row without a label fits first
     assert sorted(fit) == fit.tolist()
-    assert n < 7 or n_fit in (0, n) or fit.tolist() != _certify.split(rows, rows != 12, n_fit, 4)[0].tolist()
+    assert n_fit in (0, n) or n < 7 or fit.tolist() != _certify.split(known, n_fit, 4)[0].tolist()
 
 
 def test_half_of_the_rows_fit_or_all_without_a_label_where_many_have_one() -> None:
@@ -512,6 +512,206 @@ class TestWithoutLabels:
         del record["certificate"]["max_disagreement"]
         with pytest.raises(ValueError, match=r"`certificate.max_disagreement` must be given, got None for all"):
             Cascade.from_json(json.dumps(record))
+
+
+class TestWithFewLabels:
+    """A label of -1 stands for none: such a row fails wherever the cascade contradicts the full width."""
+
+    def test_wider_prefixes_are_asked_for_less(self) -> None:
+        for dims in (DIMS, (100, 110, 900), (3, 4)):
+            path = _paths.tapered(dims)
+            assert path[0][-1] == pytest.approx(1 - 1e-6, abs=1e-9)
+            assert path[-1] == (0.0,) * (len(dims) - 1)
+            for policy in path[:-1]:
+                leads = [math.inf if t == 1 else math.log((1 + t) / (1 - t)) for t in policy]
+                for lead, dim in zip(leads, dims, strict=False):
+                    if lead < 30:  # beyond, the threshold is rounded to 1
+                        assert lead * dim**0.75 == pytest.approx(leads[-1] * dims[-2] ** 0.75, rel=1e-3)
+
+    def test_500_labels_go_far_and_further_with_rows_that_have_none(self) -> None:
+        """A third of what one threshold leaves (1,280), and less than that beside 5,000 rows without a label."""
+        probabilities, labels = population(20_000, 1)
+        truth, rng = Truth(probabilities, labels), np.random.default_rng(8)
+        few, helped, broken = [], [], 0
+        for draw in range(60):
+            rows = rng.integers(len(labels), size=5500)
+            known = np.where(np.arange(5500) < 500, labels[rows], -1)
+            few.append(truth.of(Cascade.certify(probabilities[:, rows[:500]], known[:500], nesting=DIMS)))
+            broken += few[-1][0] > 0.01
+            if draw % 3 == 0:
+                helped.append(truth.of(Cascade.certify(probabilities[:, rows], known, nesting=DIMS)))
+                broken += helped[-1][0] > 0.01
+        assert broken <= 16  # 8 + 3 sd
+        assert np.mean(few, axis=0)[1] < 400
+        assert np.mean(helped, axis=0)[1] < 260
+
+    @pytest.mark.parametrize("path", ["shared", "tapered", "fitted"])
+    def test_the_certificate_counts_contradictions_of_rows_without_a_label(self, library: Library, path: str) -> None:
+        probabilities, labels = population(3000, 6)
+        known = np.where(np.arange(3000) % 3 == 0, labels, -1)
+        options: dict[str, Any] = {"nesting": DIMS, "max_gap": 0.03, "path": path, "seed": 1}
+        cascade = Cascade.certify(library.array(probabilities), library.array(known), **options)
+        certificate = cascade.certificate
+        assert certificate is not None
+        n_rows, n_unlabelled = (1500, 500) if path == "fitted" else (3000, 2000)
+        assert (certificate.n_rows, certificate.n_unlabelled) == (n_rows, n_unlabelled)
+        assert "500 unlabelled, 1500 others" in str(certificate) or f"{n_rows} rows (2000 unlabelled)" in str(
+            certificate
+        )
+        answers, _ = cascade.predict(probabilities)
+        full = probabilities[-1].argmax(-1)
+        failed = (answers != full) & ((known == -1) | (known == full))
+        if path == "fitted":
+            unknown = np.random.default_rng(1).permutation(3000)
+            unknown = unknown[known[unknown] == -1][1500:]  # the first 1,500 fit
+            failed[np.setdiff1d(np.flatnonzero(known == -1), unknown)] = False
+        assert failed.sum() > 10
+        assert certificate.chosen is not None
+        expected = float(naive_tail(int(failed.sum()), n_rows, Fraction(3, 100)))
+        assert certificate.p_values[certificate.chosen] == pytest.approx(expected, rel=1e-6)
+        assert Cascade.from_json(cascade.to_json()) == cascade
+        record = json.loads(cascade.to_json())
+        del record["certificate"]["n_unlabelled"]  # as in files from before there were such rows
+        assert Cascade.from_json(json.dumps(record)).certificate.n_unlabelled == 0  # type: ignore[union-attr]
+
+    def test_labels_shape_no_path(self) -> None:
+        """The fitted path of a gap follows disagreements: other labels on the rows that fit change nothing."""
+        probabilities, labels = population(3000, 10)
+        fit = np.random.default_rng(0).permutation(3000)[:1500]
+        changed = labels.copy()
+        changed[fit] = (changed[fit] + 1) % 20
+        assert Cascade.certify(probabilities, changed, nesting=DIMS) == Cascade.certify(
+            probabilities, labels, nesting=DIMS
+        )
+
+    def test_where_labels_are_many_rows_without_one_only_fit(self) -> None:
+        probabilities, labels = population(8000, 14)
+        known = np.where(np.arange(8000) < 2300, labels, -1)
+        certificate = Cascade.certify(probabilities, known, nesting=DIMS).certificate
+        assert certificate is not None
+        assert (certificate.n_rows, certificate.n_fit_rows, certificate.n_unlabelled) == (2300, 5700, 0)
+
+    def test_disagreement_needs_none_of_them(self) -> None:
+        probabilities, labels = population(1000, 6)
+        known = np.where(np.arange(1000) < 5, labels, -1)
+        options: dict[str, Any] = {"nesting": DIMS, "max_disagreement": 0.03}
+        assert Cascade.certify(probabilities, known, **options) == Cascade.certify(probabilities, **options)
+
+    def test_labels_that_are_missing_or_wrong_are_refused(self, library: Library) -> None:
+        probabilities, labels = population(500, 11)
+        given_as = library.array(probabilities)
+        known = np.where(np.arange(500) < 5, labels, -1)
+        with pytest.raises(ValueError, match="`labels` must be known for some row, got -1 for all 500; leave them out"):
+            Cascade.certify(given_as, library.array(np.full(500, -1)), nesting=DIMS)
+        with pytest.raises(ValueError, match=r"`labels` must .* for every row with `max_error`, got -1 for 495 of 500"):
+            Cascade.certify(given_as, library.array(known), nesting=DIMS, max_error=0.5)
+        with pytest.raises(ValueError, match=r"`labels` must lie within \[0, 20\), .* -1 stands for a row without"):
+            Cascade.certify(given_as, library.array(known - (known == -1)), nesting=DIMS)
+        cascade = Cascade.certify(given_as, library.array(known), nesting=DIMS)
+        with pytest.raises(ValueError, match=r"`labels` must lie within \[0, 20\)"):
+            cascade.evaluate(given_as, library.array(known))
+
+    def test_only_a_gap_takes_rows_without_a_label(self) -> None:
+        probabilities, _ = population(500, 11)
+        record = json.loads(Cascade.certify(probabilities, nesting=DIMS, max_disagreement=0.1).to_json())
+        record["certificate"]["n_unlabelled"] = 3
+        with pytest.raises(ValueError, match="`certificate.n_unlabelled` must be an integer"):
+            Cascade.from_json(json.dumps(record))
+
+
+class TestGroups:
+    """A promise to each of several groups at once."""
+
+    @staticmethod
+    def grouped() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Three unequal groups, the hard rows mostly in group 7."""
+        probabilities, labels = population(20_000, 1)
+        ease = probabilities[-1].max(-1) + np.random.default_rng(0).normal(scale=0.3, size=len(labels))
+        return probabilities, labels, np.array([7, -2, 40])[np.searchsorted(np.quantile(ease, [0.2, 0.6]), ease)]
+
+    def test_all_hold_at_once(self) -> None:
+        """100 draws: some group's promise may be broken in a tenth of them + 3 sd = 19."""
+        probabilities, labels, groups = self.grouped()
+        rng, broken, exits = np.random.default_rng(9), 0, []
+        truths = {group: Truth(probabilities[:, groups == group], labels[groups == group]) for group in (7, -2, 40)}
+        for _ in range(100):
+            rows = rng.integers(len(labels), size=1500)
+            cascades = Cascade.certify(
+                probabilities[:, rows], labels[rows], nesting=DIMS, max_gap=0.03, groups=groups[rows]
+            )
+            assert list(cascades) == [-2, 7, 40]
+            found = {group: truths[group].of(cascade) for group, cascade in cascades.items()}
+            broken += any(gap > 0.03 for gap, _ in found.values())
+            exits.append([found[7][1], found[40][1]])
+        assert 0 < broken <= 19
+        assert np.mean(exits, axis=0)[1] < np.mean(exits, axis=0)[0] / 2  # the easy group pays for no other
+
+    def test_each_is_certified_on_its_own_rows_at_its_share_of_delta(self, library: Library) -> None:
+        probabilities, labels = population(3000, 6)
+        groups = np.where(np.arange(3000) < 200, 5, np.where(np.arange(3000) % 3 == 0, 0, 9))
+        options: dict[str, Any] = {"nesting": DIMS, "max_gap": 0.01}
+        cascades = Cascade.certify(
+            library.array(probabilities), library.array(labels), groups=library.array(groups), delta=0.2, **options
+        )
+        assert [type(group) for group in cascades] == [int] * 3
+        # 200 rows cannot pass at 0.1 or at 0.2 / 3, so two groups share 0.2.
+        for group, cascade in cascades.items():
+            rows = groups == group
+            assert cascade == Cascade.certify(probabilities[:, rows], labels[rows], delta=0.1, **options)
+        assert [group for group, cascade in cascades.items() if cascade.certificate.chosen is None] == [5]  # type: ignore[union-attr]
+        assert cascades[5].thresholds == (1.0,) * 8
+        assert str(cascades[5].certificate).endswith("(at least 230 tested rows are needed)")
+
+    def test_one_group_is_no_group_and_none_can_pass_either(self) -> None:
+        probabilities, labels = population(600, 6)
+        options: dict[str, Any] = {"nesting": DIMS, "max_gap": 0.03}
+        alone = Cascade.certify(probabilities, labels, groups=np.full(600, 3), **options)
+        assert alone == {3: Cascade.certify(probabilities, labels, **options)}
+        tiny = Cascade.certify(probabilities, labels, groups=np.arange(600), **options)
+        assert len(tiny) == 600
+        assert all(cascade.thresholds == (1.0,) * 8 for cascade in tiny.values())
+
+    @pytest.mark.parametrize(
+        ("sizes", "options", "parts"),
+        [
+            ([500, 500, 500], {}, 3),
+            ([340, 340, 340], {}, 3),  # 339 are needed at 0.1 / 3
+            ([300, 300, 300], {}, 3),  # enough for two shares only, which would be one too few
+            ([300, 300, 200], {}, 2),
+            ([230, 1, 1], {}, 1),
+            ([460, 10, 10], {"path": "fitted"}, 1),
+            ([10, 10], {}, 1),
+        ],
+    )
+    def test_groups_that_cannot_pass_take_no_share(self, sizes: list[int], options: dict[str, Any], parts: int) -> None:
+        promise = _certify.Promise(0.01, None, None, 0.1)
+        search = _certify.Search(DIMS, [1.0], options.get("path", "auto"), "margin", False, 0)
+        share = promise.shared_by(sizes, search)
+        assert share == promise._replace(delta=0.1 / parts)
+        fits = options.get("path") == "fitted"
+        assert sum((n - n // 2 if fits else n) >= share.rows_needed for n in sizes) <= parts
+
+    def test_without_labels_too(self) -> None:
+        probabilities, _ = population(2000, 6)
+        groups = np.arange(2000) % 2
+        cascades = Cascade.certify(probabilities, nesting=DIMS, max_disagreement=0.03, groups=groups)
+        assert cascades[1] == Cascade.certify(probabilities[:, 1::2], nesting=DIMS, max_disagreement=0.03, delta=0.05)
+
+    def test_bad_groups_are_refused(self, library: Library) -> None:
+        probabilities, labels = population(500, 11)
+        given_as = library.array(probabilities), library.array(labels)
+        for groups, error, message in (
+            (np.zeros(499, int), ValueError, r"`groups` must have shape \(rows,\) = \(500,\)"),
+            (np.zeros((500, 1), int), ValueError, r"`groups` must have shape \(rows,\) = \(500,\)"),
+            (np.zeros(500), TypeError, "`groups` must hold integer group ids, got dtype"),
+            (np.zeros(500, bool), TypeError, "`groups` must hold integer group ids, got dtype"),
+        ):
+            with pytest.raises(error, match=message):
+                Cascade.certify(*given_as, nesting=DIMS, groups=library.array(groups))
+        with pytest.raises(TypeError, match="`groups`"):
+            Cascade.certify(*given_as, nesting=DIMS, groups=["a"] * 500)  # type: ignore[call-overload]
+        with pytest.raises(ValueError, match="for the full width at least in group 2, got 0.05 where"):
+            Cascade.certify(*given_as, nesting=DIMS, max_error=0.05, groups=library.array(np.full(500, 2)))
 
 
 def frontier_options() -> list[dict[str, str]]:

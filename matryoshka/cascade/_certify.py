@@ -159,14 +159,14 @@ class Search(NamedTuple):
         return _paths.policies(path, fit.confidences, failures, self.costs)
 
 
-def split(rows: np.ndarray, known: np.ndarray, n_fit: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def split(known: np.ndarray, n_fit: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Return which rows fit a path and which test it, drawn at random; those without a label (n,) fit first.
 
     A path is fitted as well without labels, and tested more sharply with them.
     """
-    order = np.random.default_rng(seed).permutation(len(rows))
+    order = np.random.default_rng(seed).permutation(len(known))
     order = order[np.argsort(known[order], kind="stable")]
-    return rows[np.sort(order[:n_fit])], rows[np.sort(order[n_fit:])]
+    return np.sort(order[:n_fit]), np.sort(order[n_fit:])
 
 
 def certify(
@@ -178,9 +178,9 @@ def certify(
     """
     path = promise.choose_path(search.path, len(rows), temperature=search.temperature)
     known = outputs.known[rows]
-    fit_rows, tested_rows = split(rows, known, promise.n_fit(path, known), search.seed)
-    temperatures = outputs.fit_temperatures(fit_rows) if search.temperature else None
-    scored = outputs.score(search.confidence, temperatures)
+    fit_rows, tested_rows = split(known, promise.n_fit(path, known), search.seed)
+    temperatures = outputs.fit_temperatures(rows[fit_rows]) if search.temperature else None
+    scored = outputs.score(search.confidence, temperatures, rows)
     fit, tested = scored.take(fit_rows), scored.take(tested_rows)
     full_width: Policy = (FULL_WIDTH,) * (len(search.dims) - 1)
     policies = search.policies(path, fit, promise.shaping(fit))
@@ -200,7 +200,7 @@ def certify(
         p_values=p_values,
         chosen=None if thresholds == full_width else last,
         rows_needed=promise.rows_needed,
-        n_unlabelled=0 if promise.max_gap is None else int((~outputs.known[tested_rows]).sum()),
+        n_unlabelled=0 if promise.max_gap is None else int((~known[tested_rows]).sum()),
     )
     return certificate, temperatures
 

@@ -96,16 +96,21 @@ class Outputs:
             exit_dims = xp.where(sure, xp.full_like(exit_dims, self.dims[i]), exit_dims)
         return labels, exit_dims
 
-    def _confidences(self, i: int, measure: str, temperatures: Sequence[float] | None) -> Array:
-        """Return how sure prefix i is of each row (n,), within [0, 1]."""
+    def _confidences(
+        self, i: int, measure: str, temperatures: Sequence[float] | None, rows: np.ndarray | None = None
+    ) -> Array:
+        """Return how sure prefix i is of each row (n,), or of some rows, within [0, 1]."""
         xp, confidence_of = self.xp, MEASURES[measure]
         temperature = 1.0 if temperatures is None else temperatures[i]
+        prefix, answers = self.prefixes[i], self.answers[i]
+        if rows is not None:
+            prefix, answers = take_rows(prefix, rows, xp), take_rows(answers, rows, xp)
 
         def sure(rows: Array, answers: Array) -> tuple[Array]:
             # Undo rounding, so that a threshold of 1 is passed by no row.
             return (xp.clip(confidence_of(self._mass(rows, answers, temperature), xp), 0.0, 1.0),)
 
-        return _in_blocks(sure, xp, self.prefixes[i], self.answers[i])[0]
+        return _in_blocks(sure, xp, prefix, answers)[0]
 
     def _mass(self, rows: Array, answers: Array, temperature: float) -> Mass:
         """Return the probability mass of every class in some rows, whose answers are known."""
@@ -174,11 +179,17 @@ class Outputs:
             for prefix, answers in zip(self.prefixes, self.answers, strict=True)
         )
 
-    def score(self, measure: str, temperatures: Sequence[float] | None) -> Scored:
-        """Bring to the host how sure every prefix is, where it is correct, and where it agrees with the last."""
-        confidences = [to_numpy(self._confidences(i, measure, temperatures)) for i in range(len(self.dims))]
+    def score(self, measure: str, temperatures: Sequence[float] | None, rows: np.ndarray | None = None) -> Scored:
+        """Bring to the host how sure every prefix is, where it is correct, and where it agrees with the last.
+
+        `rows`, if given, are the numbers of the rows to look at, each once and in order.
+        """
+        if rows is not None and len(rows) == self.n_rows:
+            rows = None
+        confidences = [to_numpy(self._confidences(i, measure, temperatures, rows)) for i in range(len(self.dims))]
+        kept = np.s_[:] if rows is None else rows
         agrees = np.asarray(self.host_answers == self.host_answers[-1])
-        return Scored(np.stack(confidences), self.correct, agrees, self.n_classes)
+        return Scored(np.stack(confidences), self.correct[:, kept], agrees[:, kept], self.n_classes)
 
 
 class Labelled(Outputs):
