@@ -1,8 +1,9 @@
-"""Which calibration keeps what it promises, and what that costs: `python -m benchmarks.promises [--store]`.
+"""Which calibration keeps what it promises, and what that costs: `python -m benchmarks.promises [PART ...] [--store]`.
 
-Draws calibration rows from three known populations, chooses thresholds, and looks at the whole population. With
-`--store` the figures go to benchmarks/results/promises.json and promise_rows.json, and their tables to docs/results.
-Takes some ten minutes on one thread.
+Draws calibration rows from three known populations, chooses thresholds, and looks at the whole population: how many
+rows to bring (`rows`), which rule to take (`rules`), and how often promises are broken (`kept`). With `--store` the
+figures go to benchmarks/results/promises_PART.json and their tables to docs/results. All parts take some 14 minutes of
+one thread.
 """
 
 from __future__ import annotations
@@ -144,22 +145,23 @@ def mean(found: list[dict[str, float]], key: str) -> float:
     return float(np.mean([each[key] for each in found]))
 
 
-def rules(world: World) -> list[dict[str, Any]]:
-    """Return a record for each number of rows and each rule, of means over the draws."""
-    records = []
-    for n, draws in {FEW: 300, 3000: 60, 10_000: 30}.items():
+def rules(worlds: dict[str, World]) -> list[dict[str, Any]]:
+    """Return a record for each number of rows and each rule, of means over the draws from the first population."""
+    records, world = [], next(iter(worlds.values()))
+    for n, draws in {FEW: 100, 3000: 30, 10_000: 15}.items():
         rng = np.random.default_rng(n)
         chosen = [world.draw(rng, n) for _ in range(draws)]
         for name, rule in RULES.items():
-            found = [world.of(rule(world.probabilities[:, rows], world.labels[rows])) for rows in chosen]
+            found = [world.of(rule(world.probabilities[:, drawn], world.labels[drawn])) for drawn in chosen]
             broken = float(np.mean([each["gap"] > BOUND for each in found]))
             keys = ("gap", "error", "expected_dim", "cumulative_dim")
             means = {key: mean(found, key) for key in keys}
-            records.append({"rows": n, "draws": draws, "rule": name, "broken": broken, **means})
+            record = {"rows": n, "draws": draws, "rule": name, "broken": broken, **means}
+            records.append(record | {"full_error": world.error})
     return records
 
 
-def rows_needed(worlds: dict[str, World]) -> list[dict[str, Any]]:
+def rows(worlds: dict[str, World]) -> list[dict[str, Any]]:
     """Return a record for each number of rows with and without labels, on each population."""
     records = []
     for (labelled, unlabelled), (name, world) in itertools.product(ROWS, worlds.items()):
@@ -168,10 +170,10 @@ def rows_needed(worlds: dict[str, World]) -> list[dict[str, Any]]:
         rng, key = np.random.default_rng(n), "gap" if labelled else "disagreement"
         found = []
         for _ in range(draws):
-            rows = world.draw(rng, n)
-            labels = np.where(np.arange(n) < labelled, world.labels[rows], -1) if labelled else None
+            drawn = world.draw(rng, n)
+            labels = np.where(np.arange(n) < labelled, world.labels[drawn], -1) if labelled else None
             cascade = Cascade.certify(
-                world.probabilities[:, rows], labels, nesting=DIMS, delta=DELTA, **{f"max_{key}": BOUND}
+                world.probabilities[:, drawn], labels, nesting=DIMS, delta=DELTA, **{f"max_{key}": BOUND}
             )
             found.append(world.of(cascade))
         broken = float(np.mean([each[key] > BOUND for each in found]))
@@ -181,13 +183,13 @@ def rows_needed(worlds: dict[str, World]) -> list[dict[str, Any]]:
     return records
 
 
-def kept(world: World, promise: str, path: str, rng: np.random.Generator) -> dict[str, float]:
+def _trial(world: World, promise: str, path: str, rng: np.random.Generator) -> dict[str, float]:
     """Draw rows, certify a promise on them, and tell whether it is broken, and the mean exit."""
-    rows = world.draw(rng, KEPT_ROWS * (3 if promise == "gap in three groups" else 1))
+    drawn = world.draw(rng, KEPT_ROWS * (3 if promise == "gap in three groups" else 1))
     options: dict[str, Any] = {"nesting": DIMS, "delta": DELTA, "path": path}
-    probabilities, labels = world.probabilities[:, rows], world.labels[rows]
+    probabilities, labels = world.probabilities[:, drawn], world.labels[drawn]
     if promise == "gap in three groups":
-        cascades = Cascade.certify(probabilities, labels, groups=world.groups[rows], max_gap=0.03, **options)
+        cascades = Cascade.certify(probabilities, labels, groups=world.groups[drawn], max_gap=0.03, **options)
         parts = {group: np.flatnonzero(world.groups == group) for group in cascades}
         found = {group: world.of(cascades[group], part) for group, part in parts.items()}
         exit_dim = sum(found[group]["expected_dim"] * len(part) for group, part in parts.items()) / len(world.labels)
@@ -201,7 +203,7 @@ def kept(world: World, promise: str, path: str, rng: np.random.Generator) -> dic
     if promise == "disagreement":
         labels = None
     if "unlabelled" in promise:
-        labels = np.where(np.arange(len(rows)) % 2, labels, -1)
+        labels = np.where(np.arange(len(drawn)) % 2, labels, -1)
     try:
         cascade = Cascade.certify(probabilities, labels, **{f"max_{key}": bound}, **options)
     except ValueError as error:  # not even the full width passed, so nothing was promised
@@ -212,23 +214,33 @@ def kept(world: World, promise: str, path: str, rng: np.random.Generator) -> dic
     return {"broken": of[key] > bound, "expected_dim": of["expected_dim"]}
 
 
-PROMISES = ("gap", "gap, half of the rows unlabelled", "error", "disagreement", "gap in three groups")
+PROMISES = (
+    ("gap", "tapered"),
+    ("gap", "fitted"),
+    ("gap, half of the rows unlabelled", "fitted"),
+    ("error", "tapered"),
+    ("disagreement", "fitted"),
+    ("gap in three groups", "tapered"),
+)
+"""What is promised, and the path it is tested along."""
 
 
-def validity(worlds: dict[str, World]) -> list[dict[str, Any]]:
+def kept(worlds: dict[str, World]) -> list[dict[str, Any]]:
     """Return a record for each promise, path and population: how often it was broken."""
     records = []
-    for promise, path, (name, world) in itertools.product(PROMISES, ("tapered", "fitted"), worlds.items()):
+    for (promise, path), (name, world) in itertools.product(PROMISES, worlds.items()):
         rng = np.random.default_rng(7)
-        found = [kept(world, promise, path, rng) for _ in range(KEPT_DRAWS)]
+        found = [_trial(world, promise, path, rng) for _ in range(KEPT_DRAWS)]
         record = {"promise": promise, "path": path, "population": name, "draws": KEPT_DRAWS}
         records.append(record | {key: mean(found, key) for key in ("broken", "expected_dim")})
     return records
 
 
-def rules_table(records: list[dict[str, Any]], full_error: float) -> str:
+def rules_table(records: list[dict[str, Any]]) -> str:
     """Return the table that compares rules."""
-    head = f"rows | rule | gap above {BOUND:.0%} in | mean gap | accuracy (full width {1 - full_error:.1%})"
+    head = (
+        f"rows | rule | gap above {BOUND:.0%} in | mean gap | accuracy (full width {1 - records[0]['full_error']:.1%})"
+    )
     lines = [f"| {head} | mean exit dim | separate heads pay |", "|---:|---|---:|---:|---:|---:|---:|"]
     lines += [
         f"| {r['rows']:,} | {r['rule']} | {r['broken']:.0%} of {r['draws']} draws | {r['gap']:.2%} "
@@ -259,7 +271,7 @@ def rows_table(records: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def validity_table(records: list[dict[str, Any]]) -> str:
+def kept_table(records: list[dict[str, Any]]) -> str:
     """Return the table that counts broken promises."""
     lines = [f"| promise | path | {' | '.join(POPULATIONS)} |", "|---|---|---:|---:|---:|"]
     for (promise, path), found in _rows_of(records, "promise", "path"):
@@ -267,23 +279,28 @@ def validity_table(records: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+PARTS: dict[str, tuple[Callable[[dict[str, World]], list[dict[str, Any]]], Callable[[list[dict[str, Any]]], str]]] = {
+    "rows": (rows, rows_table),
+    "rules": (rules, rules_table),
+    "kept": (kept, kept_table),
+}
+
+
 def main() -> None:
     """Measure, print, and store on request."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; all if none is named")
     parser.add_argument("--store", action="store_true", help="keep the figures and the tables in the repository")
     arguments = parser.parse_args()
+    if unknown := set(arguments.parts) - set(PARTS):
+        parser.error(f"no such part: {', '.join(sorted(unknown))}")
     worlds = {name: World(*make()) for name, make in POPULATIONS.items()}
-    first = next(iter(worlds.values()))
-    needed = rows_needed(worlds)
-    print(needed_page := rows_table(needed), flush=True)
-    compared = rules(first)
-    print(rules_page := rules_table(compared, first.error), flush=True)
-    held = validity(worlds)
-    print(held_page := validity_table(held))
-    if arguments.store:
-        store("promise_rows", needed, needed_page)
-        store("promises", compared, rules_page)
-        store("promises_kept", held, held_page)
+    for part in arguments.parts or PARTS:
+        measure, table = PARTS[part]
+        records = measure(worlds)
+        print(page := table(records), flush=True)
+        if arguments.store:
+            store(f"promises_{part}", records, page)
 
 
 if __name__ == "__main__":

@@ -126,6 +126,7 @@ GOOD: dict[str, tuple[str, Any]] = {
     "funnel": ("object", FUNNEL),
     "gather": ("flag", True),
     "grid": ("set of floats", (0.5, 0.7)),
+    "groups": ("array", frozen(np.zeros_like(LABELS))),
     "heads": ("heads", HEADS),
     "ideal": ("array", frozen(np.array([[1.0, 3.0, 2.0, 0.0], [0.5, 0.0, 0.0, 2.0], [1.0, 1.0, 0.0, 0.0]]))),
     "ids": ("array", IDS),
@@ -533,6 +534,8 @@ def same(one: Any, other: Any) -> bool:
         other = list(other)
     if isinstance(one, list | tuple):
         return len(one) == len(other) and all(map(same, one, other))
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(value, other[key]) for key, value in one.items())
     if isinstance(one, Corpus):
         return repr(one) == repr(other) and len(one) == len(other)
     if dataclasses.is_dataclass(one) or isinstance(one, str | type(None)):

@@ -224,6 +224,15 @@ class Labelled(Outputs):
         return self.xp.where(known, self.xp.astype(labels, answers.dtype), answers)
 
 
+def as_far_as_labelled(
+    probabilities: Prefixes, labels: Array | None, dims: tuple[int, ...], *, from_logits: bool
+) -> Outputs:
+    """Return outputs for rows of which all, some or none have a label."""
+    if labels is None:
+        return Outputs(probabilities, dims, from_logits=from_logits)
+    return Labelled(probabilities, labels, dims, from_logits=from_logits, partly=True)
+
+
 def _alike(probabilities: Any, dims: tuple[int, ...]) -> tuple[list[Array], Namespace]:
     """Return one (n, c) array per prefix, after checking that they are of one library, device, dtype and shape."""
     if is_array(probabilities):

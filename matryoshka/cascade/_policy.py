@@ -18,7 +18,7 @@ from matryoshka.cascade._classifier import CascadeClassifier
 from matryoshka.cascade._confidence import MEASURES
 from matryoshka.cascade._evaluation import CascadeEvaluation
 from matryoshka.cascade._monitor import CascadeMonitor
-from matryoshka.cascade._outputs import Labelled, Outputs, Prefixes, Scored
+from matryoshka.cascade._outputs import Labelled, Outputs, Prefixes, Scored, as_far_as_labelled
 from matryoshka.nesting import NestingLike, as_nesting
 
 __all__ = ["Cascade"]
@@ -325,11 +325,8 @@ class Cascade(JsonValue):
         costs = _evaluation.cost_shares(dims, cost)
         search = _certify.Search(dims, costs, path, confidence, temperature, _checks.seed(seed))
         search.check()
-        if labels is None:
-            outputs = Outputs(probabilities, dims, from_logits=from_logits)
-        else:
-            outputs = Labelled(probabilities, labels, dims, from_logits=from_logits, partly=True)
-            promise.check_known(outputs.known)
+        outputs = as_far_as_labelled(probabilities, labels, dims, from_logits=from_logits)
+        promise.check_known(outputs.known)
         outputs.check_calibration()
 
         def on(rows: np.ndarray, promise: _certify.Promise, of: str = "") -> Cascade:
