@@ -162,3 +162,18 @@ def test_rows_in_a_file(
     _, ids = mapped.search(queries, 9)
     assert (sum(passes) == 7) == (cost == 900)
     np.testing.assert_array_equal(ids, Corpus(rows).search(queries, 9)[1])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("long", [True, False])
+@pytest.mark.parametrize("n_queries", [1, 4])
+def test_queries_whose_squares_are_no_numbers(rng: np.random.Generator, n_queries: int, long: bool, dtype: type) -> None:
+    """Inner products with the rows are, and so are lengths: bounds and thresholds rest on those."""
+    step = np.finfo(dtype).max ** 0.35
+    rows = (falling(rng, 900) * (1 if long else step)).astype(dtype)
+    queries = (falling(rng, n_queries) * (step**2 if long else step**-2)).astype(dtype)
+    with np.errstate(over="ignore"):
+        assert not (0 < (queries * queries).max() < np.inf)
+    expected = retrieval_rank(queries, rows, [list(range(900))] * n_queries, 15, DIM, "ip")[1]
+    for dims in ((SHORT,), ()):
+        np.testing.assert_array_equal(Corpus(rows, metric="ip", search_dims=dims).search(queries, 15)[1], expected)

@@ -316,3 +316,20 @@ assert os.waitpid(child, 0)[1] == 0
         [sys.executable, "-c", program], env=environment, timeout=60, capture_output=True, check=False
     )
     assert done.returncode == 0, done.stderr.decode()
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("dim", [11, 70])
+@pytest.mark.parametrize("n_queries", [1, 3])
+@pytest.mark.parametrize("factor", [1e25, 1e-25])
+def test_queries_whose_squares_are_no_numbers(
+    rng: np.random.Generator, factor: float, n_queries: int, dim: int
+) -> None:
+    """The room left for rounding is as wide as queries are long: infinite, it let places pass that hold no row."""
+    rows = (rng.normal(size=(901, dim)) * (1 if factor > 1 else 1e15)).astype(np.float32)
+    queries = (rng.normal(size=(n_queries, dim)) * factor).astype(np.float32)
+    prefix = Corpus(rows, metric="ip", search_dims=(dim,))._prefixes[dim]
+    lengths = np.linalg.norm(queries.astype(float), axis=1)
+    np.testing.assert_allclose(prefix.rounding(queries) / lengths, (dim + 8) * 2.0**-23 * prefix.longest, rtol=1e-5)
+    _, ids = Corpus(rows, metric="ip").search(queries, 9)
+    np.testing.assert_array_equal(ids, expected(rows, queries, 9, dim, "ip")[1])

@@ -72,13 +72,19 @@ def sums(metric: str, queries: Array, rows: Array, xp: Namespace, *, squares: bo
 
 
 def squares(rows: Array, xp: Namespace) -> Array:
-    """Return the squared L2 norm of each row (n, width) as (n,)."""
-    return _dot(rows, rows, xp)
+    """Return the squared L2 norm of each row (n, width) as (n,), infinity or 0 where that is no number."""
+    with np.errstate(over="ignore"):
+        return _dot(rows, rows, xp)
 
 
 def lengths(rows: Array, xp: Namespace) -> Array:
-    """Return the L2 norm of each row (n, width) as (n,)."""
-    return xp.sqrt(squares(rows, xp))
+    """Return the L2 norm of each row (n, width) as (n,), on the host also where its square is no number."""
+    squared = squares(rows, xp)
+    if not isinstance(rows, np.ndarray) or all_within(squared, *SAFE):
+        return xp.sqrt(squared)
+    largest = np.abs(rows).max(axis=-1, initial=0)
+    scale = np.where(_safe(squared) | (largest == 0), 1, largest)
+    return scale * np.sqrt(squares(rows / scale[:, None], np))
 
 
 def unit(rows: Array, xp: Namespace, squared: Array | None = None) -> Array:
@@ -89,7 +95,7 @@ def unit(rows: Array, xp: Namespace, squared: Array | None = None) -> Array:
     if all_within(squared, *SAFE):
         scaled: np.ndarray = rows / np.sqrt(squared)[:, None]
         return scaled
-    safe = (squared > SAFE[0]) & (squared < SAFE[1])
+    safe = _safe(squared)
     scaled = rows / np.sqrt(np.where(safe, squared, 1))[:, None]
     scaled[~safe] = truncate(rows[~safe], rows.shape[1])
     return scaled
@@ -100,6 +106,10 @@ def all_within(values: np.ndarray, least: float, most: float) -> bool:
     if len(values) < 2:
         return all(least < value < most for value in values)
     return bool(least < values.min() and values.max() < most)
+
+
+def _safe(squared: np.ndarray) -> np.ndarray:
+    return np.asarray((squared > SAFE[0]) & (squared < SAFE[1]))
 
 
 SAFE = 1e-30, 1e30
