@@ -135,6 +135,22 @@ def test_rows_without_an_order_are_left_to_the_full_pass_for_ever_longer(
     assert sum(passes) == 2 * 30
 
 
+def test_threads_that_count_down_at_once_do_not_end_bounds(rng: np.random.Generator, passes: list[int]) -> None:
+    corpus = Corpus(falling(rng, 900), search_dims=(SHORT,))
+    corpus.search(falling(rng, 1), 5)
+    passes.clear()
+    corpus._bounds[SHORT]._to_wait = -1
+    corpus.search(falling(rng, 1), 5)
+    assert not sum(passes)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_no_queries(rng: np.random.Generator, metric: str) -> None:
+    corpus = Corpus(falling(rng, 900), metric=metric, search_dims=(SHORT,))
+    scores, ids = corpus.search(np.empty((0, DIM)), 5)
+    assert scores.shape == ids.shape == (0, 5)
+
+
 def test_what_is_pruned_by(rng: np.random.Generator) -> None:
     corpus = Corpus(falling(rng, 300), search_dims=(3, 8, 10, 11, 30))
     assert not corpus._bounds

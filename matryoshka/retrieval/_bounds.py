@@ -82,7 +82,9 @@ class Bounds:
         pass. Where those are more than an eighth of a search twice in a row, bounds are not tried in the next two
         searches, then six, and so on up to a thousand.
         """
-        if self._to_wait:
+        if not len(queries):
+            return {}
+        if self._to_wait > 0:  # less than 0 where two threads have counted down from 1
             self._to_wait -= 1
             return {}
         parts = row_blocks(len(queries), max(1, _NUMBERS // len(self.rest)))
