@@ -12,7 +12,7 @@ from conftest import Library
 from test_retrieval_storage import Slices
 
 from matryoshka import Corpus, Funnel
-from matryoshka.retrieval import CorpusBytes, _scan
+from matryoshka.retrieval import CorpusBytes, _bounds, _scan
 
 N, DIM = 3001, 24
 SIZES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
@@ -101,3 +101,21 @@ def test_to_ask_reads_no_rows(rows: np.ndarray) -> None:
     corpus = Corpus(slices, search_dims=(5,))
     slices._array = np.empty((0, 0), np.float32)
     assert int(corpus.nbytes) == N * (DIM + 6) * 4
+
+
+@pytest.mark.parametrize("part", ["_prefixes", "_bits", "_bounds"])
+def test_searches_on_other_threads_may_add_parts_meanwhile(
+    rows: np.ndarray, part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_bounds, "_NUMBERS", 1)
+    corpus = Corpus(rows, search_dims=(5,))
+    corpus.search(rows[:1], 3)
+    corpus.search(rows[:1], 3, funnel=Funnel((5,), code="bits"))
+    held = corpus.nbytes
+    kept = getattr(corpus, part)
+    kind = type(kept[5])
+    name = "drawn" if part == "_prefixes" else "nbytes"
+    get = getattr(kind, name).fget
+    monkeypatch.setattr(kind, name, property(lambda self: kept.setdefault(6 + len(kept), kept[5]) and get(self)))
+    assert corpus.nbytes == held
+    assert len(kept) > 1

@@ -62,7 +62,7 @@ class CorpusBytes:
 
 def count(rows: Rows, prefixes: Iterable[Prefix], codes: Iterable[Code], bounds: Iterable[Bounds]) -> CorpusBytes:
     """Count what rows, their prefixes, codes and bounds hold, from shapes and dtypes alone."""
-    prefixes = tuple(prefixes)
+    prefixes, codes, bounds = tuple(prefixes), tuple(codes), tuple(bounds)  # searches on other threads may add to them
     samples = [sample for prefix in prefixes if (sample := prefix.drawn) is not None]
     return CorpusBytes(
         rows=rows.nbytes if rows.in_memory else 0,
