@@ -37,8 +37,8 @@ MODULES = ("", "audit", "cascade", "costs", "embeddings", "losses", "metrics", "
 OPTIONAL = {"torch": "torch", "faiss": "faiss"}
 FOUND_BY_THE_PACKAGE = {
     "Audit", "AuditRow", "CascadeClassifier", "CascadeEvaluation", "Certificate", "ClassTrends", "CorpusBytes",
-    "FunnelPoint", "HardNegativeGradients", "InfoNCEGradients", "MRLEGradients", "MRLGradients", "OracleRouting",
-    "RecallCertificate", "Searchable",
+    "FirstStage", "FunnelPoint", "HardNegativeGradients", "InfoNCEGradients", "MRLEGradients", "MRLGradients",
+    "OracleRouting", "RecallCertificate", "Searchable",
 }  # fmt: skip
 """Results, which nobody builds, and a protocol."""
 
