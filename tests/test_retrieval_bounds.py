@@ -160,6 +160,14 @@ def test_what_is_pruned_by(rng: np.random.Generator) -> None:
     assert corpus.nbytes.lengths - before == 8 * 300 * (3 + 1)  # and cosines of the full width
 
 
+@pytest.mark.parametrize(("metric", "kept"), [("cosine", 3 * 300), ("ip", 300 + 1), ("l2", 2 * 300 + 1)])
+def test_what_bounds_keep_is_counted(rng: np.random.Generator, metric: str, kept: int) -> None:
+    corpus = Corpus(falling(rng, 300), metric=metric, search_dims=(3, DIM))
+    before = corpus.nbytes.lengths
+    corpus.search(falling(rng, 1), 3)
+    assert corpus.nbytes.lengths - before == 8 * kept
+
+
 def test_few_rows_are_not_worth_it(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_bounds, "_NUMBERS", 300 * DIM + 1)
     corpus = Corpus(falling(rng, 300), search_dims=(3,))
@@ -183,7 +191,9 @@ def test_rows_in_a_file(
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("long", [True, False])
 @pytest.mark.parametrize("n_queries", [1, 4])
-def test_queries_whose_squares_are_no_numbers(rng: np.random.Generator, n_queries: int, long: bool, dtype: type) -> None:
+def test_queries_whose_squares_are_no_numbers(
+    rng: np.random.Generator, n_queries: int, long: bool, dtype: type
+) -> None:
     """Inner products with the rows are, and so are lengths: bounds and thresholds rest on those."""
     step = np.finfo(dtype).max ** 0.35
     rows = (falling(rng, 900) * (1 if long else step)).astype(dtype)

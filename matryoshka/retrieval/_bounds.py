@@ -71,8 +71,8 @@ class Bounds:
     @property
     def nbytes(self) -> int:
         """Bytes of what is kept for each row."""
-        factor = self._leading.factor
-        return int(self.rest.nbytes + self._unit.nbytes + (0 if factor is None else factor.nbytes))
+        kept = self.rest, self._unit, self._leading.factor, self._leading.offset
+        return sum(int(array.nbytes) for array in kept if array is not None)
 
     def candidates(self, queries: np.ndarray, k: int) -> dict[int, np.ndarray]:
         """Return for some of the queries ids (m,) that hold the best `k`; for the others a full pass takes less time.
