@@ -15,7 +15,7 @@ from conftest import Library, load
 from oracles import retrieval_funnel, retrieval_rank, retrieval_similarity
 
 from matryoshka import Corpus, Funnel, _threads
-from matryoshka.retrieval import _device, _prefix, _scan, corpus
+from matryoshka.retrieval import _device, _prefix, _sampling, _scan, corpus
 from matryoshka.retrieval._rows import HostRows
 
 METRICS = ("cosine", "ip", "l2")
@@ -69,7 +69,7 @@ def test_the_order_of_rows_does_not_matter(rng: np.random.Generator, order: str)
 @pytest.mark.usefixtures("small_blocks")
 def test_a_threshold_too_high_is_lowered(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_scan, "_AT_ONCE", 0)
-    monkeypatch.setattr(_scan, "_rank", lambda k, size, n: 1)
+    monkeypatch.setattr(_sampling, "rank", lambda k, size, n: 1)
     passes: list[int] = []
     run = _scan._Search.run
     monkeypatch.setattr(_scan._Search, "run", lambda self: passes.append(self.floor.size) or run(self))
@@ -333,3 +333,20 @@ def test_queries_whose_squares_are_no_numbers(
     np.testing.assert_allclose(prefix.rounding(queries) / lengths, (dim + 8) * 2.0**-23 * prefix.longest, rtol=1e-5)
     _, ids = Corpus(rows, metric="ip").search(queries, 9)
     np.testing.assert_array_equal(ids, expected(rows, queries, 9, dim, "ip")[1])
+
+
+@pytest.mark.parametrize("k", [1, 10, 300])
+def test_a_sample_seldom_asks_too_much_and_never_far_too_little(rng: np.random.Generator, k: int) -> None:
+    n, size = 5000, 500
+    rank = _sampling.rank(k, size, n)
+    draws = [np.sort(rng.choice(n, size, replace=False))[rank - 1] + 1 for _ in range(1000)]  # rows that pass
+    assert np.mean(np.array(draws) < k) < 0.005
+    assert np.mean(draws) < 2.5 * k + 100
+    assert _sampling.rank(k, n, n) == k
+
+
+@pytest.mark.parametrize(("n", "size"), [(7, 7), (100, 7), (1001, 64)])
+def test_a_sample_holds_one_row_of_each_share(n: int, size: int) -> None:
+    ids, edges = _sampling.draw(n, size), [i * n // size for i in range(size + 1)]
+    assert all(low <= i < high for low, i, high in zip(edges, ids.tolist(), edges[1:], strict=False))
+    assert ids.tolist() == _sampling.draw(n, size).tolist()

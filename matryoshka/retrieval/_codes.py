@@ -22,6 +22,7 @@ import numpy as np
 from matryoshka._array import row_blocks
 from matryoshka._threads import each, n_threads
 from matryoshka.embeddings import truncate
+from matryoshka.retrieval import _sampling
 from matryoshka.retrieval._rows import HostRows, Rows
 
 WORD = 64
@@ -100,8 +101,7 @@ class Code:
         """Codes (⌈dim / 64⌉, fewer) of one row from each of many equal shares, the same in each run."""
         n = len(self)
         size = min(n, _MOST_SAMPLE, max(_LEAST_SAMPLE, n // _SAMPLED_SHARE))
-        starts = np.arange(size + 1) * n // size
-        return self.words[:, starts[:-1] + (np.random.default_rng(0).random(size) * np.diff(starts)).astype(np.intp)]
+        return self.words[:, _sampling.draw(n, size)]
 
 
 def checked(rows: Rows, metric: str, name: str) -> HostRows:
@@ -202,8 +202,7 @@ def candidates(code: Code, queries: np.ndarray, k: int) -> np.ndarray:
     else:
         scan = _Scan(code.sample)
         sampled = np.stack([scan.distances(scan.words, query).copy() for query in queries] or [np.empty(0, np.uint8)])
-        expected = k * sampled.shape[1] / len(code)
-        rank = math.ceil(expected + 3 * math.sqrt(expected) + 4)
+        rank = _sampling.rank(k, sampled.shape[1], len(code))
     # Ends: once the rank exceeds the sample every row is near enough.
     todo = np.arange(len(queries))
     while todo.size:

@@ -15,7 +15,7 @@ from matryoshka._array import to_numpy
 from matryoshka._threads import each
 from matryoshka._typing import Array, Namespace
 from matryoshka.embeddings import truncate
-from matryoshka.retrieval import _scores
+from matryoshka.retrieval import _sampling, _scores
 from matryoshka.retrieval._rows import DeviceRows, HostRows, Rows
 
 _SAMPLED_ROWS = 1 << 10
@@ -92,8 +92,7 @@ class Sample:
         """Draw one row from each of many equal shares, fewer of wide rows."""
         n = len(prefix)
         size = min(n, max(_SAMPLED_ROWS, _SAMPLED_NUMBERS // prefix.dim))
-        starts = np.arange(size + 1) * n // size
-        ids = starts[:-1] + (np.random.default_rng(0).random(size) * np.diff(starts)).astype(np.intp)
+        ids = _sampling.draw(n, size)
         return cls(
             rows=prefix.rows.take(ids, slice(0, prefix.dim)),
             factor=None if prefix.factor is None else prefix.factor[ids],

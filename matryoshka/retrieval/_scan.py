@@ -14,7 +14,6 @@ found here are scored anew by one function, so that neither blocks nor threads s
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -24,6 +23,7 @@ import numpy as np
 
 from matryoshka._array import row_blocks
 from matryoshka._threads import each
+from matryoshka.retrieval import _sampling
 from matryoshka.retrieval._prefix import Prefix
 
 _GROUP = 8
@@ -97,7 +97,7 @@ def candidates(prefix: Prefix, queries: np.ndarray, k: int, score: Score) -> np.
     if len(prefix) * queries.shape[0] <= _AT_ONCE:
         return _padded(_at_once(prefix, queries, k, slack, score), queries.shape[0], len(prefix))
     sampled, size = prefix.sample.scores(queries), len(prefix.sample)
-    rank = _rank(k, size, len(prefix))
+    rank = _sampling.rank(k, size, len(prefix))
     found: list[_Found] = []
     # Ends: once the rank exceeds the sample the threshold is -inf, which every score reaches, since none is NaN.
     todo = np.arange(queries.shape[0])
@@ -112,12 +112,6 @@ def candidates(prefix: Prefix, queries: np.ndarray, k: int, score: Score) -> np.
 
 def _score_of(score: Score, queries: np.ndarray, query: int, ids: np.ndarray) -> np.ndarray:
     return score(int(queries[query]), ids)
-
-
-def _rank(k: int, size: int, n: int) -> int:
-    """Return which of the sampled scores to take as threshold, so that fewer than k rows reach it very rarely."""
-    expected = k * size / n
-    return k if size == n else math.ceil(expected + 3 * math.sqrt(expected) + 4)
 
 
 def _threshold(scores: np.ndarray, rank: int) -> np.ndarray:
