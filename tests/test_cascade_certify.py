@@ -679,7 +679,7 @@ class TestGroups:
             ([300, 300, 300], {}, 3),  # enough for two shares only, which would be one too few
             ([300, 300, 200], {}, 2),
             ([230, 1, 1], {}, 1),
-            ([460, 10, 10], {"path": "fitted"}, 1),
+            ([460, 300], {"path": "fitted"}, 1),
             ([10, 10], {}, 1),
         ],
     )
