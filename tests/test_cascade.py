@@ -461,3 +461,18 @@ def test_rows_that_calibrate_nothing_are_refused(rng: np.random.Generator) -> No
     ):
         with pytest.raises(ValueError, match=message):
             Cascade.calibrate(probabilities, labels, nesting=DIMS, **options)
+
+
+def test_separate_heads_pass_over_a_width_that_does_not_pay(rng: np.random.Generator) -> None:
+    """Widths this close save a tied head something, and separate heads nothing unless most are passed over."""
+    probabilities, labels = population(rng, 6000)
+    found = {}
+    for cost in ("expected_dim", "cumulative_dim"):
+        options = {"nesting": (12, 15, 17, 20), "max_gap": 0.05, "cost": cost, "path": "fitted"}
+        cascade = Cascade.certify(probabilities[:, :3000], labels[:3000], **options)
+        found[cost] = cascade.evaluate(probabilities[:, 3000:], labels[3000:])
+    tied, separate = found["expected_dim"], found["cumulative_dim"]
+    assert max(tied.thresholds) < 1.0
+    assert tied.expected_dim < 20 < tied.cumulative_dim
+    assert 1.0 in separate.thresholds
+    assert separate.cumulative_dim <= 20

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from matryoshka import Cascade
 from matryoshka._promises import binomial
 from matryoshka.cascade import Certificate, _certify, _paths
+from matryoshka.cascade._evaluation import Prices
 
 DIMS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 
@@ -166,38 +167,56 @@ def falling(path: list[tuple[float, ...]]) -> bool:
 def test_no_threshold_rises_along_a_path() -> None:
     probabilities, labels = population(2000, 4)
     scored = probabilities.max(-1), probabilities.argmax(-1) != labels
-    for path in (_paths.shared(8), _paths.tapered(DIMS), _paths.fitted(*scored, [dim / 2048 for dim in DIMS])):
+    for path in (_paths.shared(8), _paths.tapered(DIMS), _paths.fitted(*scored, Prices.of(DIMS, "expected_dim"))):
         assert len(path) > 50
         assert falling(path)
         assert all(len(policy) == 8 and policy != (1.0,) * 8 for policy in path)
-    assert _paths.shared(0) == _paths.tapered((8,)) == _paths.fitted(scored[0][:1], scored[1][:1], [1.0]) == []
+    alone = (scored[0][:1], scored[1][:1], Prices.of((8,), "expected_dim"))
+    assert _paths.shared(0) == _paths.tapered((8,)) == _paths.fitted(*alone) == []
 
 
-@given(st.integers(0, 10_000), st.integers(1, 12))
-def test_a_cut_is_the_best_of_all_thresholds(seed: int, n: int) -> None:
+@pytest.mark.parametrize("cost", ["expected_dim", "cumulative_dim"])
+def test_cost_only_falls_along_a_fitted_path(cost: str) -> None:
+    """On the rows that it was fitted to, where prefixes at which no row can exit are passed over."""
+    probabilities, labels = population(2000, 4)
+    path = _paths.fitted(probabilities.max(-1), probabilities.argmax(-1) != labels, Prices.of(DIMS, cost))
+    costs = [getattr(Cascade(DIMS, policy).evaluate(probabilities, labels), cost) for policy in path]
+    assert falling(path)
+    assert max(costs) <= 2048
+    assert costs == sorted(costs, reverse=True)
+
+
+@given(st.integers(0, 10_000), st.integers(1, 12), st.sampled_from([0.0, 0.5, 2.0]))
+def test_a_cut_is_the_best_of_all_thresholds(seed: int, n: int, fees: float) -> None:
     rng = np.random.default_rng(seed)
     confidences = np.sort(rng.integers(1, 5, size=n))[::-1] / 8
     change = rng.integers(-3, 4, size=n) / 4
-    threshold = _paths._best_cut(confidences, change)
-    cuts = [(sum(c for v, c in zip(confidences, change, strict=True) if v > t / 8), sum(confidences > t / 8))
-            for t in range(9)]  # fmt: skip
-    assert (change[confidences > threshold].sum(), sum(confidences > threshold)) == min(cuts)  # of equals the fewest
+
+    def total(threshold: float) -> tuple[float, int]:
+        """What a cut adds, fees if any row exits, and how many do: of equals the fewest."""
+        exiting = [c for v, c in zip(confidences, change, strict=True) if v > threshold]
+        return sum(exiting) + fees * bool(exiting), len(exiting)
+
+    assert total(_paths._best_cut(confidences, change, fees)) == min(total(t / 8) for t in range(9))
 
 
+@pytest.mark.parametrize("fees", [(0.0, 0.0, 0.0), (0.1, 0.4, 1.0), (0.05, 0.01, 1.0)])
 @pytest.mark.parametrize("seed", range(5))
-def test_no_single_threshold_can_be_improved(seed: int) -> None:
+def test_no_single_threshold_can_be_improved(seed: int, fees: tuple[float, ...]) -> None:
     rng = np.random.default_rng(seed)
     confidences = rng.permutation(120).reshape(3, 40) / 120
-    losses = (rng.random((3, 40)) < [[0.3], [0.2], [0.0]]) + 0.4 * np.array([[0.1], [0.4], [1.0]])
+    failures, prices = rng.random((3, 40)) < [[0.3], [0.2], [0.0]], Prices((0.1, 0.4, 1.0), fees)
 
     def loss(thresholds: tuple[float, ...]) -> float:
         total = 0.0
         for row in range(40):
             stage = next((i for i in range(2) if confidences[i, row] > thresholds[i]), 2)
-            total += losses[stage, row]
+            asked = sum(fees[i] for i in range(stage) if thresholds[i] < 1.0)
+            total += failures[stage, row] + 0.4 * (prices.exits[stage] + asked)
         return total
 
-    found = _paths._descend(confidences, np.argsort(-confidences, kind="stable"), losses, (1.0, 1.0))
+    order = np.argsort(-confidences, kind="stable")
+    found = _paths._descend(confidences, order, failures, prices, 0.4, (1.0, 1.0))
     for candidate in np.arange(121) / 120:
         assert loss(found) <= loss((float(candidate), found[1])) + 1e-9
         assert loss(found) <= loss((found[0], float(candidate))) + 1e-9

@@ -12,7 +12,7 @@ from matryoshka._promises.binomial import lower_tail, rows_needed
 from matryoshka._promises.certificates import Certificate
 from matryoshka._promises.walk import walk
 from matryoshka.cascade import _paths
-from matryoshka.cascade._evaluation import exits
+from matryoshka.cascade._evaluation import Prices, exits
 from matryoshka.cascade._outputs import UNKNOWN, Outputs, Scored
 from matryoshka.cascade._paths import FULL_WIDTH, Policy
 from matryoshka.nesting import NestingLike
@@ -136,7 +136,7 @@ class Search(NamedTuple):
     """Which policies are looked for, and by what they decide."""
 
     dims: tuple[int, ...]
-    costs: Sequence[float]
+    prices: Prices
     path: str
     confidence: str
     temperature: bool
@@ -156,7 +156,7 @@ class Search(NamedTuple):
         """Return the policies of a path, of which only the fitted one looks at these rows."""
         if path == "tapered":
             return _paths.tapered(self.dims)
-        return _paths.policies(path, fit.confidences, failures, self.costs)
+        return _paths.policies(path, fit.confidences, failures, self.prices)
 
 
 def split(known: np.ndarray, n_fit: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -209,7 +209,7 @@ def evaluate(
         gap=int((scored.correct[-1] & ~correct).sum()) / n if labelled else None,
         disagreement=int((~scored.agrees[stage, rows]).sum()) / n,
         expected_dim=_total(counts, dims) / n,
-        cumulative_dim=_total(counts, _visited(dims, thresholds)) / n,
+        cumulative_dim=_total(counts, _on_the_way(dims, dims, thresholds)) / n,
         exit_shares=tuple(count / n for count in counts),
         exit_accuracy=tuple(
             hit / count if labelled and count else None for hit, count in zip(hits, counts, strict=True)
@@ -219,19 +219,30 @@ def evaluate(
     )
 
 
-def _total(counts: Sequence[int], costs: Sequence[int]) -> int:
+def _total(counts: Sequence[int], costs: Sequence[float]) -> float:
     """Return what all rows cost together."""
     return sum(count * cost for count, cost in zip(counts, costs, strict=True))
 
 
-def _visited(dims: Sequence[int], thresholds: Sequence[float]) -> list[int]:
-    """Return for an exit at each width the sum of the widths that are asked on the way, its own included."""
-    asked = [dim if _is_asked(threshold) else 0 for dim, threshold in zip(dims, thresholds, strict=False)]
-    return [sum(asked[:i]) + dim for i, dim in enumerate(dims)]
+def _on_the_way(exits: Sequence[float], fees: Sequence[float], thresholds: Sequence[float]) -> list[float]:
+    """Return what an exit at each prefix costs, with the fees of those before it that are asked and not passed over."""
+    asked = [fee if _is_asked(threshold) else 0 for fee, threshold in zip(fees, thresholds, strict=False)]
+    return [exit_at + sum(asked[:i]) for i, exit_at in enumerate(exits)]
 
 
-def cost_shares(dims: tuple[int, ...], cost: str) -> list[float]:
-    """Return what an exit at each width costs, as a share of an exit at the last."""
-    _checks.choice(cost, "cost", COSTS)
-    costs = list(dims) if cost == "expected_dim" else list(itertools.accumulate(dims))
-    return [value / costs[-1] for value in costs]
+class Prices(NamedTuple):
+    """What a row pays, as shares of the full width: for the prefix it exits at, and a fee at each that it only asks."""
+
+    exits: tuple[float, ...]
+    fees: tuple[float, ...]
+
+    @classmethod
+    def of(cls, dims: tuple[int, ...], cost: str) -> Prices:
+        """Return the prices of a tied head, whose logits go on from prefix to prefix, or of separate ones."""
+        _checks.choice(cost, "cost", COSTS)
+        shares = tuple(dim / dims[-1] for dim in dims)
+        return cls(shares, shares if cost == "cumulative_dim" else (0.0,) * len(dims))
+
+    def on_the_way(self, thresholds: Sequence[float]) -> np.ndarray:
+        """Return what an exit at each prefix (G,) costs; one that no row can exit at is passed over."""
+        return np.asarray(_on_the_way(self.exits, self.fees, thresholds))

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from matryoshka.cascade._evaluation import exits
+from matryoshka.cascade._evaluation import Prices, exits
 
 Policy = tuple[float, ...]
 """The thresholds of one cascade."""
@@ -33,9 +33,9 @@ _BETWEEN = 12
 _SWEEPS = 4
 
 
-def policies(path: str, confidences: np.ndarray, failures: np.ndarray, costs: Sequence[float]) -> list[Policy]:
+def policies(path: str, confidences: np.ndarray, failures: np.ndarray, prices: Prices) -> list[Policy]:
     """Return the policies of a path, fitted to these rows if it is the fitted one."""
-    return fitted(confidences, failures, costs) if path == "fitted" else shared(len(costs) - 1)
+    return fitted(confidences, failures, prices) if path == "fitted" else shared(len(prices.exits) - 1)
 
 
 def shared(n_thresholds: int) -> list[Policy]:
@@ -61,8 +61,8 @@ def tapered(dims: Sequence[int]) -> list[Policy]:
     return [*map(tuple, np.tanh(leads / 2.0).tolist()), (0.0,) * len(taper)]
 
 
-def fitted(confidences: np.ndarray, failures: np.ndarray, costs: Sequence[float]) -> list[Policy]:
-    """Fit a path to rows: the policies that trade failures for cost at rising prices of the cost.
+def fitted(confidences: np.ndarray, failures: np.ndarray, prices: Prices) -> list[Policy]:
+    """Fit a path to rows: the policies that trade failures for cost as cost weighs more and more.
 
     Parameters
     ----------
@@ -70,37 +70,51 @@ def fitted(confidences: np.ndarray, failures: np.ndarray, costs: Sequence[float]
         How sure each prefix is.
     failures : array (G, n), bool
         Where an exit at each prefix counts as a failure.
-    costs : sequence of G floats
-        What an exit at each prefix costs, as a share of the full width's.
+    prices : Prices
+        What an exit at each prefix costs.
 
     Notes
     -----
-    For each price, from "one failure outweighs all savings" to "the first step outweighs a failure", thresholds
-    minimise failures + price * cost, one threshold at a time with the others held (at most four sweeps, starting from
-    the previous price); each step is exact. Then the path is made to fall, begun close to the full width, and filled
-    in between by interpolation, so that a test that walks down it can stop anywhere.
+    For each weight, from "one failure outweighs all savings" to "the first step outweighs a failure", thresholds
+    minimise failures + weight * cost, one threshold at a time with the others held (at most four sweeps, starting from
+    the previous weight); each step is exact. Then the path is made to fall, begun close to the full width, and filled
+    in between by interpolation, so that a test that walks down it can stop anywhere. Where asking costs a fee, a
+    prefix is asked once that pays, and policies that cost these rows more than one before them are left out.
     """
-    n_thresholds = len(costs) - 1
+    n_thresholds = len(prices.exits) - 1
     if not n_thresholds:
         return []
-    price_of = np.asarray(costs)
-    corner = (FULL_WIDTH,) * n_thresholds
+    full_width = corner = (FULL_WIDTH,) * n_thresholds
     order = np.argsort(-confidences, axis=-1, kind="stable")
     corners = []
-    for price in np.geomspace(1e-4, 1.0 / (price_of[1] - price_of[0]), _N_PRICES):
-        losses = failures + price * price_of[:, None]
-        corner = tuple(map(min, corner, _descend(confidences, order, losses, corner)))
+    step = prices.exits[1] - prices.exits[0]
+    for weight in np.geomspace(1e-4, 1.0 / step, _N_PRICES):
+        corner = tuple(map(min, corner, _descend(confidences, order, failures, prices, weight, corner)))
         corners.append(corner)
-    path = [tuple(1.0 - (1.0 - t) * float(step) for t in corners[0]) for step in _APPROACH]
+    path = [tuple(1.0 - (1.0 - t) * float(part) for t in corners[0]) for part in _APPROACH]
     for before, after in itertools.pairwise(corners):
-        steps = [step / _BETWEEN for step in range(1, _BETWEEN + 1)]
-        path += [tuple(a + (b - a) * step for a, b in zip(before, after, strict=True)) for step in steps]
-    full_width = (FULL_WIDTH,) * n_thresholds
-    return [policy for policy, _ in itertools.groupby(path) if policy != full_width]
+        parts = [part / _BETWEEN for part in range(1, _BETWEEN + 1)]
+        path += [tuple(a + (b - a) * part for a, b in zip(before, after, strict=True)) for part in parts]
+    path = [policy for policy, _ in itertools.groupby(path) if policy != full_width]
+    return _ever_cheaper(path, confidences, prices) if any(prices.fees) else path
 
 
-def _descend(confidences: np.ndarray, order: np.ndarray, losses: np.ndarray, start: Policy) -> Policy:
-    """Lower the summed loss of the exits, one threshold at a time, until a sweep changes nothing.
+def _ever_cheaper(path: Sequence[Policy], confidences: np.ndarray, prices: Prices) -> list[Policy]:
+    """Return the policies that cost these rows no more than any before them, nor than the full width."""
+    n, kept = confidences.shape[1], []
+    least = n * prices.exits[-1]
+    for policy in path:
+        stages = np.bincount(exits(confidences, policy), minlength=len(prices.exits))
+        if (cost := float(stages @ prices.on_the_way(policy))) <= least:
+            kept.append(policy)
+            least = cost
+    return kept
+
+
+def _descend(
+    confidences: np.ndarray, order: np.ndarray, failures: np.ndarray, prices: Prices, weight: float, start: Policy
+) -> Policy:
+    """Lower failures + weight * cost, one threshold at a time, until a sweep changes nothing.
 
     `order` (G, n) ranks the rows of each prefix, the surest first.
     """
@@ -111,17 +125,23 @@ def _descend(confidences: np.ndarray, order: np.ndarray, losses: np.ndarray, sta
         for i in reversed(range(len(thresholds))):
             reached = exits(confidences[:i], thresholds[:i]) == i
             later = i + 1 + exits(confidences[i + 1 :], thresholds[i + 1 :])
+            costs = prices.on_the_way([*thresholds[:i], EVERY_ROW, *thresholds[i + 1 :]])
+            losses = failures + weight * costs[:, None]
             change = losses[i] - losses[later, rows]
             surest = order[i][reached[order[i]]]
-            thresholds[i] = _best_cut(confidences[i, surest], change[surest])
+            fees = weight * prices.fees[i] * len(surest)
+            thresholds[i] = _best_cut(confidences[i, surest], change[surest], fees)
         if tuple(thresholds) == before:
             break
     return tuple(thresholds)
 
 
-def _best_cut(confidences: np.ndarray, change: np.ndarray) -> float:
-    """Return the threshold above which the changes sum to the least, rows given surest first; of equals the highest."""
-    sums = np.concatenate([[0.0], np.cumsum(change)])
+def _best_cut(confidences: np.ndarray, change: np.ndarray, fees: float) -> float:
+    """Return the threshold above which the changes sum to the least, rows given surest first; of equals the highest.
+
+    `fees` are what all rows pay unless none exits.
+    """
+    sums = np.concatenate([[0.0], fees + np.cumsum(change)])
     # After how many rows a cut can fall: before the first, between unequal neighbours, or after the last.
     possible = np.concatenate([[True], confidences[1:] < confidences[:-1], [True]])[: len(sums)]
     best = int(np.argmin(np.where(possible, sums, np.inf)))

@@ -322,8 +322,8 @@ class Cascade(JsonValue):
         bounds = {"max_gap": max_gap, "max_error": max_error, "max_disagreement": max_disagreement}
         promise = _certify.Promise.of(bounds, delta, labelled=labels is not None)
         dims, temperature = _ladder(nesting, confidence), _checks.flag(temperature, "temperature")
-        costs = _evaluation.cost_shares(dims, cost)
-        search = _certify.Search(dims, costs, path, confidence, temperature, _checks.seed(seed))
+        prices = _evaluation.Prices.of(dims, cost)
+        search = _certify.Search(dims, prices, path, confidence, temperature, _checks.seed(seed))
         search.check()
         outputs = as_far_as_labelled(probabilities, labels, dims, from_logits=from_logits)
         promise.check_known(outputs.known)
@@ -372,10 +372,10 @@ class Cascade(JsonValue):
         """
         _checks.choice(path, "path", _paths.PATHS)
         dims = _ladder(nesting, confidence)
-        costs = _evaluation.cost_shares(dims, cost)
+        prices = _evaluation.Prices.of(dims, cost)
         outputs = Labelled(probabilities, labels, dims, from_logits=from_logits)
         outputs.check_calibration()
-        points = _thresholds.frontier(outputs.score(confidence, None), dims, costs, path, cost)
+        points = _thresholds.frontier(outputs.score(confidence, None), dims, prices, path, cost)
         return [(cls(dims, thresholds, confidence=confidence), evaluation) for thresholds, evaluation in points]
 
     @classmethod

@@ -5,14 +5,14 @@ from __future__ import annotations
 import itertools
 import math
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import numpy as np
 
 from matryoshka import _checks
 from matryoshka._values import pareto_front
 from matryoshka.cascade import _paths
-from matryoshka.cascade._evaluation import CascadeEvaluation, evaluate
+from matryoshka.cascade._evaluation import CascadeEvaluation, Prices, evaluate
 from matryoshka.cascade._outputs import Scored
 from matryoshka.cascade._paths import EVERY_ROW, FULL_WIDTH, Policy
 
@@ -50,10 +50,10 @@ def as_grid(grid: Iterable[float] | None, variant: str) -> np.ndarray:
 
 
 def frontier(
-    scored: Scored, dims: tuple[int, ...], costs: Sequence[float], path: str, cost: str
+    scored: Scored, dims: tuple[int, ...], prices: Prices, path: str, cost: str
 ) -> list[tuple[Policy, CascadeEvaluation]]:
     """Return the policies of a path with their evaluations, cheapest first: each more accurate than all before it."""
     ends: list[Policy] = [(threshold,) * (len(dims) - 1) for threshold in (FULL_WIDTH, EVERY_ROW)]
-    policies = ends + _paths.policies(path, scored.confidences, ~scored.correct, costs)
+    policies = ends + _paths.policies(path, scored.confidences, ~scored.correct, prices)
     points = [(policy, evaluate(scored, dims, policy)) for policy in policies]
     return pareto_front(points, lambda point: operator.attrgetter(cost, "accuracy")(point[1]))
