@@ -168,6 +168,14 @@ def test_what_bounds_keep_is_counted(rng: np.random.Generator, metric: str, kept
     assert corpus.nbytes.lengths - before == 8 * kept
 
 
+def test_only_the_widest_is_kept(rng: np.random.Generator) -> None:
+    corpus, query = Corpus(falling(rng, 300), search_dims=(3,)), falling(rng, 1)
+    for dim in (3, 8):
+        corpus.search(query, 3, dim=dim)
+        corpus.search(query, 3)
+        assert list(corpus._bounds) == [dim]
+
+
 def test_few_rows_are_not_worth_it(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_bounds, "_NUMBERS", 300 * DIM + 1)
     corpus = Corpus(falling(rng, 300), search_dims=(3,))

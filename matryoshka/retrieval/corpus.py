@@ -412,7 +412,7 @@ class Corpus:
         """Return what prunes an exact search, if there is a prefix to prune it by."""
         dim = _bounds.leading(rows, tuple(self._prefixes))
         if dim is not None and dim not in self._bounds:
-            self._bounds[dim] = _bounds.Bounds(rows, self._prefixes[dim])
+            self._bounds = {dim: _bounds.Bounds(rows, self._prefixes[dim])}
         return None if dim is None else self._bounds[dim]
 
     def _rerank(self, queries: Array, ids: Array, dims: Sequence[int], lists: Sequence[int]) -> tuple[Array, Array]:
