@@ -382,6 +382,53 @@ def test_indexes_are_measured_beside_the_exact_engine(files: tuple[np.ndarray, n
     assert "an index misses rows of its own" in record["notes"][-1] or "left out" in record["notes"][-1]
 
 
+@pytest.fixture
+def wide_files(rng: np.random.Generator) -> np.ndarray:
+    rows, queries = (rng.normal(size=(n, 100)).astype(np.float32) for n in (300, 40))
+    np.save("rows.npy", rows)
+    np.save("queries.npy", queries)
+    np.save("labels.npy", np.arange(300) % 7)
+    np.save("query_labels.npy", np.arange(40) % 7)
+    return rows
+
+
+@pytest.mark.usefixtures("wide_files")
+def test_binary_indexes_start_in_bits_where_they_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    load("faiss")
+    monkeypatch.setattr(Funnel, "calibrate", lambda *_, **__: Funnel((48, 100), (20,)))
+    record = record_of(f"rows.npy queries.npy --engine exact,faiss:BFlat,faiss:BHNSW8 --dims 48,64,80 {LABELS}")
+    by_engine: dict[str, list[dict[str, Any]]] = {}
+    for plan in record["plans"]:
+        by_engine.setdefault(plan["engine"], []).append(plan)
+    exact = [plan for plan in by_engine["exact"] if plan["code"] == "bits"]
+    assert [plan["dims"] for plan in exact] == [[64, 100], [80, 100], [100, 100]]
+    for own, flat, graph in zip(exact[:2], by_engine["faiss:BFlat"], by_engine["faiss:BHNSW8"], strict=True):
+        assert flat["dims"] == graph["dims"] == own["dims"]
+        assert flat["recall"] == pytest.approx(own["recall"], abs=0.01)  # ties are broken otherwise
+        assert flat["multiply_adds"] == 200 * 100
+        assert flat["bytes"] == 300 * own["dims"][0] / 8 + 4 * 200 * 100
+        assert graph["bytes"] is None
+    rule = "left out 48, 100 columns; it starts at a multiple of 8 from 64 on."
+    assert record["notes"][1:3] == [f"faiss:BFlat: {rule}", f"faiss:BHNSW8: {rule}"]
+    assert "It was not measured on faiss:BFlat, faiss:BHNSW8, where it cannot start." in record["notes"]
+
+
+@pytest.mark.usefixtures("wide_files")
+def test_a_binary_index_alone_is_measured(capsys: Capture) -> None:
+    load("faiss")
+    record = record_of("rows.npy queries.npy --engine faiss:BFlat --dims 48,96")
+    assert [plan["dims"] for plan in record["plans"] if plan["kind"] == "bits"] == [[96, 100]]
+    assert record["notes"][1] == "faiss:BFlat: left out 48, 100 columns; it starts at a multiple of 8 from 64 on."
+    assert record["notes"][1] in capsys.readouterr().out
+
+
+def test_rows_whose_lengths_differ_take_no_binary_index(wide_files: np.ndarray, capsys: Capture) -> None:
+    load("faiss")
+    np.save("rows.npy", wide_files * np.linspace(1, 9, 300, dtype=np.float32)[:, None])
+    arguments = "benchmark rows.npy queries.npy --engine exact,faiss:BFlat --metric ip --dims 64"
+    assert_refused(arguments, "--engine must name what serves these rows, got 'faiss:BFlat'", capsys)
+
+
 def test_graphs_count_what_they_visit(rng: np.random.Generator) -> None:
     faiss = load("faiss")
     rows = rng.normal(size=(400, 8)).astype(np.float32)
@@ -488,7 +535,14 @@ def save_bad_files() -> None:
             "`batch` must be positive and strictly increasing, got (0, 4); drop what is",
         ),
         ("rows.npy queries.npy --recall 1", "`recall` must be finite and in (0, 1)"),
-        ("rows.npy queries.npy --rotation absent", "'absent"),
+        (
+            "rows.npy queries.npy --rotation absent",
+            "--rotation must be a folder that holds a rotation, got 'absent': No such file or directory; write one",
+        ),
+        (
+            "rows.npy queries.npy --rotation .",
+            "got '.': `path` must be a folder that Rotation.save wrote, got '.' without rotation.json; save anew; ",
+        ),
         ("rows.npy queries.npy --rotation narrow", "--rotation must be of 32 columns, as the corpus is, got one of 2;"),
         ("--n 0", "`n` must be an integer >= 1"),
         ("--n 9 --seed -1", "`seed` must be an integer >= 0"),
@@ -508,6 +562,8 @@ def test_bad_input_is_one_line_and_status_2(arguments: str, message: str, capsys
         ("faiss:Tree9", "`index` must be a factory string of faiss for 8 columns, such as 'HNSW32', got 'Tree9'"),
         ("faiss:PQ3", "for 8 columns, such as 'HNSW32', got 'PQ3'"),
         ("faiss:Flat@nprobe=3", "`parameters` must be settings of this index, got 'nprobe=3'"),
+        ("faiss:BFlat", "--dims must hold a width for faiss:BFlat, a multiple of 8 from 64 on, got none; add one"),
+        ("faiss:BIVF4@nprobe=3", "--engine must name binary indexes without settings, got 'faiss:BIVF4@nprobe=3'"),
         ("faiss:IVF400,Flat", "trained on 300 rows: choose fewer lists or shorter codes, or pass more rows"),
     ],
 )

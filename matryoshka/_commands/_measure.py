@@ -32,6 +32,9 @@ ROUNDS = 7, 100
 FEWEST_BITS = 64
 """Width from which on a first stage is tried in bits: fewer tell too few rows apart."""
 
+BINARY_WIDTHS = f"a multiple of 8 from {FEWEST_BITS} on"
+"""What starts on a binary index, which fills whole bytes."""
+
 _BLOCK_NUMBERS = 1 << 22
 MOST_TIES = 1000
 """Rows that score alike are counted up to here."""
@@ -100,16 +103,31 @@ class Engine:
     index: str = ""
     parameters: str = ""
 
-    def check(self, dims: Iterable[int], metric: str) -> None:
-        """Let faiss read text and settings for each width before any work is done."""
-        if self.index:
-            from matryoshka.faiss import FaissCorpus  # an extra, which other engines do without
+    @property
+    def binary(self) -> bool:
+        """Whether it is a binary index of faiss, whose texts, and no others, start with B."""
+        return self.index.startswith("B")
 
-            for dim in dims:
-                FaissCorpus.empty_index(self.index, dim, metric=metric, parameters=self.parameters)
+    def check(self, dims: Iterable[int], metric: str) -> None:
+        """Let faiss read text and settings for each width that it may start at, before any work is done."""
+        if not self.index:
+            return
+        from matryoshka.faiss import FaissCorpus  # an extra, which other engines do without
+
+        if self.binary and self.parameters:
+            msg = f"--engine must name binary indexes without settings, got {self.name!r}; drop @ and what follows."
+            raise ValueError(msg)
+        starts = [dim for dim in dims if not self.binary or _holds_bits(dim)]
+        if not starts:
+            msg = f"--dims must hold a width for {self.name}, {BINARY_WIDTHS}, got none; add one or drop the engine."
+            raise ValueError(msg)
+        for dim in starts:
+            FaissCorpus.empty_index(self.index, dim, metric=metric, parameters=self.parameters)
 
     def takes(self, chosen: Iterable[Plan]) -> list[Plan]:
-        """Return those of the plans that it can start: an index has its own codes."""
+        """Return those of the plans that it can start: an index has its own codes, and a binary one its widths."""
+        if self.binary:
+            return [plan for plan in chosen if plan.funnel.code == "bits" and _holds_bits(plan.funnel.dims[0])]
         return [plan for plan in chosen if plan.funnel.code == "float" or not self.index]
 
     def build(self, corpus: Corpus, dim: int) -> Corpus | FaissCorpus:
@@ -165,6 +183,10 @@ class Task:
     def counted(self, plan: Plan) -> int:
         """Return the multiply-adds with which a plan rotates one query."""
         return 0 if plan.kind == "full" or self.rotation is None else self.corpus.dim**2
+
+
+def _holds_bits(dim: int) -> bool:
+    return dim >= FEWEST_BITS and dim % 8 == 0
 
 
 def rotate(rotation: Rotation, rows: np.ndarray) -> np.ndarray:
@@ -244,6 +266,8 @@ def _counts(
     rows, dim = compared.per_query(len(task.queries)), funnel.dims[0]
     if rows is None:
         return None, None
+    if funnel.code == "bits":
+        return funnel.multiply_adds(n) + turn, rows * dim / 8 + task.itemsize * funnel.multiply_adds(n) + turned
     later = funnel.multiply_adds(n) - costs.search(n, dim)
     row_bytes = FAISS_ITEMSIZE * (dim + compared.links)
     return rows * dim + later + turn, rows * row_bytes + task.itemsize * later + turned
@@ -276,7 +300,7 @@ class _Count:
             self._counted, self._always, self.links = faiss.cvar.hnsw_stats, 0, 1
         elif isinstance(index, faiss.IndexIVFFlat):
             self._counted, self._always = faiss.cvar.indexIVF_stats, index.nlist
-        elif not isinstance(index, faiss.IndexFlat):
+        elif not isinstance(index, faiss.IndexFlat | faiss.IndexBinaryFlat):
             self._always = None
         if self._counted is not None:
             self._counted.reset()

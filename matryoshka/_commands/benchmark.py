@@ -111,7 +111,7 @@ def run(options: argparse.Namespace) -> None:
     require_plots(options.output, "-o")
     _checks.integer(options.seed, "seed", minimum=0)
     _checks.real(options.recall, "recall", minimum=0.0, maximum=1.0, open_minimum=True, open_maximum=True)
-    rotation = None if options.rotation is None else Rotation.load(options.rotation)
+    rotation = None if options.rotation is None else _rotation(options.rotation)
     vectors = _load(options) if options.corpus is not None else _generate(options)
     if rotation is not None and rotation.dim != vectors.rows.shape[1]:
         msg = (
@@ -120,6 +120,19 @@ def run(options: argparse.Namespace) -> None:
         )
         raise ValueError(msg)
     write(_benchmark(options, vectors, rotation), "benchmark", options.output, dpi=130)
+
+
+def _rotation(path: str) -> Rotation:
+    """Read a rotation, or say which option named something else."""
+    try:
+        return Rotation.load(path)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else f"{error}".rstrip(".")
+        msg = (
+            f"--rotation must be a folder that holds a rotation, got {path!r}: {reason}; write one with "
+            "matryoshka audit EMB.npy --rotation DIR."
+        )
+        raise ValueError(msg) from error
 
 
 def _load(options: argparse.Namespace) -> Vectors:
@@ -199,6 +212,7 @@ def _benchmark(options: argparse.Namespace, vectors: Vectors, rotation: Rotation
     rows = vectors.rows if rotation is None else _measure.rotate(rotation, vectors.rows)
     corpus = Corpus(rows, metric=options.metric)
     plans = _measure.plans(dim, dims, k, coded="bits" in corpus.codes)
+    left_out = _left_out(options.engine, plans)
     with progress(sum(len(engine.takes(plans)) + 1 for engine in options.engine) + 1, "step") as shown:
         shown.now("exact search")
         labels = None if vectors.labels is None else (vectors.labels[0], vectors.labels[1][asked])
@@ -208,11 +222,28 @@ def _benchmark(options: argparse.Namespace, vectors: Vectors, rotation: Rotation
         if rotation is not None:
             calibrating = _measure.rotate(rotation, calibrating)
         measured, notes = _measure_all(options, task, plans, settings, calibrating, shown)
+        notes = [*left_out, *notes]
         if batches != wanted:
             notes.insert(0, f"batch {wanted[-1]}: only {len(asked)} queries are left to measure on, asked all at once.")
         report = Report(settings, measured, notes)
         shown.show(report.closing())
     return report
+
+
+def _left_out(engines: Iterable[Engine], plans: Sequence[Plan]) -> list[str]:
+    """Note widths at which engines start nothing; one that starts nothing at all is refused."""
+    notes = []
+    for engine in engines:
+        if not (starts := _measure.widths(engine.takes(plans))):
+            msg = (
+                f"--engine must name what serves these rows, got {engine.name!r}: codes compare directions, and the "
+                "lengths of rows differ too much for this metric; leave it out, or use --metric cosine."
+            )
+            raise ValueError(msg)
+        if others := sorted(set(_measure.widths(plans)) - set(starts)):
+            shown = ", ".join(map(str, others))
+            notes.append(f"{engine.name}: left out {shown} columns; it starts at {_measure.BINARY_WIDTHS}.")
+    return notes
 
 
 def _measure_all(
@@ -291,6 +322,8 @@ def _calibrated(
     if funnel == Funnel((corpus.dim,)):
         return None, [f"calibrated: left out, it is the exact search: {funnel}; {funnel.certificate}."]
     notes = [f"calibrated: {funnel}; {funnel.certificate}."]
+    if others := [engine.name for engine in options.engine if not engine.takes([Plan("calibrated", funnel)])]:
+        notes.append(f"It was not measured on {', '.join(others)}, where it cannot start.")
     if any(engine.index for engine in options.engine):
         notes.append("The promise is about the exact engine: an index misses rows of its own.")
     return funnel, notes
