@@ -611,16 +611,21 @@ def test_the_first_stage_is_part_of_the_recommendation(rng: np.random.Generator)
     assert (stage.code, stage.candidates) == ("bits", 100)
     assert stage.kept >= 0.95
     assert stage.bytes == 8 * -(-stage.dim // 64)
-    assert f"Cheapest first stage: {stage.dim} columns in one bit each" in report.recommendation
-    assert f'Corpus(rows, search_dims=({stage.dim},), code="bits").' in report.recommendation
+    assert f"The cheapest first stage of a search is {stage.dim} columns in one bit each" in report.recommendation
+    plan = f'search_dims=({stage.dim},), code="bits") with funnel=Funnel(({stage.dim}, 64), (100,), code="bits").'
+    assert report.recommendation.endswith(f"Corpus(rows, {plan}")
     assert json.loads(report.to_json())["first_stage"] == stage._asdict()
     assert "the rotation" not in report.recommendation
     gained = tuple(each._replace(gain=0.1, gain_low=0.1) for each in report.rows)
-    assert "in one bit each without the rotation, " in replace(report, rows=gained).recommendation
+    instead = f" writes one. Or, without a rotation: the cheapest first stage of a search is {stage.dim} columns in one"
+    assert instead in replace(report, rows=gained).recommendation
     floats = report.first_stage._replace(code="float", rotated=True, bytes=4 * stage.dim)
     text = replace(report, rows=gained, first_stage=floats).recommendation
-    assert f"{stage.dim} columns in float32 after the rotation, {4 * stage.dim} bytes a row" in text
-    assert f"Corpus(rows, search_dims=({stage.dim},))." in text
+    then = f" writes one. Then, of rotated rows, the cheapest first stage of a search is {stage.dim} columns in float32"
+    assert f"{then}, {4 * stage.dim} bytes a row" in text
+    assert text.endswith(
+        f"Corpus(rotation.apply(rows), search_dims=({stage.dim},)) with funnel=Funnel(({stage.dim}, 64), (100,))."
+    )
 
 
 @pytest.mark.parametrize("gain", [0.0, 0.06])

@@ -97,8 +97,14 @@ def test_a_folder_of_other_things_is_refused_before_any_work(
     ("arguments", "message"),
     [
         ("rows.npy -o out --rotation out", "`--rotation` must be another folder than `-o`, got 'out' for both"),
-        ("few.npy --rotation turn", "`embeddings` must have at least as many rows as columns, 32, got 31"),
-        ("whole.npy --rotation turn", "`embeddings` must hold floating-point numbers, got dtype int8"),
+        (
+            "few.npy --rotation turn",
+            "--rotation must get rows that it can be fitted on, or be left out: `embeddings` must have at least as",
+        ),
+        (
+            "whole.npy --rotation turn",
+            "or be left out: `embeddings` must hold floating-point numbers, got dtype int8",
+        ),
     ],
 )
 def test_no_rotation_is_written_of_rows_that_have_none(
@@ -172,7 +178,8 @@ def save_bad_files() -> None:
         ("rows.npy --labels fractions.npy", "`labels` must hold integer class ids, got dtype float64"),
         ("rows.npy --labels absent.npy", "`--labels` must be a file to read, got 'absent.npy'"),
         ("rows.npy --dims 64", "`dims` must lie within [1, 32]"),
-        ("rows.npy --k 0", "`k` must be an integer >= 1"),
+        ("rows.npy --k 0", "`--k` must be an integer in [1, 2047], got 0"),
+        ("rows.npy --k 2048", "`--k` must be an integer in [1, 2047], got 2048"),
     ],
 )
 @pytest.mark.usefixtures("rows")

@@ -7,10 +7,15 @@ import os
 from pathlib import Path
 from typing import Any
 
-from matryoshka import _files, _folders
+import numpy as np
+
+from matryoshka import _checks, _files, _folders
 from matryoshka._commands._options import folder, publish, require_plots, widths
 from matryoshka.audit import audit
 from matryoshka.rotation import Rotation
+
+MOST_ROWS = 4096
+"""Rows that are audited; of more a sample."""
 
 
 def add(commands: Any) -> None:
@@ -44,15 +49,25 @@ def run(options: argparse.Namespace) -> None:
     """Audit, print the result, and then write it, and a rotation."""
     require_plots(options.output, "-o")
     _check_apart(options.output, options.rotation)
+    k = _checks.integer(options.k, "--k", minimum=1, maximum=(MOST_ROWS - 1) // 2)
     embeddings = _files.load_array(options.embeddings, "EMB.npy", mmap=True)
     labels = None if options.labels is None else _files.load_array(options.labels, "--labels")
-    rotation = None if options.rotation is None else Rotation.fit(embeddings)
-    report = audit(embeddings, labels=labels, dims=options.dims, k=options.k, seed=options.seed)
+    rotation = None if options.rotation is None else _fitted(embeddings)
+    report = audit(embeddings, labels=labels, dims=options.dims, k=k, max_rows=MOST_ROWS, seed=options.seed)
     publish(report, "audit", options.output, dpi=150)
     if rotation is not None:
         rotation.save(options.rotation)
         where = os.fspath(options.rotation)
         print(f"wrote {where}: Rotation.load({where!r}).apply(rows) turns rows and queries, before they are cut")
+
+
+def _fitted(embeddings: np.ndarray) -> Rotation:
+    """Fit a rotation before the audit, so that what cannot be done is known before any work."""
+    try:
+        return Rotation.fit(embeddings)
+    except (TypeError, ValueError) as error:
+        msg = f"--rotation must get rows that it can be fitted on, or be left out: {error}"
+        raise ValueError(msg) from error
 
 
 def _check_apart(output: Path | None, rotation: Path | None) -> None:

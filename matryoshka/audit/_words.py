@@ -52,7 +52,7 @@ def _shows_less_than_half(share: float) -> bool:
 def recommendation(
     rows: Sequence[AuditRow], k: int, n_fitted: int, n_rotated: int, first_stage: FirstStage | None
 ) -> str:
-    """Tell what to do, in one sentence, and in another what a search best starts with."""
+    """Tell what to do, in one sentence, and in another what a search best starts with, there or instead."""
     *cut, full = rows
     passing = next((row for row in cut if row.passes), None)
     helped = [row for row in cut if row.rotation_helps]
@@ -71,16 +71,19 @@ def recommendation(
     else:
         needed = max(2 * full.dim, 4 * k + 2)
         advice = f"{cutting}; whether a rotation would help takes {needed:,} rows of different directions to tell."
-    return advice if first_stage is None else f"{advice} {_start(first_stage, rotates=bool(helped))}"
+    return advice if first_stage is None else f"{advice} {_start(first_stage, full.dim, rotates=bool(helped))}"
 
 
-def _start(stage: FirstStage, *, rotates: bool) -> str:
+def _start(stage: FirstStage, dim: int, *, rotates: bool) -> str:
+    """Name the cheapest first stage, and the corpus and the funnel that start with it."""
     form, code = ("in one bit each", ', code="bits"') if stage.code == "bits" else ("in float32", "")
-    turned = (" after the rotation" if stage.rotated else " without the rotation") if rotates else ""
+    lead = ("Then, of rotated rows, the" if stage.rotated else "Or, without a rotation: the") if rotates else "The"
+    rows = "rotation.apply(rows)" if stage.rotated else "rows"
     return (
-        f"Cheapest first stage: {stage.dim:,} columns {form}{turned}, {stage.bytes:,} bytes a row, whose best "
-        f"{stage.candidates:,} rows hold {percent(stage.kept)} of the neighbours: "
-        f"Corpus(rows, search_dims=({stage.dim},){code})."
+        f"{lead} cheapest first stage of a search is {stage.dim:,} columns {form}, {stage.bytes:,} bytes a row, whose "
+        f"best {stage.candidates:,} rows hold {percent(stage.kept)} of the neighbours: "
+        f"Corpus({rows}, search_dims=({stage.dim},){code}) with "
+        f"funnel=Funnel(({stage.dim}, {dim}), ({stage.candidates},){code})."
     )
 
 
