@@ -128,14 +128,19 @@ class FaissCorpus:
         Raises
         ------
         ValueError
-            faiss does not know the text or a parameter, or the text does not fit the number of columns.
+            faiss does not know the text or a parameter, or the text does not fit the number of columns, which is a
+            multiple of 8 for a binary index.
         """
         dim = _checks.integer(dim, "dim", minimum=1, maximum=_WIDEST)
         metric = _checks.choice(metric, "metric", _METRICS)
         text = _checks.text(text, "text")
-        rule = f"`index` must be a factory string of faiss for {dim} columns, such as 'HNSW32', got {text!r}"
-        with _explained(rule):
-            binary = text.startswith("B")  # no other text does
+        binary = text.startswith("B")  # no other text does
+        if binary and dim % 8:
+            remedy = f"choose {dim - dim % 8}" if dim > 8 else "choose 8 or more, or an index of numbers"
+            msg = f"`dim` must be a multiple of 8 for a binary index such as {text!r}, got {dim}; {remedy}."
+            raise ValueError(msg)
+        like = "'BFlat'" if binary else "'HNSW32'"
+        with _explained(f"`index` must be a factory string of faiss for {dim} columns, such as {like}, got {text!r}"):
             index = (
                 faiss.index_binary_factory(dim, text) if binary else faiss.index_factory(dim, text, _METRICS[metric][0])
             )

@@ -62,7 +62,9 @@ class Rotation:
     The directions are the eigenvectors of the second moment X^T X of the rows *as they are*: not centred, since to
     subtract a mean would change inner products. Where rows lie around a mean far from the origin, as those of many text
     encoders do, the first direction is close to that mean. Each eigenvector has its largest entry (in absolute
-    value, the first of equals) positive, which makes the result the same on every run.
+    value, the first of equals) positive, so that runs agree within rounding, which depends on the number of threads.
+    Directions of equal or nearly equal energy, and those of none, are arbitrary among themselves: any orthogonal ones
+    that span the same columns sort as well, and another run may find others.
 
     A rotation compares by value. `matrix` and `energy` are float64 NumPy arrays that cannot be written to.
 
@@ -98,8 +100,8 @@ class Rotation:
                 "np.linalg.qr, or fit a rotation to the rows."
             )
             raise ValueError(msg)
-        if not (shares.min() >= 0 and np.all(shares[1:] <= shares[:-1]) and abs(shares.sum() - 1) < _TOLERANCE):
-            msg = "`energy` must not be negative, never grow and sum to 1, got other numbers; sort and divide them."
+        if (got := _fault(shares)) is not None:
+            msg = f"`energy` must not be negative, never grow and sum to 1, got {got}; sort and divide them."
             raise ValueError(msg)
         self._hold(directions, shares)
 
@@ -313,6 +315,17 @@ def _host(array: Array, name: str, n_axes: int, axes: str) -> np.ndarray:
         msg = f"`{name}` must be finite, got NaN or infinity; pass what a fit has found."
         raise ValueError(msg)
     return host
+
+
+def _fault(shares: np.ndarray) -> str | None:
+    """Say why numbers are no sorted shares of a whole, None for those that are."""
+    if (negative := int((shares < 0).sum())) > 0:
+        return f"{negative} of {len(shares)} numbers below 0"
+    if (grows := shares[1:] > shares[:-1]).any():
+        i = int(grows.argmax())
+        return f"entry {i + 1} larger than entry {i}"
+    total = float(shares.sum())
+    return None if abs(total - 1) < _TOLERANCE else f"a sum of {total:.7g}"
 
 
 def _blocks(embeddings: Array, chosen: np.ndarray | None, xp: Namespace) -> Iterator[tuple[np.ndarray, np.ndarray]]:

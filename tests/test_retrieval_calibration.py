@@ -13,7 +13,7 @@ import pytest
 from conftest import load
 
 from matryoshka import Corpus, Funnel, Searchable
-from matryoshka.retrieval import FunnelPoint, _calibration, _candidates, _clock
+from matryoshka.retrieval import FunnelPoint, RecallCertificate, _calibration, _candidates, _clock
 
 
 def nested(rng: np.random.Generator, n: int, dim: int = 32) -> np.ndarray:
@@ -89,6 +89,16 @@ def test_too_few_queries_give_the_exact_search(rng: np.random.Generator) -> None
     assert str(plan.certificate).endswith(
         "over 30 queries (30 others chose the candidates): only the exact search could be certified (the safest "
         "funnel: recall 1.0000; a perfect one takes 238 tested queries, 476 with those that choose)"
+    )
+
+
+@pytest.mark.parametrize(("recall", "helps"), [(0.9, "more queries, or a lower recall,"), (0.98, "a lower recall")])
+def test_a_failed_test_says_what_might_pass(recall: float, helps: str) -> None:
+    fields = {"dims": (32,), "keep": (), "k": 5, "n_rows": 400, "metric": "cosine", "n_choice_queries": 300}
+    fields |= {"recall": recall, "delta": 0.1, "n_queries": 300, "queries_needed": 238}
+    certificate = RecallCertificate(**fields, p_values=(0.2,), recalls=(0.95,), chosen=None)
+    assert str(certificate).endswith(
+        f"only the exact search could be certified (the safest funnel: recall 0.9500; {helps} might certify one)"
     )
 
 
@@ -235,7 +245,7 @@ def test_what_an_index_misses_counts_against_the_promise(rng: np.random.Generato
         ({"queries": np.ones((9, 31))}, ValueError, "`queries` must have shape"),
         ({"cost": "clock"}, ValueError, "`cost` must be one of 'time', 'multiply_adds', got 'clock'"),
         ({"batch_size": 0}, ValueError, "`batch_size` must be an integer >= 1, got 0"),
-        ({"progress": 3}, TypeError, "`progress` must be"),
+        ({"progress": 3}, TypeError, "`progress` must be callable, got int 3; pass a function of two integers"),
         ({"corpus": np.ones((40, 32))}, TypeError, "`corpus` must be a Corpus, got ndarray"),
     ],
 )
@@ -350,11 +360,10 @@ class TestTime:
     def test_nothing_beats_the_exact_search(self, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(_clock.Clock, "_time", lambda *_: 1e-6)
         corpus = Corpus(nested(rng, 500))
-        plan = Funnel.calibrate(corpus, nested(rng, 100), 5, recall=0.9, batch_size=64)
-        assert plan == Funnel((32,))
-        assert str(plan.certificate).endswith(
-            ": no funnel beats the exact search here by the clock, 64 queries at once"
-        )
+        for size, asked in ((64, "64 queries at once"), (1, "one query at a time")):
+            plan = Funnel.calibrate(corpus, nested(rng, 100), 5, recall=0.9, batch_size=size)
+            assert plan == Funnel((32,))
+            assert str(plan.certificate).endswith(f": no funnel beats the exact search here by the clock, {asked}")
         assert Funnel.pareto(corpus, nested(rng, 100), 5) == [FunnelPoint(Funnel((32,)), 1.0, 16_000, 1e-6)]
 
     def test_whole_funnels_are_the_sum_of_their_parts(self, rng: np.random.Generator) -> None:

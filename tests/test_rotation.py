@@ -282,9 +282,13 @@ def test_bad_options_are_refused(rows: np.ndarray) -> None:
         (np.eye(3) * 1e200, np.full(3, 1 / 3), "`matrix` must be orthogonal"),
         (np.eye(3) * np.nan, np.full(3, 1 / 3), "`matrix` must be finite"),
         (np.eye(3), np.full(2, 1 / 2), r"`energy` must have shape \(dim,\) = \(3,\), got \(2,\)"),
-        (np.eye(3), np.array([0.2, 0.5, 0.3]), "`energy` must not be negative, never grow and sum to 1"),
-        (np.eye(3), np.array([0.8, 0.4, -0.2]), "`energy` must not be negative"),
-        (np.eye(3), np.array([0.5, 0.3, 0.1]), "`energy` must not be negative"),
+        (
+            np.eye(3),
+            np.array([0.3, 0.2, 0.5]),
+            "`energy` must not be negative, never grow and sum to 1, got entry 2 larger than entry 1; sort and",
+        ),
+        (np.eye(3), np.array([0.8, 0.4, -0.2]), "got 1 of 3 numbers below 0; sort and divide them"),
+        (np.eye(3), np.array([0.5, 0.3, 0.1]), "got a sum of 0.9; sort and divide them"),
     ],
 )
 def test_a_matrix_that_is_no_rotation_is_refused(matrix: np.ndarray, energy: np.ndarray, message: str) -> None:

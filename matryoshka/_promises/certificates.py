@@ -277,13 +277,15 @@ class RecallCertificate(_Tested):
             passed = f"p = {self.p_values[self.chosen]:.3g}, recall {self.recalls[self.chosen]:.4f}"
             return f"{passed}, {len(self.p_values)} funnels tested"
         if not self.p_values:
-            by = "multiply-adds" if self.batch_size is None else f"the clock, {self.batch_size} queries at once"
+            asked = "one query at a time" if self.batch_size == 1 else f"{self.batch_size} queries at once"
+            by = "multiply-adds" if self.batch_size is None else f"the clock, {asked}"
             return f"no funnel beats the exact search here by {by}"
         outcome = f"only the exact search could be certified (the safest funnel: recall {self.recalls[0]:.4f}"
         if self.n_queries < self.queries_needed:
             both = f"{2 * self.queries_needed} with those that choose"
-            outcome += f"; a perfect one takes {self.queries_needed} tested queries, {both}"
-        return f"{outcome})"
+            return f"{outcome}; a perfect one takes {self.queries_needed} tested queries, {both})"
+        helps = "more queries, or a lower recall," if self.recalls[0] > self.recall else "a lower recall"
+        return f"{outcome}; {helps} might certify one)"
 
 
 COSTS = ("time", "multiply_adds")

@@ -82,8 +82,12 @@ class Question:
             )
             raise ValueError(msg)
         batch_size = _checks.integer(batch_size, "batch_size", minimum=1)
-        if progress is not None:
-            _checks.function(progress, "progress")
+        if progress is not None and not callable(progress):
+            msg = (
+                f"`progress` must be callable, got {_checks.describe(progress)}; pass a function of two integers: how "
+                "many steps are done, and of how many."
+            )
+            raise TypeError(msg)
         question = cls(corpus, k, widths, min(longest, len(corpus)), cost, batch_size, progress)
         if len(widths) > 1 and not question.starts:
             msg = (

@@ -252,8 +252,12 @@ def test_what_bits_do_not_serve_takes_no_binary_index(rows: np.ndarray) -> None:
     strict = load("array_api_strict")
     with pytest.raises(ValueError, match=message):
         FaissCorpus(Corpus(strict.asarray(rows)), faiss.IndexBinaryFlat(8))
-    with pytest.raises(ValueError, match="`index` must be a factory string of faiss for 12 columns, .* got 'BFlat'"):
-        FaissCorpus(Corpus(rows), "BFlat", dim=12)
+    rule = "`dim` must be a multiple of 8 for a binary index such as 'BFlat', got"
+    for dim, remedy in ((20, "choose 16"), (7, "choose 8 or more, or an index of numbers")):
+        with pytest.raises(ValueError, match=f"{rule} {dim}; {remedy}"):
+            FaissCorpus(Corpus(rows), "BFlat", dim=dim)
+    with pytest.raises(ValueError, match="of faiss for 16 columns, such as 'BFlat', got 'BFoo'"):
+        FaissCorpus(Corpus(rows), "BFoo", dim=16)
     with pytest.raises(ValueError, match="`parameters` must be empty for a binary index, got 'nprobe=3'; set it in"):
         FaissCorpus(Corpus(rows), "BIVF8", dim=8, parameters="nprobe=3")
     with pytest.raises(ValueError, match="`index` must be empty or hold the 400 rows of the corpus, got 1 rows"):
