@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 
 from matryoshka._array import row_blocks
-from matryoshka._threads import each
+from matryoshka._threads import each, n_threads
 from matryoshka.retrieval import _sampling
 from matryoshka.retrieval._prefix import Prefix
 
@@ -34,7 +34,7 @@ _READ = 1 << 22
 _SERIAL_PRODUCT = 1 << 18
 """Multiply-adds up to which OpenBLAS computes a product in the calling thread, so that our threads run beside it."""
 
-_SERIAL_VECTOR, _VECTOR_ROWS = 9 << 10, 128
+_SERIAL_VECTOR, _VECTOR_ROWS = 9 << 10, 256
 """The same for a matrix times a vector, and the rows from which on a longer matrix gets slower."""
 
 _LONG = 256
@@ -232,7 +232,7 @@ def _multiply(rows: np.ndarray, queries: np.ndarray, out: np.ndarray) -> None:
     piece = _piece(n_queries, dim)
     if n_queries == 1 and dim >= _LONG:
         np.vecdot(rows, queries[0], out=out[0])
-    elif not piece:
+    elif not piece or (n_threads() == 1 and rows.size <= _READ):
         np.matmul(queries, rows.T, out=out)
     else:
         whole = n // piece * piece
