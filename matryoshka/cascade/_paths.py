@@ -28,7 +28,7 @@ _SUREST = 1e-6
 _TAPER = 0.75
 _N_STEPS = 320
 _N_PRICES = 40
-_APPROACH = np.geomspace(1e-3, 1.0, 24)
+_N_APPROACH = 60
 _BETWEEN = 12
 _SWEEPS = 4
 
@@ -55,10 +55,18 @@ def tapered(dims: Sequence[int]) -> list[Policy]:
     """
     if len(dims) < 2:
         return []
-    taper = (np.asarray(dims[:-1]) / dims[0]) ** -_TAPER
-    widest = 2.0 * np.arctanh(1.0 - _SUREST)
-    leads = np.geomspace(widest / taper[-1], 1e-3, _N_STEPS)[:, None] * taper
-    return [*map(tuple, np.tanh(leads / 2.0).tolist()), (0.0,) * len(taper)]
+    nothing = (0.0,) * (len(dims) - 1)
+    return [*_above(nothing, dims, 1e-3, _N_STEPS), nothing]
+
+
+def _above(policy: Policy, widths: Sequence[float], closest: float, count: int) -> list[Policy]:
+    """Return policies that ask for more lead than this one, from just below 1 everywhere down to `closest` above it."""
+    taper = (np.asarray(widths[:-1]) / widths[0]) ** -_TAPER
+    with np.errstate(divide="ignore"):
+        leads = 2.0 * np.arctanh(policy)  # infinite at a threshold of 1, which stays
+        first = 2.0 * np.arctanh(1.0 - _SUREST) / taper[-1]
+    raised = leads + np.geomspace(first, closest, count)[:, None] * taper
+    return [tuple(thresholds) for thresholds in np.maximum(np.tanh(raised / 2.0), policy).tolist()]
 
 
 def fitted(confidences: np.ndarray, failures: np.ndarray, prices: Prices) -> list[Policy]:
@@ -77,9 +85,11 @@ def fitted(confidences: np.ndarray, failures: np.ndarray, prices: Prices) -> lis
     -----
     For each weight, from "one failure outweighs all savings" to "the first step outweighs a failure", thresholds
     minimise failures + weight * cost, one threshold at a time with the others held (at most four sweeps, starting from
-    the previous weight); each step is exact. Then the path is made to fall, begun close to the full width, and filled
-    in between by interpolation, so that a test that walks down it can stop anywhere. Where asking costs a fee, a
-    prefix is asked once that pays, and policies that cost these rows more than one before them are left out.
+    the previous weight); each step is exact. Then the path is made to fall, and filled in between by interpolation, so
+    that a test that walks down it can stop anywhere. The first of these policies has no failure on the rows that chose
+    it, and may have too many on others: the path comes down to it as a tapered path does, costs standing for widths.
+    Where asking costs a fee, a prefix is asked once that pays, and policies that cost these rows more than one before
+    them are left out.
     """
     n_thresholds = len(prices.exits) - 1
     if not n_thresholds:
@@ -91,7 +101,7 @@ def fitted(confidences: np.ndarray, failures: np.ndarray, prices: Prices) -> lis
     for weight in np.geomspace(1e-4, 1.0 / step, _N_PRICES):
         corner = tuple(map(min, corner, _descend(confidences, order, failures, prices, weight, corner)))
         corners.append(corner)
-    path = [tuple(1.0 - (1.0 - t) * float(part) for t in corners[0]) for part in _APPROACH]
+    path = [*_above(corners[0], prices.exits, 0.02, _N_APPROACH), corners[0]]
     for before, after in itertools.pairwise(corners):
         parts = [part / _BETWEEN for part in range(1, _BETWEEN + 1)]
         path += [tuple(a + (b - a) * part for a, b in zip(before, after, strict=True)) for part in parts]
