@@ -80,6 +80,8 @@ def test_the_search_is_that_of_float64(
         agree(corpus.search(queries, 9, funnel=plan), retrieval_funnel(queries, rows, 9, plan.dims, plan.keep, metric))
     agree(corpus.search(queries, 9, dim=5), retrieval_funnel(queries, rows, 9, (5,), (), metric))
     agree(corpus.search(queries, 9), retrieval_funnel(queries, rows, 9, (24,), (), metric))
+    if metric != "ip":
+        assert corpus.search(rows[[30]], 1)[1].tolist() == [[30]]  # and not 40, which is equal
     scores, ids = corpus.search(rows[[30]], 4)
     if metric == "cosine":
         assert ids[0, :3].tolist() == [30, 40, 41]
