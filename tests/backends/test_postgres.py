@@ -116,6 +116,19 @@ def test_an_index_is_asked_for_the_whole_list_and_settings_stay(
     assert settings == ["70", "off", "on"]
 
 
+def test_a_longer_look_into_an_index_stays(database: Any, rng: np.random.Generator, queries: np.ndarray) -> None:
+    rows = rng.normal(size=(1500, 24)).astype(np.float32)
+    exact = PgvectorCorpus.create(database, "items", rows, search_dims=(6,)).search(queries, 5, dim=6)[1]
+    database.execute(
+        "CREATE INDEX ON items USING hnsw (embedding_6 vector_cosine_ops) WITH (m = 2, ef_construction = 4)"
+    )
+    corpus, shares = PgvectorCorpus(database, "items", search_dims=(6,)), []
+    for ef_search in (1, 1000):
+        database.execute("SELECT set_config('hnsw.ef_search', %s, false)", [str(ef_search)])
+        shares.append(metrics.overlap_at_k(corpus.search(queries, 5, funnel=Funnel((6,)))[1], exact, 5))
+    assert shares[0] < shares[1]
+
+
 def test_an_index_is_used_for_nothing_exact(database: Any, rows: np.ndarray, queries: np.ndarray) -> None:
     PgvectorCorpus.create(database, "items", rows)
     database.execute("CREATE INDEX ON items USING hnsw (embedding vector_cosine_ops) WITH (m = 2, ef_construction = 4)")
@@ -160,6 +173,8 @@ def test_a_table_of_ones_own(database: Any, rows: np.ndarray, queries: np.ndarra
     scores, ids = retrieval_funnel(queries, left, 9, PLAN.dims, PLAN.keep, "cosine")
     agree(corpus.search(queries, 9, funnel=PLAN), (scores, 1000 + 10 * np.where(ids >= 3, ids + 1, ids)))
     assert len(corpus) == 299
+    assert corpus.search(queries, 300)[1].min(axis=1).tolist() == [-1] * 7
+    assert corpus.search(queries, 299)[1].min() == 1000
     assert corpus.rerank(queries, np.full((7, 1), 1030), 1, dim=6)[1].tolist() == [[-1]] * 7
     with pytest.raises(ValueError, match=r"`search_dims` must have HNSW .*none at 6; run (CREATE INDEX .*)") as raised:
         PgvectorCorpus(database, "q", search_dims=(6,), id=key, embedding=vector)
@@ -289,7 +304,7 @@ def test_a_connection_string_that_cannot_be_read(text: str) -> None:
     with pytest.raises(ValueError, match="`connection` must be as .*, got what cannot be read") as raised:
         PgvectorCorpus(text, "items")
     assert "s3cret" not in str(raised.value)
-    assert raised.value.__cause__ is None
+    assert raised.value.__suppress_context__  # where psycopg shows parts of the string
 
 
 def test_a_lost_connection(server: str, database: Any, rows: np.ndarray) -> None:
