@@ -104,12 +104,13 @@ class World:
             stage[confidence[i] > cascade.thresholds[i]] = i
         answer = answers[stage, np.arange(len(labels))]
         wrong = answer != labels
+        asked = np.where(np.append(cascade.thresholds, 0.0) < 1.0, DIMS, 0)  # at a threshold of 1 no row can exit
         return {
             "gap": float(np.mean(wrong & (answers[-1] == labels))),
             "error": float(np.mean(wrong)),
             "disagreement": float(np.mean(answer != answers[-1])),
             "expected_dim": float(np.mean(np.asarray(DIMS)[stage])),
-            "cumulative_dim": float(np.mean(np.cumsum(DIMS)[stage])),
+            "cumulative_dim": float(np.mean((np.cumsum(asked) - asked + DIMS)[stage])),
         }
 
 
