@@ -334,6 +334,18 @@ def test_batches_of_any_size_follow_each_other(
             writable.assert_close(found, wanted[start:stop], atol=0)
 
 
+@both_heads
+def test_memory_of_inference_mode_serves_outside_it_too(rng: np.random.Generator, tied: bool) -> None:
+    torch = load("torch")
+    embeddings, heads, _ = problem(rng, tied=tied, bias=True)
+    rows, pairs = torch.asarray(embeddings), [tuple(map(torch.asarray, pair)) for pair in heads]
+    answer = Cascade(DIMS, (0.6, 0.6, 0.6)).classifier(pairs[0] if tied else pairs)
+    with torch.inference_mode():
+        inside = answer(rows)
+    for found, expected in zip(answer(rows), inside, strict=True):
+        assert torch.equal(found, expected)
+
+
 def test_a_classifier_may_be_called_from_several_threads(rng: np.random.Generator) -> None:
     embeddings, heads, _ = problem(rng, tied=True, bias=True)
     answer = Cascade(DIMS, (0.5, 0.6, 0.7)).classifier(heads[0])

@@ -298,14 +298,20 @@ class _Blocks:
         """Return an array for the logits of some rows, of which it is unknown what they hold."""
         found = self.memory.get(name)
         if found is None or found.shape[0] < n_rows:
-            shape, dtype = (n_rows, self.stages.n_classes), self.stages.dtype
-            if self.stages.place == "host":  # NumPy asks the system for large pages
-                found = self.xp.from_numpy(np.empty(shape, str(dtype).rpartition(".")[2]))
-            else:
-                found = empty(shape, like=self.embeddings, dtype=dtype, xp=self.xp)
+            found = self._fresh((n_rows, self.stages.n_classes))
             if n_rows * self.stages.n_classes <= _LARGEST_SPACE:
                 self.memory[name] = found
         return found
+
+    def _fresh(self, shape: tuple[int, int]) -> Array:
+        """Return memory for logits that later calls can write to."""
+        if self.stages.place == "numpy":
+            return np.empty(shape, self.stages.dtype)
+        dtype, xp = self.stages.dtype, self.xp
+        with xp.inference_mode(mode=False):  # a tensor that is made in this mode is not to be written to outside it
+            if self.stages.place == "host":  # NumPy asks the system for large pages
+                return xp.from_numpy(np.empty(shape, str(dtype).rpartition(".")[2]))
+            return empty(shape, like=self.embeddings, dtype=dtype, xp=xp)
 
     def of(self, stage: Stage, rows: Array) -> Iterator[tuple[Array, Array]]:
         """Yield the rows in blocks, each with its logits; rows must be those that were kept, if any were."""
