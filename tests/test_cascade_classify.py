@@ -346,6 +346,15 @@ def test_memory_of_inference_mode_serves_outside_it_too(rng: np.random.Generator
         assert torch.equal(found, expected)
 
 
+@both_heads
+def test_only_a_tied_head_keeps_logits_from_width_to_width(rng: np.random.Generator, tied: bool) -> None:
+    embeddings, heads, _ = problem(rng, tied=tied, bias=True)
+    answer = Cascade(DIMS, (0.5, 0.6, 0.7)).classifier(heads[0] if tied else heads)
+    answer(embeddings)
+    (memory,) = answer._spare
+    assert memory["sums"].shape[0] == (90 if tied else 0)
+
+
 def test_a_classifier_may_be_called_from_several_threads(rng: np.random.Generator) -> None:
     embeddings, heads, _ = problem(rng, tied=True, bias=True)
     answer = Cascade(DIMS, (0.5, 0.6, 0.7)).classifier(heads[0])

@@ -292,7 +292,8 @@ class _Blocks:
         n_rows = int(embeddings.shape[0])
         widest = min(n_rows, max(map(self._block_rows, stages.stages)))
         self.logits, self.scratch = (self._space(name, widest) for name in ("logits", "scratch"))
-        self.sums, self.n_kept = self._space("sums", n_rows), 0
+        tied = any(stage.columns.start for stage in stages.stages)
+        self.sums, self.n_kept = self._space("sums", n_rows if tied else 0), 0
 
     def _space(self, name: str, n_rows: int) -> Array:
         """Return an array for the logits of some rows, of which it is unknown what they hold."""
