@@ -208,6 +208,17 @@ def test_only_what_a_promise_needs_has_to_be_given() -> None:
         monitor.failures(answers, full / 1.0)
 
 
+@pytest.mark.parametrize("promise", PROMISES)
+def test_rows_without_a_label_are_refused_where_labels_count(library: Library, promise: str) -> None:
+    answers, full, labels = map(library.array, np.array([[0, 1, 2, 1], [0, 2, 2, 1], [0, -1, 2, -1]]))
+    monitor = CascadeMonitor(promise=promise, bound=0.2, delta=0.05, cascade=7)
+    if promise == "max_disagreement":
+        assert library.to_numpy(monitor.failures(answers, full, labels)).tolist() == [False, True, False, False]
+        return
+    with pytest.raises(ValueError, match="`labels` must be known for every row, got 2 of 4 below 0; leave these rows"):
+        monitor.failures(answers, full, labels)
+
+
 @pytest.mark.parametrize(
     ("bad", "error", "message"),
     [

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from matryoshka import _checks
-from matryoshka._array import namespace, to_numpy
+from matryoshka._array import count_true, namespace, to_numpy
 from matryoshka._promises import sequential
 from matryoshka._promises.certificates import Certificate
 from matryoshka._typing import Array
@@ -171,7 +171,8 @@ class CascadeMonitor(JsonValue):
         full_answers : array (n,), integer, optional
             The full width's answers; not needed for `max_error`.
         labels : array (n,), integer, optional
-            The true classes; not needed for `max_disagreement`.
+            The true classes; not needed for `max_disagreement`. Rows without one are to be left out, as blindly as the
+            sample was drawn: -1 is an error.
 
         Returns
         -------
@@ -195,6 +196,12 @@ class CascadeMonitor(JsonValue):
             _checks.labels(array, name, tuple(answers.shape), xp)
         if self.promise == "max_disagreement":
             return answers != full_answers
+        if count := count_true(labels < 0, xp):  # type: ignore[operator]
+            msg = (
+                f"`labels` must be known for every row, got {count} of {answers.shape[0]} below 0; "
+                "leave these rows out."
+            )
+            raise ValueError(msg)
         wrong = answers != labels
         return wrong if self.promise == "max_error" else wrong & (full_answers == labels)
 
