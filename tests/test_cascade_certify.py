@@ -346,6 +346,16 @@ def test_temperatures_are_fitted_on_the_rows_that_fit_the_path() -> None:
     assert Cascade.certify(probabilities, changed, nesting=DIMS, temperature=True).temperatures != cascade.temperatures
 
 
+@pytest.mark.filterwarnings("error")
+def test_one_row_fits_no_temperature() -> None:
+    """It may be all that there is of a group."""
+    probabilities, labels = population(2500, 10)
+    groups = np.arange(2500) // 2499
+    many, one = Cascade.certify(probabilities, labels, nesting=DIMS, temperature=True, groups=groups).values()
+    assert many.temperatures is not None
+    assert (one.temperatures, set(one.thresholds)) == (None, {1.0})
+
+
 def test_a_certificate_holds_for_its_own_cascade_only() -> None:
     probabilities, labels = population(500, 11)
     cascade = Cascade.certify(probabilities, labels, nesting=DIMS)
@@ -449,6 +459,13 @@ class TestWithoutLabels:
         assert Cascade.from_json(cascade.to_json()) == cascade
         assert Cascade.certify(library.array(probabilities), library.array(labels), **options) == cascade
         assert cascade.evaluate(probabilities, labels).gap <= 0.03
+
+    def test_labels_that_some_rows_lack_change_nothing(self) -> None:
+        """Not even which rows test: that those with a label are drawn blindly is no matter here."""
+        probabilities, labels = population(6000, 6)
+        labels[3000:] = -1
+        options: dict[str, Any] = {"nesting": DIMS, "max_disagreement": 0.02}
+        assert Cascade.certify(probabilities, labels, **options) == Cascade.certify(probabilities, **options)
 
     def test_ties_go_to_the_lower_class(self, library: Library) -> None:
         short, full = np.tile([0.5, 0.5, 0.0], (300, 1)), np.tile([0.25, 0.5, 0.25], (300, 1))

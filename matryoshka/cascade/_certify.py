@@ -177,9 +177,9 @@ def certify(
     `of` says in an error whose rows these are.
     """
     path = promise.choose_path(search.path, len(rows), temperature=search.temperature)
-    known = outputs.known[rows]
+    known = outputs.known[rows] & (promise.max_gap is not None)  # only there does it matter which rows have a label
     fit_rows, tested_rows = split(known, promise.n_fit(path, known), search.seed)
-    temperatures = outputs.fit_temperatures(rows[fit_rows]) if search.temperature else None
+    temperatures = outputs.fit_temperatures(rows[fit_rows]) if search.temperature and len(fit_rows) else None
     scored = outputs.score(search.confidence, temperatures, rows)
     fit, tested = scored.take(fit_rows), scored.take(tested_rows)
     full_width: Policy = (FULL_WIDTH,) * (len(search.dims) - 1)
