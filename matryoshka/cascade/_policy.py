@@ -255,8 +255,8 @@ class Cascade(JsonValue):
             The policies tested. "shared": one threshold for all prefixes; "tapered": thresholds that fall as prefixes
             widen, in a proportion fixed beforehand; both are tested on all rows. "fitted": thresholds (and
             temperatures) that a random half of the rows chose, tested on the other half; for a gap those without a
-            label fit first, and all of them fit where the others are many. "auto" takes the fitted path with many rows, 2,000
-            and ten times the rows needed (2,300 at 0.01 and 0.1), or if `temperature` asks, else the tapered one.
+            label fit first, and all of them fit where the others are many. "auto" takes the fitted path with many rows,
+            2,000 and ten times the rows needed (2,300 at 0.01 and 0.1), or if `temperature` asks, else the tapered one.
         cost : {"expected_dim", "cumulative_dim"}, default "expected_dim"
             What a fitted path keeps low: the cost of a tied head (MRL-E), or of separate heads (MRL).
         confidence : str, default "margin"
