@@ -414,7 +414,10 @@ def test_labels_out_of_range_are_refused_everywhere(library: Library, rng: np.ra
     for outside in (-1, N_CLASSES):
         wrong = labels.copy()
         wrong[3] = outside
-        with pytest.raises(ValueError, match=r"`labels` must lie within \[0, 6\), got 1 outside it, such as [^,]*\.$"):
+        rule = (
+            r"`labels` must lie within \[0, 6\), got 1 outside it, such as [^,]*, and leave out rows without a label\.$"
+        )
+        with pytest.raises(ValueError, match=rule):
             Cascade(DIMS, (0.5, 0.5, 0.5)).evaluate(library.array(probabilities), library.array(wrong))
 
 

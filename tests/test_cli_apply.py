@@ -55,6 +55,15 @@ def test_the_table_is_printed_and_the_answers_written(
     assert capsys.readouterr().out == out[: out.index("wrote")]
 
 
+def test_rows_without_a_label_are_answered_but_not_judged(cascade: Cascade, capsys: Capture) -> None:
+    known = np.arange(300) % 3 == 0
+    np.save("few.npy", np.where(known, np.load("y.npy"), -1))
+    assert main(["apply", "c.json", "p.npy", "few.npy", "-o", "new"]) == 0
+    judged = cascade.evaluate(np.load("p.npy")[:, known], np.load("y.npy")[known])
+    assert f"\n\n{judged}\n" in capsys.readouterr().out
+    np.testing.assert_array_equal(np.load("new/answers.npy"), cascade.predict(np.load("p.npy"))[0])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -64,6 +73,7 @@ def test_the_table_is_printed_and_the_answers_written(
         ("c.json two.npy", "two.npy must hold a prefix for each of the 3 widths, got 2"),
         ("c.json y.npy", "`probabilities` must have shape (prefixes, rows, classes)"),
         ("c.json z.npy", "`probabilities[0]` (the prefix of width 4) must hold probabilities"),
+        ("c.json p.npy unknown.npy", "LABELS.npy must hold a label for some row that judges, got -1 for all 300; name"),
         ("c.json p.npy short.npy", "`labels` must have one class id per row"),
         ("c.json empty.npy", "`probabilities` must have at least one row"),
     ],
@@ -72,6 +82,7 @@ def test_the_table_is_printed_and_the_answers_written(
 def test_nothing_is_written_when_something_is_wrong(capsys: Capture, arguments: str, message: str) -> None:
     np.save("two.npy", np.load("p.npy")[:2])
     np.save("short.npy", np.load("y.npy")[:5])
+    np.save("unknown.npy", np.full(300, -1))
     np.save("empty.npy", np.load("p.npy")[:, :0])
     assert_refused(f"apply {arguments} -o new", message, capsys)
 

@@ -50,7 +50,15 @@ class Rows(NamedTuple):
     def labelled(self) -> Rows:
         """Leave out rows whose label is -1, unknown: they may fit a cascade, and cannot judge one."""
         known = None if self.labels is None else self.labels != -1
-        return self if known is None or known.all() else self._take(np.flatnonzero(known))
+        if known is None or known.all():
+            return self
+        if not known.any():
+            msg = (
+                f"LABELS.npy must hold a label for some row that judges, got -1 for all {len(self)}; "
+                "name labelled rows, or leave it out."
+            )
+            raise ValueError(msg)
+        return self._take(np.flatnonzero(known))
 
     def _take(self, rows: np.ndarray) -> Rows:
         return Rows(self.probabilities[:, rows], None if self.labels is None else self.labels[rows])

@@ -25,7 +25,7 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("cascade", metavar="CASCADE.json", help="the cascade")
     parser.add_argument("probabilities", metavar="PROBS.npy", help="array (prefixes, rows, classes), narrowest first")
-    parser.add_argument("labels", nargs="?", metavar="LABELS.npy", help="array (rows,) of class ids")
+    parser.add_argument("labels", nargs="?", metavar="LABELS.npy", help="array (rows,) of class ids, -1 for none")
     parser.add_argument("--logits", action="store_true", help="PROBS.npy holds logits")
     parser.add_argument(
         "-o", "--output", type=folder, metavar="DIR", help="write answers.npy and exit_dims.npy to this folder"
@@ -38,7 +38,7 @@ def run(options: argparse.Namespace) -> None:
     cascade = Cascade.load(options.cascade)
     rows = _rows.load(options.probabilities, options.labels, cascade.dims)
     rows.doing("measuring on")
-    evaluation = cascade.evaluate(*rows.arrays, from_logits=options.logits)
+    evaluation = cascade.evaluate(*rows.labelled().arrays, from_logits=options.logits)
     print(f"Cascade of {options.cascade} (confidence {cascade.confidence}).\n\n{evaluation}")
     if cascade.certificate is not None:
         print("", *textwrap.wrap(f"certificate: {cascade.certificate}.", 100), sep="\n")

@@ -27,7 +27,12 @@ def add(commands: Any) -> None:
         "how good the answers are there and what it costs, with 95 % intervals (Wilson), on rows that chose nothing.",
     )
     parser.add_argument("probabilities", metavar="PROBS.npy", help="array (prefixes, rows, classes), narrowest first")
-    parser.add_argument("labels", nargs="?", metavar="LABELS.npy", help="array (rows,) of class ids")
+    parser.add_argument(
+        "labels",
+        nargs="?",
+        metavar="LABELS.npy",
+        help="array (rows,) of class ids; with a bound on the gap, -1 for none",
+    )
     parser.add_argument("--dims", type=widths, metavar="8,16,...", help="widths of the prefixes, which no file tells")
     parser.add_argument("--logits", action="store_true", help="the files hold logits")
     parser.add_argument(

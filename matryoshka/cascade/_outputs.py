@@ -148,7 +148,10 @@ class Outputs:
         """Return for each group, by its id, which rows are in it, after checking the ids (n,)."""
         namespace(("probabilities", self.prefixes[0]), ("groups", groups))
         if not is_integer(groups, self.xp):
-            msg = f"`groups` must hold integer group ids, got dtype {groups.dtype}; number the groups."
+            msg = (
+                f"`groups` must hold integer group ids, got dtype {groups.dtype}; "
+                "number the groups, as np.unique with return_inverse does."
+            )
             raise TypeError(msg)
         _checks.shape(groups, "groups", (self.n_rows,), "(rows,)")
         ids = to_numpy(groups)
@@ -203,11 +206,9 @@ class Labelled(Outputs):
         _checks.not_empty(self.prefixes[0], "probabilities")
         _checks.labels(labels, "labels", (self.n_rows,), self.xp)
         on_host = to_numpy(labels)
-        if partly:
-            hint = f", and {UNKNOWN} stands for a row without a label"
-            _checks.label_values(on_host, "labels", self.n_classes, ignore_index=UNKNOWN, hint=hint)
-        else:
-            _checks.label_values(on_host, "labels", self.n_classes)
+        ignored = UNKNOWN if partly else None
+        hint = f"{UNKNOWN} stands for a row without a label" if partly else "leave out rows without a label"
+        _checks.label_values(on_host, "labels", self.n_classes, ignore_index=ignored, hint=f", and {hint}")
         self.known = on_host != UNKNOWN
         self.labels = labels if self.known.all() else self._filled(labels)
 
