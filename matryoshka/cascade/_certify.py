@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import NamedTuple, Required, TypedDict
 
@@ -123,13 +124,10 @@ class Promise(NamedTuple):
         `delta` is dealt out evenly (Bonferroni) among those groups that have rows enough to pass at their share: their
         number says nothing about the rows, and a group that cannot pass can claim nothing false.
         """
-
-        def can_pass(n: int, share: Promise) -> bool:
-            fits = share.choose_path(search.path, n, temperature=search.temperature) == "fitted"
-            return (n - n // 2 if fits else n) >= share.rows_needed
-
-        shares = [self._replace(delta=self.delta / parts) for parts in range(1, len(sizes) + 1)]
-        return next(s for parts, s in enumerate(shares, 1) if sum(can_pass(n, s) for n in sizes) <= parts)
+        halved = search.path == "fitted" or search.temperature  # where "auto" halves them, half is more than enough
+        tested = sorted(n - n // 2 if halved else n for n in sizes)
+        shares = (self._replace(delta=self.delta / parts) for parts in range(1, len(sizes) + 1))
+        return next(s for parts, s in enumerate(shares, 1) if len(tested) - bisect_left(tested, s.rows_needed) <= parts)
 
 
 class Search(NamedTuple):

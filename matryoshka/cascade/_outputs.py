@@ -155,7 +155,9 @@ class Outputs:
             raise TypeError(msg)
         _checks.shape(groups, "groups", (self.n_rows,), "(rows,)")
         ids = to_numpy(groups)
-        return {int(group): np.flatnonzero(ids == group) for group in np.unique(ids)}
+        order = np.argsort(ids, kind="stable")
+        found, starts = np.unique(ids[order], return_index=True)
+        return dict(zip(found.tolist(), np.split(order, starts[1:]), strict=True))
 
     def check_calibration(self) -> None:
         """Refuse rows that can calibrate nothing, and warn of too few."""
@@ -191,8 +193,8 @@ class Outputs:
             rows = None
         confidences = [to_numpy(self._confidences(i, measure, temperatures, rows)) for i in range(len(self.dims))]
         kept = np.s_[:] if rows is None else rows
-        agrees = np.asarray(self.host_answers == self.host_answers[-1])
-        return Scored(np.stack(confidences), self.correct[:, kept], agrees[:, kept], self.n_classes)
+        answers = self.host_answers[:, kept]
+        return Scored(np.stack(confidences), self.correct[:, kept], answers == answers[-1], self.n_classes)
 
 
 class Labelled(Outputs):
