@@ -255,8 +255,10 @@ def test_the_record_holds_every_method_at_every_width(record: dict[str, Any]) ->
     assert [(found["network"], found["calibration"]) for found in record["cascades"]] == [
         ("MRL", "published"),
         ("MRL", "certified"),
+        ("MRL", "without labels"),
         ("MRL-E", "published"),
         ("MRL-E", "certified"),
+        ("MRL-E", "without labels"),
     ]
     assert [point["cap"] for point in record["cascades"][0]["curve"]] == [4, 8]
     full = tables.full_width(record["plans"]["large"])

@@ -84,7 +84,7 @@ def cascade(record: Record) -> bytes:
         name = f"{found['network']} cascade ({found['calibration']})"
         if found["calibration"] == "published":
             low.append(_line(axes, found["network"], name, used, reached))
-        else:
+        elif found["calibration"] == "certified":  # the one without labels lies so near that neither could be read
             line = _line(axes, found["network"], name, used, reached, filled=False)
             high.append(replace(line, point=max(zip(used, reached, strict=True), key=lambda point: point[1])))
     _label(axes, low, beside=(-9, 0), grow=-1)
