@@ -120,28 +120,47 @@ def test_a_prefix_that_holds_everything(rng: np.random.Generator, passes: list[i
     assert not sum(passes)
 
 
-def test_rows_without_an_order_are_left_to_the_full_pass_for_ever_longer(
-    rng: np.random.Generator, passes: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tries: list[int] = []
+@pytest.fixture
+def tries(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Note for how many queries bounds were tried."""
+    noted: list[int] = []
     pruned = _bounds.Bounds._pruned
-    monkeypatch.setattr(_bounds.Bounds, "_pruned", lambda *args: tries.append(search) or pruned(*args))
-    rows, queries = rng.normal(size=(900, DIM)), rng.normal(size=(30, DIM))
+
+    def noting(bounds: _bounds.Bounds, queries: np.ndarray, k: int) -> list[np.ndarray | None]:
+        noted.append(len(queries))
+        return pruned(bounds, queries, k)
+
+    monkeypatch.setattr(_bounds.Bounds, "_pruned", noting)
+    return noted
+
+
+def test_rows_without_an_order_are_left_to_the_full_pass(
+    rng: np.random.Generator, passes: list[int], tries: list[int]
+) -> None:
+    rows, queries = rng.normal(size=(900, DIM)), rng.normal(size=(130, DIM))
     corpus, plain = Corpus(rows, search_dims=(SHORT,)), Corpus(rows)
-    for search in range(30):
-        query = queries[search : search + 1]
-        np.testing.assert_array_equal(corpus.search(query, 5)[1], plain.search(query, 5)[1])
-    assert tries == [0, 1, 4, 11, 26]  # with 0, 2, 6 and 14 searches between them
-    assert sum(passes) == 2 * 30
+    for query in queries:
+        np.testing.assert_array_equal(corpus.search(query[None], 5)[1], plain.search(query[None], 5)[1])
+    assert len(tries) == 7  # two at first, and then one in every 23: 64 times twice 7 of 40 columns
+    assert sum(passes) == 2 * 130
 
 
-def test_threads_that_count_down_at_once_do_not_end_bounds(rng: np.random.Generator, passes: list[int]) -> None:
+def test_a_batch_that_is_not_pruned_costs_a_full_pass(rng: np.random.Generator, tries: list[int]) -> None:
+    corpus = Corpus(rng.normal(size=(900, DIM)), search_dims=(SHORT,))
+    for _ in range(66):
+        corpus.search(rng.normal(size=(20, DIM)), 5)
+    assert sum(tries) == 2 * 20  # the first, and after 64 others
+
+
+def test_what_is_pruned_pays_for_what_is_not(rng: np.random.Generator, tries: list[int]) -> None:
     corpus = Corpus(falling(rng, 900), search_dims=(SHORT,))
-    corpus.search(falling(rng, 1), 5)
-    passes.clear()
-    corpus._bounds[SHORT]._to_wait = -1
-    corpus.search(falling(rng, 1), 5)
-    assert not sum(passes)
+    lost = rng.normal(size=(1, DIM)) * np.where(np.arange(DIM) < SHORT, 1e-3, 3)
+    for search in range(40):
+        corpus.search(falling(rng, 1) if search % 3 else lost, 5)
+    assert len(tries) == 40
+    for _ in range(40):
+        corpus.search(lost, 5)
+    assert 40 < len(tries) < 50  # what was saved long ago pays for few
 
 
 @pytest.mark.parametrize("metric", METRICS)

@@ -28,7 +28,8 @@ _GATHERED, _MOST_GATHERED, _OF_FILE = 1 << 10, 5 << 10, 16
 """How many numbers of a pass take the time of a row that is read on: for one query, which waits for the memory, for
 many, which share it, and how many times as many in a file."""
 
-_LONGEST_WAIT = 1 << 10
+_SPENT_ON_TRIES = 1 / 64
+"""Share of the time of full passes that is spent on trying bounds where they have cost more than they saved."""
 
 
 def leading(rows: Rows, dims: Iterable[int]) -> int | None:
@@ -66,7 +67,7 @@ class Bounds:
         factor = np.sqrt(inner) * self._unit if cosine else None
         self._leading = replace(prefix, factor=factor, offset=-whole if l2 else None)
         self._twice = 2 if l2 else 1
-        self._to_wait = self._misses = 0
+        self._saved = 0.5  # for the first query or two
 
     @property
     def nbytes(self) -> int:
@@ -79,19 +80,21 @@ class Bounds:
 
         The rule: to read a row on takes as long as a pass takes for a thousand numbers, among many queries for five
         thousand, and sixteen times that in a file. A query for which that is more than half of the pass is left to the
-        pass. Where those are more than an eighth of a search twice in a row, bounds are not tried in the next two
-        searches, then six, and so on up to a thousand.
+        pass. An account is kept in full passes: a query that was pruned has saved a quarter of one at least, one that
+        was not has cost twice the share of the prefix, among many a whole one, since a pass for few of them takes
+        nearly as long as for all. While it is overdrawn, bounds are tried as often as a 64th of the time allows.
         """
         if not len(queries):
             return {}
-        if self._to_wait > 0:  # less than 0 where two threads have counted down from 1
-            self._to_wait -= 1
+        if self._saved < 0:
+            self._saved += _SPENT_ON_TRIES
             return {}
         parts = row_blocks(len(queries), max(1, _NUMBERS // len(self.rest)))
         found = enumerate(ids for part in parts for ids in self._pruned(queries[part], k))
         pruned = {query: ids for query, ids in found if ids is not None}
-        self._misses = self._misses + 1 if 8 * len(pruned) < 7 * len(queries) else 0
-        self._to_wait = min(max(0, (1 << self._misses) - 2), _LONGEST_WAIT)
+        failed = 1 - len(pruned) / len(queries)
+        cost = 2 * self.prefix.dim / self.rows.shape[1] if len(queries) == 1 else 1
+        self._saved = min(1.0, self._saved + (1 - failed) / 4 - failed * cost)
         return pruned
 
     def _pruned(self, queries: np.ndarray, k: int) -> list[np.ndarray | None]:
