@@ -219,10 +219,11 @@ def ladder(source: Source) -> Case:
         "matryoshka, exact by bounds of 64": Way(ours.by_bounds(64)),
         "matryoshka, funnel": staged(Funnel.halving(source.dim, smallest=SHORT)),
     }
+    full, pruned_too, funnel = ways
     wanted = [
-        Wanted("matryoshka, funnel", than, *asked, faster=True)
-        for than in list(ways)[:2]
-        for asked in ((25.0, 40.0, 1), (15.0, 30.0, 64))
+        Wanted(funnel, full, 25.0, 40.0, 1, faster=True),
+        Wanted(funnel, full, 15.0, 30.0, 64, faster=True),
+        *(Wanted(funnel, pruned_too, batch=batch, faster=True) for batch in (1, 64)),
     ]
     return Case("ladder", f"Ladder: {source}, best {K}", source, ways, wanted=tuple(wanted))
 
