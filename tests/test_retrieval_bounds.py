@@ -152,6 +152,14 @@ def test_a_batch_that_is_not_pruned_costs_a_full_pass(rng: np.random.Generator, 
     assert sum(tries) == 2 * 20  # the first, and after 64 others
 
 
+def test_batches_do_not_speak_for_single_queries(rng: np.random.Generator, tries: list[int]) -> None:
+    corpus = Corpus(rng.normal(size=(900, DIM)), search_dims=(SHORT,))
+    for _ in range(3):
+        corpus.search(rng.normal(size=(20, DIM)), 5)
+    corpus.search(rng.normal(size=(1, DIM)), 5)
+    assert tries[-1] == 1
+
+
 def test_what_is_pruned_pays_for_what_is_not(rng: np.random.Generator, tries: list[int]) -> None:
     corpus = Corpus(falling(rng, 900), search_dims=(SHORT,))
     lost = rng.normal(size=(1, DIM)) * np.where(np.arange(DIM) < SHORT, 1e-3, 3)

@@ -67,7 +67,7 @@ class Bounds:
         factor = np.sqrt(inner) * self._unit if cosine else None
         self._leading = replace(prefix, factor=factor, offset=-whole if l2 else None)
         self._twice = 2 if l2 else 1
-        self._saved = 0.5  # for the first query or two
+        self._saved = {True: 0.5, False: 0.5}  # of single queries and of many; for the first or two
 
     @property
     def nbytes(self) -> int:
@@ -80,21 +80,23 @@ class Bounds:
 
         The rule: to read a row on takes as long as a pass takes for a thousand numbers, among many queries for five
         thousand, and sixteen times that in a file. A query for which that is more than half of the pass is left to the
-        pass. An account is kept in full passes: a query that was pruned has saved a quarter of one at least, one that
-        was not has cost twice the share of the prefix, among many a whole one, since a pass for few of them takes
-        nearly as long as for all. While it is overdrawn, bounds are tried as often as a 64th of the time allows.
+        pass. An account is kept in full passes, one of single queries and one of many: a query that was pruned has
+        saved a quarter of one at least, one that was not has cost twice the share of the prefix, among many a whole
+        one, since a pass for few of them takes nearly as long as for all. While it is overdrawn, bounds are tried as
+        often as a 64th of the time allows.
         """
         if not len(queries):
             return {}
-        if self._saved < 0:
-            self._saved += _SPENT_ON_TRIES
+        single = len(queries) == 1
+        if self._saved[single] < 0:
+            self._saved[single] += _SPENT_ON_TRIES
             return {}
         parts = row_blocks(len(queries), max(1, _NUMBERS // len(self.rest)))
         found = enumerate(ids for part in parts for ids in self._pruned(queries[part], k))
         pruned = {query: ids for query, ids in found if ids is not None}
         failed = 1 - len(pruned) / len(queries)
-        cost = 2 * self.prefix.dim / self.rows.shape[1] if len(queries) == 1 else 1
-        self._saved = min(1.0, self._saved + (1 - failed) / 4 - failed * cost)
+        cost = 2 * self.prefix.dim / self.rows.shape[1] if single else 1
+        self._saved[single] = min(1.0, self._saved[single] + (1 - failed) / 4 - failed * cost)
         return pruned
 
     def _pruned(self, queries: np.ndarray, k: int) -> list[np.ndarray | None]:
