@@ -183,7 +183,7 @@ def form(prefix: Prefix, queries: np.ndarray, k: int) -> Formed:
 
     def write(block: slice) -> None:
         out = scores[:, block]
-        _multiply(prefix.rows.read(block, dim), queries, out)
+        _multiply(prefix.rows.read(block, dim), queries, out, at_once=n_threads() == 1 and step >= n)
         if prefix.factor is not None:
             out *= prefix.factor[block]
         if prefix.offset is not None:
@@ -223,7 +223,7 @@ def _group(n: int, k: int) -> int:
     return 1 if n <= _SORTED else max(1, min(_LARGEST_GROUP, n // (4 * k)))
 
 
-def _multiply(rows: np.ndarray, queries: np.ndarray, out: np.ndarray) -> None:
+def _multiply(rows: np.ndarray, queries: np.ndarray, out: np.ndarray, *, at_once: bool) -> None:
     """Write the products (n_queries, n) of queries and rows, in the calling thread where they are `_serial`.
 
     OpenBLAS waits for its other threads, on a busy machine many times as long as all these products take.
@@ -232,7 +232,7 @@ def _multiply(rows: np.ndarray, queries: np.ndarray, out: np.ndarray) -> None:
     piece = _piece(n_queries, dim)
     if n_queries == 1 and dim >= _LONG:
         np.vecdot(rows, queries[0], out=out[0])
-    elif not piece or (n_threads() == 1 and rows.size <= _READ):
+    elif at_once or not piece:
         np.matmul(queries, rows.T, out=out)
     else:
         whole = n // piece * piece
