@@ -29,6 +29,9 @@ LARGEST_RESULT = 2**31
 CODES = ("float", "bits")
 """How a first stage may store and compare prefixes: as the numbers they are, or one bit a column."""
 
+FEWEST_BITS = 64
+"""Width from which on a first stage is tried in bits, a word of them: fewer tell too few rows apart."""
+
 
 def describe(value: object) -> str:
     """Say of what kind a value is, and, where it is one number or a short text, what it is."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from matryoshka import costs, metrics
+from matryoshka import _checks, costs, metrics
 from matryoshka._array import row_blocks
 from matryoshka.retrieval import Corpus, Funnel, Searchable
 from matryoshka.rotation import Rotation
@@ -29,10 +29,7 @@ SECONDS = 0.5
 """Time for each plan and batch size, as long as there are `ROUNDS`, fewest and most."""
 ROUNDS = 7, 100
 
-FEWEST_BITS = 64
-"""Width from which on a first stage is tried in bits: fewer tell too few rows apart."""
-
-BINARY_WIDTHS = f"a multiple of 8 from {FEWEST_BITS} on"
+BINARY_WIDTHS = f"a multiple of 8 from {_checks.FEWEST_BITS} on"
 """What starts on a binary index, which fills whole bytes."""
 
 _BLOCK_NUMBERS = 1 << 22
@@ -186,7 +183,7 @@ class Task:
 
 
 def _holds_bits(dim: int) -> bool:
-    return dim >= FEWEST_BITS and dim % 8 == 0
+    return dim >= _checks.FEWEST_BITS and dim % 8 == 0
 
 
 def rotate(rotation: Rotation, rows: np.ndarray) -> np.ndarray:
@@ -207,7 +204,7 @@ def plans(dim: int, dims: Sequence[int], k: int, *, coded: bool) -> list[Plan]:
             found.append(Plan("prefix", Funnel((width,))))
             found.append(Plan("adaptive", Funnel((width, dim), (keep,))))
             found += [Plan("funnel", halving)] * (len(halving.dims) > 2)
-        if coded and width >= FEWEST_BITS:
+        if coded and width >= _checks.FEWEST_BITS:
             found.append(Plan("bits", Funnel((width, dim), (keep,), code="bits")))
     return found
 

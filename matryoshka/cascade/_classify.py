@@ -24,7 +24,7 @@ from matryoshka._array import (
 )
 from matryoshka._typing import Array, Head, Namespace, NestedHead
 from matryoshka.cascade._confidence import MEASURES, mass_of_logits
-from matryoshka.cascade._paths import FULL_WIDTH
+from matryoshka.cascade._evaluation import is_asked
 
 _BLOCK_ENTRIES = 2**20
 _ROWS_PER_COLUMN = 4
@@ -88,7 +88,7 @@ class Stages(NamedTuple):
         tied = isinstance(heads, list | tuple) and len(heads) == 2 and is_array(heads[0])
         pairs, xp = _checked([heads] if tied else heads, dims, tied=tied)
         last = len(thresholds)
-        visited = [i for i in range(last) if thresholds[i] < FULL_WIDTH] + [last]
+        visited = [i for i in range(last) if is_asked(thresholds[i])] + [last]
         starts = [0, *(dims[i] if tied else 0 for i in visited)]
         dtype = accumulator_dtype(pairs[0][0], xp)
         limits = [*(_rounded(t, dtype, xp) for t in thresholds), math.nan]

@@ -123,7 +123,7 @@ class CascadeEvaluation:
         goods = self.prefix_accuracy or [1.0 - share for share in self.prefix_disagreement]
         for i, (dim, share, there) in enumerate(zip(self.dims, self.exit_shares, self.exit_accuracy, strict=True)):
             threshold = f"{self.thresholds[i]:.4f}" if i < len(self.thresholds) else "-"
-            exiting = f"{share:.1%}" if i == len(self.thresholds) or _is_asked(self.thresholds[i]) else "passed over"
+            exiting = f"{share:.1%}" if i == len(self.thresholds) or is_asked(self.thresholds[i]) else "passed over"
             among = "-" if there is None else _rate(there, round(share * self.n_rows))
             cells.append([str(dim), threshold, exiting, among, _rate(goods[i], self.n_rows)])
         if self.prefix_accuracy is None:
@@ -178,7 +178,7 @@ def _held_against(speedup: float) -> str:
     return f"{speedup:.1f} x less than" if speedup > 1.0 else f"{1.0 / speedup:.1f} x more than"
 
 
-def _is_asked(threshold: float) -> bool:
+def is_asked(threshold: float) -> bool:
     """Tell whether any row can exit at a threshold: no confidence exceeds 1."""
     return threshold < 1.0
 
@@ -226,7 +226,7 @@ def _total(counts: Sequence[int], costs: Sequence[float]) -> float:
 
 def _on_the_way(exits: Sequence[float], fees: Sequence[float], thresholds: Sequence[float]) -> list[float]:
     """Return what an exit at each prefix costs, with the fees of those before it that are asked and not passed over."""
-    asked = [fee if _is_asked(threshold) else 0 for fee, threshold in zip(fees, thresholds, strict=False)]
+    asked = [fee if is_asked(threshold) else 0 for fee, threshold in zip(fees, thresholds, strict=False)]
     return [exit_at + sum(asked[:i]) for i, exit_at in enumerate(exits)]
 
 

@@ -82,32 +82,31 @@ class Arguments:
         return self._own(queries)
 
     @cached_property
+    def _sizes(self) -> tuple[float, float]:
+        """Sizes of the largest number of a query between which products with rows neither vanish nor overflow."""
+        least, most = product_range(self.rows.dtype, self.rows.xp)
+        longest, root = self.rows.longest, math.sqrt(self.rows.shape[1])  # a query is at most `root` times as long
+        if self.metric == "l2":
+            return 0.0, max(0.0, (math.sqrt(most) - longest) / root)
+        return least / longest, most / max(longest, 1.0) / root
+
+    @cached_property
     def _lengths_that_fit(self) -> tuple[float, float]:
         """Squared lengths of queries within which every check of their numbers passes."""
-        least, most = product_range(self.rows.dtype, np)
-        longest, root = self.rows.longest, math.sqrt(self.rows.shape[1])
-        if self.metric == "cosine" or longest == 0:
+        _, most = product_range(self.rows.dtype, np)
+        if self.metric == "cosine" or self.rows.longest == 0:
             return 0.0, most
-        if self.metric == "l2":
-            shortest, greatest = -1.0, max(0.0, (math.sqrt(most) - longest) / root)
-        else:
-            shortest, greatest = least / longest * root, most / max(longest, 1.0) / root
-        return math.copysign(shortest * shortest, shortest), min(most, greatest * greatest)
+        smallest, largest = self._sizes
+        return smallest * smallest * self.rows.shape[1], min(most, largest * largest)
 
     def _check_products(self, queries: Array) -> None:
         """Check that products of queries and rows are numbers of their dtype: they neither overflow nor vanish."""
         xp, longest = self.rows.xp, self.rows.longest
         if longest == 0:
             return
-        least, most = product_range(self.rows.dtype, xp)
-        largest, root = (
-            xp.max(xp.abs(queries), axis=-1),
-            math.sqrt(self.rows.shape[1]),
-        )  # a query is at most `root` as long
-        if self.metric == "l2":
-            bad = largest > (math.sqrt(most) - longest) / root
-        else:
-            bad = (largest > most / max(longest, 1.0) / root) | ((largest > 0) & (largest < least / longest))
+        smallest, greatest = self._sizes
+        largest = xp.max(xp.abs(queries), axis=-1)
+        bad = (largest > greatest) | ((largest > 0) & (largest < smallest))
         if count := count_true(bad, xp):
             msg = (
                 f"`queries` must be as long as products with rows of length {longest:.1g} allow under metric "

@@ -17,7 +17,7 @@ from matryoshka._promises.walk import walk
 from matryoshka._typing import Array
 from matryoshka._values import pareto_front
 from matryoshka.nesting import Nesting
-from matryoshka.retrieval._candidates import FEWEST_BITS, QUERIES, Candidate, Shaping, Space, members
+from matryoshka.retrieval._candidates import QUERIES, Candidate, Shaping, Space, members
 from matryoshka.retrieval._clock import Clock
 from matryoshka.retrieval.corpus import Corpus
 from matryoshka.retrieval.funnel import Funnel, FunnelPoint, Searchable
@@ -105,7 +105,7 @@ class Question:
         allowed, codes, full = _starts(self.corpus), _codes(self.corpus), self.corpus.dim
         dims = [dim for dim in self.dims[::-1] if allowed is None or dim in allowed]
         coded = self.cost == "time" and "bits" in codes
-        bits = [(dim, "bits") for dim in dims if coded and dim >= min(FEWEST_BITS, full)]
+        bits = [(dim, "bits") for dim in dims if coded and dim >= min(_checks.FEWEST_BITS, full)]
         return bits + [(dim, "float") for dim in dims if dim < full and "float" in codes]
 
     def exact(self, queries: Array, least: int) -> np.ndarray:

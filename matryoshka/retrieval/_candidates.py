@@ -20,9 +20,6 @@ QUERIES = 256
 _PILOTS = 64
 """Queries of these that tell how long a list is worth looking at."""
 
-FEWEST_BITS = 64
-"""Columns of a code of one bit each, at least: a word."""
-
 _STEPS = {"float": 4, "bits": 2}
 """How much longer the next list is where one holds too few of the true neighbours. Nobody knows the order within a list
 of codes, so that these steps are those of the lists that are tried."""

@@ -41,7 +41,7 @@ _LONG = 256
 """Columns from which on a matrix times a vector takes as long as that many products of two vectors."""
 
 _AT_ONCE = 3 << 20
-"""Scores that are formed at once, and not more than two times as many numbers are read for them again."""
+"""Scores up to which all are formed at once: of more, blocks that stay in the cache are looked at one by one."""
 
 _PENDING = 1 << 21
 """Candidates that are held before all but the best of them are dropped."""
