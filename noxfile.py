@@ -117,4 +117,11 @@ def soak(session: nox.Session) -> None:
 def demo(session: nox.Session) -> None:
     """Train, decide and retrieve on the digits of scikit-learn; writes report/report.md."""
     install(session, "-e", ".[torch,cli]", group="demo")
+    session.run("python", "-m", "benchmarks.demo", *session.posargs)
+
+
+@nox.session
+def study(session: nox.Session) -> None:
+    """Run the paper's experiments in small, `nox -s study -- --data digits`; finished cells are not run again."""
+    install(session, "-e", ".[torch,faiss,cli]", group="study")
     session.run("python", "-m", "benchmarks.study", *session.posargs)

@@ -1,6 +1,7 @@
-"""The paper's experiments in small: train nested networks, then classify, stop early and search with their prefixes.
+"""The paper's experiments in small, on real data: every claim beside what was seen.
 
-`python -m benchmarks.study` runs it on scikit-learn's digits and writes report/report.md. The modules, in order of use:
-`data` and `networks`; `accuracy`, `cascades` and `retrieval` measure one thing each; `experiment` repeats them over
-seeds and gathers one record; `tables`, `figures` and `report` show it.
+`nox -s study -- --data digits` runs the grid of a data set; docs/study.md shows the stored runs. In order of use:
+`data` reads rows; `selections` and `corruptions` change them; `grid` reads which systems are measured by which tasks
+(grids/*.toml); `cells` runs what is not yet there, one JSON file a cell; `networks` and `systems` train, `outputs` is
+what they give; `tasks` measure one thing each; `page` makes the document.
 """

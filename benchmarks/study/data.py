@@ -37,10 +37,11 @@ MOST_CALIBRATION_ROWS = 10_000  # what the paper holds out
 
 @dataclass(frozen=True)
 class Rows:
-    """Features (n, d) float32 with labels (n,) int64 in 0 … n_classes - 1."""
+    """Features (n, d) float32 with labels (n,) int64 in 0 … n_classes - 1, and the texts (n,) they were made from."""
 
     features: np.ndarray
     labels: np.ndarray
+    texts: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -57,12 +58,21 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A set with its own test rows, or with None, in which case each split cuts some off."""
+    """A set with its own test and calibration rows, or with None, in which case each split cuts some off.
+
+    `shape` is that of an image, of which a row of features is the flat form. `superclasses` holds the superclass of
+    each class.
+    """
 
     name: str
     train: Rows
     test: Rows | None
     n_classes: int
+    calibration: Rows | None = None
+    shape: tuple[int, ...] | None = None
+    class_names: tuple[str, ...] | None = None
+    superclasses: np.ndarray | None = None
+    superclass_names: tuple[str, ...] | None = None
 
     @property
     def n_features(self) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.study.accuracy import METHODS
+from benchmarks.demo.accuracy import METHODS
 from benchmarks.table import lines
 
 Record = dict[str, Any]

@@ -16,8 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FixedLocator, FuncFormatter, LogLocator, NullLocator
 
-from benchmarks.study.tables import faster, full_width
-from benchmarks.study.tables import name as plan_name
+from benchmarks.demo.tables import faster, full_width
+from benchmarks.demo.tables import name as plan_name
 
 Record = dict[str, Any]
 

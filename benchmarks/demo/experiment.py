@@ -17,7 +17,7 @@ import torch
 from threadpoolctl import threadpool_info
 from tqdm import tqdm
 
-from benchmarks.study import accuracy, cascades, retrieval
+from benchmarks.demo import accuracy, cascades, retrieval
 from benchmarks.study.data import Dataset, Split
 from benchmarks.study.networks import Network, Training, reproducible, train
 from matryoshka import Funnel, __version__, audit

@@ -26,8 +26,9 @@ for _needed in ("torch", "sklearn", "matplotlib", "tqdm"):
         pytest.skip(str(_skipped), allow_module_level=True)
 sys.path.append(str(Path(__file__).parents[1]))  # last, so that `matryoshka` stays the installed one
 
-from benchmarks.study import __main__ as command  # noqa: E402
-from benchmarks.study import accuracy, data, experiment, figures, networks, report, retrieval, tables  # noqa: E402
+from benchmarks.demo import __main__ as command  # noqa: E402
+from benchmarks.demo import accuracy, experiment, figures, report, retrieval, tables  # noqa: E402
+from benchmarks.study import data, networks  # noqa: E402
 from matryoshka import Corpus, Funnel  # noqa: E402
 
 SMALL = experiment.Settings(seed=3, runs=2, dims=(2, 4, 8), training=networks.Training(steps=20, epochs=0), large=300)

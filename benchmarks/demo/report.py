@@ -8,8 +8,8 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from benchmarks.study import figures, tables
-from benchmarks.study.retrieval import BATCH, SHORTLIST, K
+from benchmarks.demo import figures, tables
+from benchmarks.demo.retrieval import BATCH, SHORTLIST, K
 from matryoshka import costs
 
 Record = dict[str, Any]

@@ -1,0 +1,21 @@
+"""What the study measures: functions (bench, system, seed, **options of the grid) -> record of numbers, text and lists.
+
+One module a subject; `TASKS` names them for the grids. What a task asks of `bench` is described in `cells.Bench`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from benchmarks.study.tasks import accuracy
+
+TASKS: Mapping[str, Callable[..., dict[str, Any]]] = {
+    "accuracy": accuracy.measure,
+}
+
+TIMED = frozenset[str]()
+"""Tasks whose records hold seconds: run one by one, after all others."""
+
+TRAIN_THEMSELVES: Mapping[str, Iterable[str]] = {}
+"""The systems of tasks that use none of the grid's."""
