@@ -1,6 +1,6 @@
-"""The study: the data it accepts and refuses, that its seeds repeat, and what it writes and prints.
+"""The demo: the data it accepts and refuses, that its seeds repeat, and what it writes and prints.
 
-Networks are trained for a few steps only; how good they become is for the study itself to say.
+Networks are trained for a few steps only; how good they become is for the demo itself to say.
 """
 
 from __future__ import annotations
