@@ -122,7 +122,7 @@ def test_mixtures_lie_between_two_rows_of_their_class() -> None:
 
 
 def test_missing_data_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="`--data` must be digits, an .npz file or a folder that exists"):
+    with pytest.raises(FileNotFoundError, match="`--data` must be digits, fashion-mnist, an .npz file or a folder"):
         data.load(str(tmp_path / "none.npz"))
     with pytest.raises(FileNotFoundError, match="got nothing named train_features, train_labels"):
         data.load(str(tmp_path))

@@ -1,34 +1,59 @@
-"""Rows to study: scikit-learn's digits, or a set of the user's own, cut into training, calibration and test rows.
+"""Rows to study: digits, clothes, questions or a set of the user's own, cut into training, calibration and test rows.
 
 `load` accepts, as text:
 
 - ``digits``: 1,797 grey 8 x 8 images of handwritten digits, embedded in scikit-learn. They have no test rows of their
   own, so every run cuts its own.
+- ``fashion-mnist``: 60,000 + 10,000 grey 28 x 28 images of clothes, which ``keras.datasets`` fetches once.
 - ``FILE.npz``: arrays ``train_features`` (n, …), ``train_labels`` (n,), and with them ``test_features`` and
   ``test_labels``. Without test rows every run cuts its own.
 - a folder with the same names as .npy files: ``train_features.npy`` and so on.
 - a folder with the four idx files of MNIST or Fashion-MNIST, gzipped or not: ``train-images-idx3-ubyte.gz``,
-  ``train-labels-idx1-ubyte.gz``, ``t10k-images-idx3-ubyte.gz``, ``t10k-labels-idx1-ubyte.gz``.
+  ``train-labels-idx1-ubyte.gz``, ``t10k-images-idx3-ubyte.gz``, ``t10k-labels-idx1-ubyte.gz``. One that is called
+  fashion-mnist has its classes named.
+- a folder with the files of CLINC150, 22,500 questions of 150 intents in 10 domains: ``data_full.json``, whose "train",
+  "val" and "test" are lists of [text, intent], and ``domains.json``, the intents of each domain. The features are
+  vectors of a sentence encoder (`texts`), made once; the rows of "val" serve calibration.
 
-Features are numbers of any real dtype and are flattened to one row per item; labels are integers, of any values.
+The name of the set, and so that of its grid, is the name of the file or folder. Features are numbers of any real dtype
+and are flattened to one row per item; labels are integers, of any values. Rows of bytes with two axes are images.
 """
 
 from __future__ import annotations
 
 import gzip
+import json
 import math
+import os
 import zipfile
 import zlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
+from benchmarks.study.texts import encode
+
 ARRAYS = ("train_features", "train_labels", "test_features", "test_labels")
 IDX_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+CLOTHES = {  # in the order of the labels; a dress is worn on the upper body too, so that four superclasses hold all
+    "T-shirt/top": "tops",
+    "Trouser": "bottoms",
+    "Pullover": "tops",
+    "Dress": "tops",
+    "Coat": "tops",
+    "Sandal": "footwear",
+    "Shirt": "tops",
+    "Sneaker": "footwear",
+    "Bag": "bags",
+    "Ankle boot": "footwear",
+}
+QUESTIONS, DOMAINS = "data_full.json", "domains.json"
 FEWEST_PER_CLASS = 10
 TEST_SHARE = 0.25
 CALIBRATION_SHARE = 0.2
@@ -46,6 +71,10 @@ class Rows:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def __getitem__(self, chosen: np.ndarray) -> Rows:
+        """Return some rows, by index or by a mask."""
+        return Rows(self.features[chosen], self.labels[chosen], None if self.texts is None else self.texts[chosen])
+
 
 @dataclass(frozen=True)
 class Split:
@@ -60,8 +89,8 @@ class Split:
 class Dataset:
     """A set with its own test and calibration rows, or with None, in which case each split cuts some off.
 
-    `shape` is that of an image, of which a row of features is the flat form. `superclasses` holds the superclass of
-    each class.
+    `shape` is that of an image, of which a row of features is the flat form. `superclasses` (n_classes,) holds the
+    superclass of each class.
     """
 
     name: str
@@ -76,15 +105,19 @@ class Dataset:
 
     @property
     def n_features(self) -> int:
+        """Width of a row of features."""
         return self.train.features.shape[1]
 
     def split(self, seed: int) -> Split:
         """Cut the rows by `seed`, each class in proportion, and scale them by the training rows' mean and deviation."""
         train, test = (self.train, self.test) if self.test is not None else _cut(self.train, TEST_SHARE, seed)
-        held_out = min(MOST_CALIBRATION_ROWS, max(self.n_classes, round(CALIBRATION_SHARE * len(train))))
-        train, calibration = _cut(train, held_out, seed)
+        calibration = self.calibration
+        if calibration is None:
+            held_out = min(MOST_CALIBRATION_ROWS, max(self.n_classes, round(CALIBRATION_SHARE * len(train))))
+            train, calibration = _cut(train, held_out, seed)
         mean, deviation = float(train.features.mean()), float(train.features.std()) or 1.0
-        return Split(*(Rows((rows.features - mean) / deviation, rows.labels) for rows in (train, calibration, test)))
+        parts = (train, calibration, test)
+        return Split(*(replace(rows, features=(rows.features - mean) / deviation) for rows in parts))
 
 
 def load(source: str) -> Dataset:
@@ -95,17 +128,23 @@ def load(source: str) -> Dataset:
     FileNotFoundError
         There is no such file, or the folder lacks one.
     ValueError
-        What the files hold does not fit.
+        What the files hold does not fit, or a package is missing.
     """
     if source == "digits":
         digits = load_digits()
-        return _dataset("digits", (digits.data, digits.target))
+        return _dataset("digits", (digits.data, digits.target), shape=(8, 8))
+    if source == "fashion-mnist":
+        return _dataset(source, *_from_keras(), shape=(28, 28), **_groups(CLOTHES, CLOTHES.values()))
     path = Path(source)
-    if path.suffix == ".npz" and path.is_file():
-        return _dataset(path.stem, *_pairs(_npz(path)))
-    if path.is_dir():
-        return _dataset(path.resolve().name, *_pairs(_folder(path)))
-    msg = f"`--data` must be digits, an .npz file or a folder that exists, got {source!r}; check the path."
+    if path.exists():
+        with _naming(path):
+            if path.is_dir():
+                return _from_folder(path)
+            if path.suffix == ".npz":
+                return _dataset(path.stem, *_pairs(_npz(path)))
+    msg = (
+        f"`--data` must be digits, fashion-mnist, an .npz file or a folder that exists, got {source!r}; check the path."
+    )
     raise FileNotFoundError(msg)
 
 
@@ -123,7 +162,114 @@ def mixtures(rows: Rows, n: int, seed: int) -> Rows:
 
 def _cut(rows: Rows, size: float, seed: int) -> tuple[Rows, Rows]:
     kept, cut = train_test_split(np.arange(len(rows)), test_size=size, random_state=seed, stratify=rows.labels)
-    return Rows(rows.features[kept], rows.labels[kept]), Rows(rows.features[cut], rows.labels[cut])
+    return rows[kept], rows[cut]
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Let errors that speak of arrays say where these came from."""
+    try:
+        yield
+    except (ValueError, FileNotFoundError) as error:
+        if str(path) in str(error):
+            raise
+        kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+        msg = f"{path}: {error}"
+        raise kind(msg) from error
+
+
+def _from_folder(path: Path) -> Dataset:
+    name = path.resolve().name
+    if (path / QUESTIONS).is_file():
+        return _clinc150(name, path)
+    arrays = _folder(path)
+    images = arrays.get("train_features", np.empty(0))
+    described: dict[str, Any] = {"shape": images.shape[1:]} if images.ndim == 3 and images.dtype == np.uint8 else {}
+    if name == "fashion-mnist" and np.array_equal(np.unique(arrays.get("train_labels", ())), np.arange(len(CLOTHES))):
+        described |= _groups(CLOTHES, CLOTHES.values())
+    return _dataset(name, *_pairs(arrays), **described)
+
+
+def _groups(superclass: dict[str, str], names: Iterable[str]) -> dict[str, Any]:
+    """Name the classes, in the order of their labels, and the superclass of each."""
+    order = tuple(dict.fromkeys(names))
+    labels = np.array([order.index(name) for name in superclass.values()])
+    return {"class_names": tuple(superclass), "superclasses": labels, "superclass_names": order}
+
+
+def _from_keras() -> list[tuple[np.ndarray, np.ndarray]]:
+    os.environ.setdefault("KERAS_BACKEND", "torch")  # which the study has anyway
+    try:
+        from keras.datasets import fashion_mnist
+
+        pairs = fashion_mnist.load_data()
+    except ImportError as error:
+        msg = f"`--data fashion-mnist` needs Keras ({error}); `pip install keras`, or give a folder with the idx files."
+        raise ValueError(msg) from error
+    except Exception as error:  # Keras raises nothing more special where it cannot fetch
+        msg = f"`--data fashion-mnist` was not fetched ({error}); go online once, or give a folder with the idx files."
+        raise OSError(msg) from error
+    return list(pairs)
+
+
+def _clinc150(name: str, folder: Path) -> Dataset:
+    domains = _json(folder / DOMAINS, "{domain: [intent, …], …}", _are_lists_of_text)
+    of_intent = {intent: domain for domain, intents in domains.items() for intent in intents}
+    questions = _json(folder / QUESTIONS, '{"train": [[text, intent], …], "val": …, "test": …}', _are_questions)
+    asked = {part: np.array(questions[part]) for part in ("train", "val", "test")}
+    unknown = sorted({str(intent) for rows in asked.values() for intent in rows[:, 1]} - set(of_intent))
+    if unknown:
+        msg = f"{folder / DOMAINS} must name the domain of every intent, got none for {unknown[:3]}; add them."
+        raise ValueError(msg)
+    intents = {str(intent): of_intent[str(intent)] for intent in np.unique(asked["train"][:, 1])}
+    names = np.array(list(intents))
+    features = np.split(
+        encode(np.concatenate([rows[:, 0] for rows in asked.values()])),
+        np.cumsum([len(rows) for rows in asked.values()])[:-1],
+    )
+    labels = [_labels_of(rows[:, 1], names, folder / QUESTIONS) for rows in asked.values()]
+    train, calibration, test = zip(features, labels, strict=True)
+    dataset = _dataset(name, train, test, calibration, **_groups(intents, domains))
+    texts = dict(zip(("train", "calibration", "test"), (rows[:, 0] for rows in asked.values()), strict=True))
+    return replace(dataset, **{part: replace(getattr(dataset, part), texts=texts[part]) for part in texts})
+
+
+def _labels_of(intents: np.ndarray, names: np.ndarray, file: Path) -> np.ndarray:
+    unknown = sorted(set(intents.tolist()) - set(names.tolist()))
+    if unknown:
+        msg = f"{file} must have training questions of every intent, got none of {unknown[:3]}; drop these intents."
+        raise ValueError(msg)
+    return np.searchsorted(names, intents)
+
+
+def _json(file: Path, form: str, fits: Callable[[Any], bool]) -> Any:
+    if not file.is_file():
+        msg = f"{file} must exist beside the others of its data set, got no such file; add it."
+        raise FileNotFoundError(msg)
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        msg = f"{file} must be JSON, got something else ({error}); fetch it again."
+        raise ValueError(msg) from error
+    if not fits(content):
+        msg = f"{file} must hold {form}, got something else; fetch it again."
+        raise ValueError(msg)
+    return content
+
+
+def _are_lists_of_text(content: Any) -> bool:
+    return isinstance(content, dict) and all(map(_is_text_list, content.values()))
+
+
+def _is_text_list(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
+
+
+def _are_questions(content: Any) -> bool:
+    parts = [content.get(part) for part in ("train", "val", "test")] if isinstance(content, dict) else [None]
+    return all(
+        isinstance(rows, list) and rows and all(_is_text_list(row) and len(row) == 2 for row in rows) for rows in parts
+    )
 
 
 def _npz(path: Path) -> dict[str, np.ndarray]:
@@ -190,7 +336,11 @@ def _pairs(arrays: dict[str, np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]
 
 
 def _dataset(
-    name: str, train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray] | None = None
+    name: str,
+    train: tuple[np.ndarray, np.ndarray],
+    test: tuple[np.ndarray, np.ndarray] | None = None,
+    calibration: tuple[np.ndarray, np.ndarray] | None = None,
+    **described: Any,
 ) -> Dataset:
     classes, counts = np.unique(_labels(*train, "train"), return_counts=True)
     if len(classes) < 2 or counts.min() < FEWEST_PER_CLASS:
@@ -199,15 +349,19 @@ def _dataset(
             f"{len(classes)} classes, the rarest with {counts.min() if len(counts) else 0}; drop rare classes."
         )
         raise ValueError(msg)
-    rows = [_rows(*train, classes, "train")]
-    if test is not None:
-        _labels(*test, "test")
-        rows.append(_rows(*test, classes, "test"))
-        if rows[0].features.shape[1] != rows[1].features.shape[1]:
-            widths = " and ".join(str(part.features.shape[1]) for part in rows)
-            msg = f"`train_features` and `test_features` must be equally wide, got {widths}; check the files."
+    rows = {"train": _rows(*train, classes, "train")}
+    for part, pair in {"test": test, "calibration": calibration}.items():
+        if pair is None:
+            continue
+        _labels(*pair, part)
+        rows[part] = _rows(*pair, classes, part)
+        if rows["train"].features.shape[1] != rows[part].features.shape[1]:
+            widths = " and ".join(str(rows[one].features.shape[1]) for one in ("train", part))
+            msg = f"`train_features` and `{part}_features` must be equally wide, got {widths}; check the files."
             raise ValueError(msg)
-    return Dataset(name, rows[0], rows[1] if test is not None else None, len(classes))
+    return Dataset(
+        name, rows["train"], rows.get("test"), len(classes), calibration=rows.get("calibration"), **described
+    )
 
 
 def _labels(features: np.ndarray, labels: np.ndarray, part: str) -> np.ndarray:
