@@ -11,13 +11,11 @@ The alternatives all start from FF at the full width, a network trained without 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 
 import numpy as np
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
 
+from benchmarks.study import reductions
 from benchmarks.study.data import Rows, Split
 from benchmarks.study.networks import Network
 from matryoshka import Corpus, Funnel, metrics
@@ -43,10 +41,8 @@ def linear(nested: dict[str, Network], fixed: dict[int, Network], split: Split, 
     features, queries = full.embed(split.train.features), full.embed(test.features)
     for name, reduce in _reductions(features, seed).items():
         if name != "SVD":
-            found[name] = {
-                dim: _probe(reduce(features, dim), split.train.labels, reduce(queries, dim), test.labels)
-                for dim in dims
-            }
+            learned, asked = reduce(features), reduce(queries)
+            found[name] = {dim: _probed(learned[:, :dim], asked[:, :dim], split) for dim in dims}
     return found
 
 
@@ -62,7 +58,7 @@ def nearest_neighbor(nested: dict[str, Network], fixed: dict[int, Network], spli
     full = fixed[dims[-1]]
     features, queries = full.embed(split.train.features), full.embed(split.test.features)
     for name, reduce in _reductions(features, seed).items():
-        found[name] = _one_nn(reduce(features, dims[-1]), reduce(queries, dims[-1]), split, dims)
+        found[name] = _one_nn(reduce(features), reduce(queries), split, dims)
     return found
 
 
@@ -75,39 +71,24 @@ def _one_nn(features: np.ndarray, queries: np.ndarray, split: Split, dims: tuple
     return found
 
 
-def _reductions(features: np.ndarray, seed: int) -> dict[str, Callable[[np.ndarray, int], np.ndarray]]:
-    """Return, by name, how rows are reduced to m numbers, as learned from the training features."""
-    mean = features.mean(axis=0)
-    singular, principal = _right_singular_vectors(features), _right_singular_vectors(features - mean)
-    columns = np.random.default_rng(seed).permutation(features.shape[1])
+def _reductions(features: np.ndarray, seed: int) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
+    """Return, by name, how rows are reduced, as learned from the training features."""
     return {
-        "SVD": lambda rows, dim: rows @ singular[:, :dim],
-        "PCA": lambda rows, dim: (rows - mean) @ principal[:, :dim],
-        "random columns": lambda rows, dim: rows[:, columns[:dim]],
+        "SVD": reductions.svd(features),
+        "PCA": reductions.pca(features),
+        "random columns": reductions.random_columns(features, seed),
     }
 
 
-def _right_singular_vectors(features: np.ndarray) -> np.ndarray:
-    """Return them as columns, leading ones first: all of them, even where there are fewer rows than columns."""
-    wide = features.astype(np.float64)
-    return np.linalg.eigh(wide.T @ wide)[1][:, ::-1].astype(features.dtype)
-
-
 def _low_rank_head(network: Network, rank: int, test: Rows) -> float:
-    weight, bias = network.only_classifier()
-    left, values, right = np.linalg.svd(weight, full_matrices=False)
-    logits = network.embed(test.features) @ ((left[:, :rank] * values[:rank]) @ right[:rank]).T + bias
+    logits = reductions.low_rank_logits(*network.only_classifier(), rank, network.embed(test.features))
     return _share(logits.argmax(-1), test.labels)
 
 
-def _probe(features: np.ndarray, labels: np.ndarray, queries: np.ndarray, query_labels: np.ndarray) -> float:
-    """Fit a linear classifier on standardised features; stopping early is good enough for a baseline."""
-    mean, deviation = features.mean(axis=0), features.std(axis=0)
-    deviation[deviation == 0] = 1.0
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        fitted = LogisticRegression(max_iter=200).fit((features - mean) / deviation, labels)
-    return _share(fitted.predict((queries - mean) / deviation), query_labels)
+def _probed(features: np.ndarray, queries: np.ndarray, split: Split) -> float:
+    labels = split.train.labels
+    logits = reductions.probe(features, labels, int(labels.max()) + 1)(queries)
+    return _share(logits.argmax(-1), split.test.labels)
 
 
 def _share(answers: np.ndarray, labels: np.ndarray) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -28,13 +28,17 @@ class Outputs:
         By part ("train", "calibration", "test", and what a task asked for, such as "test/blur/3"): nested, one array
         (n, dims[-1]); else one for each width.
     logits
-        By part but "train", (G, n, n_classes); empty for a system without heads.
+        By part but "train", (G, n, n_classes); empty for a system without heads. A class that the head was never
+        shown may have -inf.
+    weights
+        Parameters and running statistics of the widest network by name, for systems that start from it; else empty.
     """
 
     dims: tuple[int, ...]
     nested: bool
     embeddings: Mapping[str, Mapping[int, np.ndarray]]
     logits: Mapping[str, np.ndarray]
+    weights: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def embed(self, part: str, dim: int) -> np.ndarray:
         """Return the embeddings of `part` at width `dim`, (n, dim), not normalised."""
@@ -45,6 +49,7 @@ class Outputs:
         """Write an .npz file: whole, or not at all."""
         arrays = {"dims": np.array(self.dims), "nested": np.array(self.nested)}
         arrays |= {f"logits/{part}": values for part, values in self.logits.items()}
+        arrays |= {f"weights/{name}": values for name, values in self.weights.items()}
         for part, by_dim in self.embeddings.items():
             arrays |= {f"embeddings/{dim}/{part}": rows for dim, rows in by_dim.items()}
         data = io.BytesIO()
@@ -57,13 +62,16 @@ class Outputs:
         """Read what `save` wrote."""
         embeddings: dict[str, dict[int, np.ndarray]] = {}
         logits: dict[str, np.ndarray] = {}
+        weights: dict[str, np.ndarray] = {}
         with np.load(path, allow_pickle=False) as arrays:
             dims, nested = tuple(arrays["dims"].tolist()), bool(arrays["nested"])
             for name in arrays.files:
                 kind, _, rest = name.partition("/")
                 if kind == "logits":
                     logits[rest] = arrays[name]
+                elif kind == "weights":
+                    weights[rest] = arrays[name]
                 elif kind == "embeddings":
                     dim, _, part = rest.partition("/")
                     embeddings.setdefault(part, {})[int(dim)] = arrays[name]
-        return cls(dims, nested, embeddings, logits)
+        return cls(dims, nested, embeddings, logits, weights)
