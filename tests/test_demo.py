@@ -207,20 +207,6 @@ def test_a_head_of_full_rank_is_the_head_itself(tmp_path: Path) -> None:
     assert accuracy._low_rank_head(network, 1, split.test) == expected
 
 
-def test_reductions_keep_the_strongest_directions(rng: np.random.Generator) -> None:
-    features = rng.normal(size=(40, 6)) * (5, 0.1, 3, 1, 2, 0.5) + (9, 0, 0, 0, 0, 0)
-    reductions = accuracy._reductions(features, seed=0)
-    for name, rows in (("SVD", features), ("PCA", features - features.mean(axis=0))):
-        left, values, _ = np.linalg.svd(rows, full_matrices=False)
-        for dim in (1, 3, 6):
-            reduced = reductions[name](features, dim)
-            strongest = left[:, :dim] * values[:dim]
-            np.testing.assert_allclose(reduced @ reduced.T, strongest @ strongest.T, atol=1e-9)
-    columns = reductions["random columns"](features, 6)
-    np.testing.assert_array_equal(reductions["random columns"](features, 2), columns[:, :2])
-    assert {tuple(column) for column in columns.T} == {tuple(column) for column in features.T}
-
-
 def test_the_nearest_row_is_found_by_cosine(rng: np.random.Generator) -> None:
     features, queries = rng.normal(size=(30, 4)), rng.normal(size=(9, 4))
     labels, query_labels = np.arange(30) % 3, np.arange(9) % 3

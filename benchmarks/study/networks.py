@@ -84,7 +84,7 @@ def convolutional(n_features: int, width: int, training: Training, shape: Sequen
         for before, after in pairwise(sizes)
     ]
     for block in blocks[:-1]:
-        block.append(nn.MaxPool2d(2))
+        block.append(nn.MaxPool2d(2, ceil_mode=True))
     blocks[0].insert(0, planes)
     blocks[-1].extend((nn.AdaptiveAvgPool2d(1), nn.Flatten()))
     return nn.Sequential(*blocks)
