@@ -45,15 +45,15 @@ def nested(
     """Train one network with a head on every prefix of `dims` or of the grid's: MRL, or MRL-E if `tied`."""
     del name
     nesting = Nesting(dims or bench.grid.dims, importance)
-    network = _trained(bench, seed, nesting, rows, width=nesting.dim, tied=tied)
+    network = _trained(bench, seed, _learned_from(bench, seed, rows), nesting, width=nesting.dim, tied=tied)
     return _of_nested(network, bench.parts(seed))
 
 
 def fixed(bench: Bench, name: str, seed: int, *, rows: str = "everything") -> Outputs:
     """Train one network for each width, whose head reads so many of its columns: FF."""
     del name
-    dims, parts = bench.grid.dims, bench.parts(seed)
-    trained = {dim: _trained(bench, seed, (dim,), rows, width=dims[-1]) for dim in dims}
+    dims, parts, seen = bench.grid.dims, bench.parts(seed), _learned_from(bench, seed, rows)
+    trained = {dim: _trained(bench, seed, seen, (dim,), width=dims[-1]) for dim in dims}
     found = {dim: {part: network.outputs(parts[part]) for part in parts} for dim, network in trained.items()}
     return Outputs(
         dims,
@@ -77,7 +77,7 @@ def svd(bench: Bench, name: str, seed: int, *, of: str, rows: str = "everything"
         part: np.stack([reductions.low_rank_logits(weight, bias, dim, whole[part]) for dim in start.dims])
         for part in _judged(whole)
     }
-    reduce = reductions.svd(whole["train"][_chosen(bench, seed, rows)])
+    reduce = reductions.svd(whole["train"][_chosen(bench.split(seed).train, seed, rows)])
     return Outputs(start.dims, True, {part: {start.dims[-1]: reduce(whole[part])} for part in whole}, logits)
 
 
@@ -143,16 +143,10 @@ def raw(bench: Bench, name: str, seed: int) -> Outputs:
 
 
 def _trained(
-    bench: Bench,
-    seed: int,
-    dims: tuple[int, ...] | Nesting,
-    rows: str,
-    *,
-    width: int,
-    tied: bool = False,
+    bench: Bench, seed: int, seen: Rows, dims: tuple[int, ...] | Nesting, *, width: int, tied: bool = False
 ) -> Network:
     return networks.train(
-        _learned_from(bench, seed, rows),
+        seen,
         width,
         dims,
         bench.dataset.n_classes,
@@ -169,17 +163,18 @@ def _backbone(bench: Bench, width: int) -> torch.nn.Sequential:
     return networks.BACKBONES[training.backbone](bench.dataset.n_features, width, training, bench.dataset.shape)
 
 
-def _chosen(bench: Bench, seed: int, rows: str) -> np.ndarray:
+def _learned_from(bench: Bench, seed: int, rows: str) -> Rows:
+    train = bench.split(seed).train
+    chosen = _chosen(train, seed, rows)
+    return Rows(train.features[chosen], train.labels[chosen])
+
+
+def _chosen(train: Rows, seed: int, rows: str) -> np.ndarray:
     """Return which training rows (n,) are learned from."""
     if rows not in SELECTIONS:
         msg = f"`rows` must be one of {', '.join(SELECTIONS)}, got {rows!r}; correct the name."
         raise ValueError(msg)
-    return SELECTIONS[rows](bench.split(seed).train.labels, seed)
-
-
-def _learned_from(bench: Bench, seed: int, rows: str) -> Rows:
-    train, chosen = bench.split(seed).train, _chosen(bench, seed, rows)
-    return Rows(train.features[chosen], train.labels[chosen])
+    return SELECTIONS[rows](train.labels, seed)
 
 
 def _of_nested(network: Network, parts: Mapping[str, np.ndarray]) -> Outputs:
@@ -194,9 +189,9 @@ def _of_nested(network: Network, parts: Mapping[str, np.ndarray]) -> Outputs:
 
 def _probed(bench: Bench, seed: int, of: str, rows: str, fit: Callable[[np.ndarray], reductions.Reduction]) -> Outputs:
     """Reduce the widest embedding of `of` as fitted on the chosen rows, with a new classifier for each width."""
-    start, chosen = bench.outputs(of, seed), _chosen(bench, seed, rows)
-    dims, labels = start.dims, bench.split(seed).train.labels[chosen]
-    whole = _widest(start)
+    start, train = bench.outputs(of, seed), bench.split(seed).train
+    chosen = _chosen(train, seed, rows)
+    dims, labels, whole = start.dims, train.labels[chosen], _widest(start)
     reduce = fit(whole["train"][chosen])
     reduced = {part: reduce(features) for part, features in whole.items()}
     learned = reduced["train"][chosen]
