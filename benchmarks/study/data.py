@@ -78,11 +78,17 @@ class Rows:
 
 @dataclass(frozen=True)
 class Split:
-    """What one run sees: rows to train on, to calibrate with, and to be judged by."""
+    """What one run sees: rows to train on, to calibrate with, and to be judged by, all scaled alike."""
 
     train: Rows
     calibration: Rows
     test: Rows
+    mean: float = 0.0
+    deviation: float = 1.0
+
+    def scaled(self, features: np.ndarray) -> np.ndarray:
+        """Return features of the data set as those of the split are."""
+        return (features - self.mean) / self.deviation
 
 
 @dataclass(frozen=True)
@@ -116,8 +122,9 @@ class Dataset:
             held_out = min(MOST_CALIBRATION_ROWS, max(self.n_classes, round(CALIBRATION_SHARE * len(train))))
             train, calibration = _cut(train, held_out, seed)
         mean, deviation = float(train.features.mean()), float(train.features.std()) or 1.0
-        parts = (train, calibration, test)
-        return Split(*(replace(rows, features=(rows.features - mean) / deviation) for rows in parts))
+        cut = Split(train, calibration, test, mean, deviation)
+        parts = {"train": train, "calibration": calibration, "test": test}
+        return replace(cut, **{part: replace(rows, features=cut.scaled(rows.features)) for part, rows in parts.items()})
 
 
 def load(source: str) -> Dataset:
