@@ -8,10 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from benchmarks.study.tasks import accuracy
+from benchmarks.study.tasks import accuracy, few_shot, long_tail, robustness, superclass
 
 TASKS: Mapping[str, Callable[..., dict[str, Any]]] = {
     "accuracy": accuracy.measure,
+    "robustness": robustness.measure,
+    "few_shot": few_shot.measure,
+    "long_tail": long_tail.measure,
+    "unseen": long_tail.unseen,
+    "superclass": superclass.measure,
 }
 
 TIMED = frozenset[str]()
