@@ -18,7 +18,7 @@ import numpy as np
 from benchmarks.study import reductions
 from benchmarks.study.data import Rows, Split
 from benchmarks.study.networks import Network
-from matryoshka import Corpus, Funnel, metrics
+from benchmarks.study.tasks.accuracy import nearest_neighbor as nearest_rows
 
 METHODS = ("MRL", "MRL-E", "FF", "SVD", "PCA", "random columns")
 
@@ -63,12 +63,8 @@ def nearest_neighbor(nested: dict[str, Network], fixed: dict[int, Network], spli
 
 
 def _one_nn(features: np.ndarray, queries: np.ndarray, split: Split, dims: tuple[int, ...]) -> dict[int, float]:
-    corpus = Corpus(features)
-    found = {}
-    for dim in dims:
-        _, ids = corpus.search(queries, 1, funnel=Funnel((dim,), ()))
-        found[dim] = metrics.nearest_neighbor_accuracy(ids, split.train.labels, split.test.labels)
-    return found
+    labels = split.train.labels, split.test.labels
+    return dict(zip(dims, nearest_rows(features, queries, labels, dims), strict=True))
 
 
 def _reductions(features: np.ndarray, seed: int) -> dict[str, Callable[[np.ndarray], np.ndarray]]:

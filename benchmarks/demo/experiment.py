@@ -20,6 +20,7 @@ from tqdm import tqdm
 from benchmarks.demo import accuracy, cascades, retrieval
 from benchmarks.study.data import Dataset, Split
 from benchmarks.study.networks import Network, Training, reproducible, train
+from benchmarks.study.tasks.retrieval import Plan, Task, describe, quality
 from matryoshka import Funnel, __version__, audit
 
 SEEDS_APART = 1000
@@ -59,7 +60,7 @@ def study(dataset: Dataset, settings: Settings, *, say: Callable[[str], None] = 
         split = dataset.split(settings.seeds[0])
         tasks = _tasks(first.nested["MRL"], split, settings)
         chosen = retrieval.plans(settings.dims)
-        maps = {"small": record.pop("map"), "large": retrieval.quality(tasks["large"], chosen)}
+        maps = {"small": record.pop("map"), "large": quality(tasks["large"], chosen)}
     say(f"timing searches among {len(split.train):,} and {settings.large:,} rows")
     return {
         "data": _describe(dataset, split),
@@ -123,24 +124,24 @@ def _measure(trained: Trained, split: Split, settings: Settings, seed: int) -> d
     }
 
 
-def _map(network: Network, split: Split, chosen: list[retrieval.Plan]) -> list[float]:
-    return retrieval.quality(retrieval.task(network, split.train, split.test), chosen)
+def _map(network: Network, split: Split, chosen: list[Plan]) -> list[float]:
+    return quality(retrieval.task(network, split.train, split.test), chosen)
 
 
-def _exact(dim: int) -> retrieval.Plan:
+def _exact(dim: int) -> Plan:
     return "exact", Funnel((dim,), ())
 
 
-def _tasks(network: Network, split: Split, settings: Settings) -> dict[str, retrieval.Task]:
+def _tasks(network: Network, split: Split, settings: Settings) -> dict[str, Task]:
     return {
         "small": retrieval.task(network, split.train, split.test),
         "large": retrieval.large_task(network, split.train, split.test, settings.large, settings.seed),
     }
 
 
-def _timed(task: retrieval.Task, chosen: list[retrieval.Plan], maps: list[Any]) -> list[dict[str, Any]]:
+def _timed(task: Task, chosen: list[Plan], maps: list[Any]) -> list[dict[str, Any]]:
     """Return the record of each plan: its costs by count, what it finds, and its seconds."""
-    records = [retrieval.describe(kind, plan, len(task.corpus)) for kind, plan in chosen]
+    records = [{"kind": kind} | describe(plan, len(task.corpus)) for kind, plan in chosen]
     for record, (kind, plan) in zip(records, chosen, strict=True):
         record |= {"near_ties": retrieval.near_ties(task, plan)} if kind == "exact" else {}
     seconds = retrieval.clock(task, chosen)

@@ -8,48 +8,30 @@ than the call; so they are timed on a large corpus of mixtures too (`data.mixtur
 
 from __future__ import annotations
 
-import statistics
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
+from benchmarks.clock import burst
 from benchmarks.study.data import Rows, mixtures
 from benchmarks.study.networks import Network
-from matryoshka import Corpus, Funnel, costs, metrics
+from benchmarks.study.tasks import retrieval
+from benchmarks.study.tasks.clock import BATCHES
+from benchmarks.study.tasks.retrieval import K, Plan, Task
+from benchmarks.study.timing import find, taken
+from matryoshka import Corpus, Funnel
 
-K = 10
 SHORTLIST = 50
-BATCH = 64
-SINGLES = 16
-REPEATS = 5
+BATCH = BATCHES["batch"]
 MOST_TIES = 2000
 MOST_LARGE_QUERIES = 200
 ROWS_AT_ONCE = 10_000
 
-Plan = tuple[str, Funnel]
-"""Its kind ("exact", "adaptive" or "funnel") and its stages."""
-
 
 def plans(dims: tuple[int, ...]) -> list[Plan]:
     """Return the plans to compare, each with its kind; a funnel of two stages is adaptive retrieval."""
-    full, short = dims[-1], dims[:-1]
-    exact = [("exact", Funnel((dim,), ())) for dim in dims]
-    adaptive = [("adaptive", Funnel((dim, full), (SHORTLIST,))) for dim in short]
-    halving = [Funnel.halving(full, smallest=dim, keep=SHORTLIST, last=K) for dim in short]
-    return [*exact, *adaptive, *(("funnel", plan) for plan in halving if len(plan.dims) > 2)]
-
-
-@dataclass(frozen=True)
-class Task:
-    """Embedded rows to search and embedded queries, with the labels of both."""
-
-    corpus: Corpus
-    labels: np.ndarray
-    queries: np.ndarray
-    query_labels: np.ndarray
+    return retrieval.plans(dims, SHORTLIST)
 
 
 def task(network: Network, rows: Rows, queries: Rows) -> Task:
@@ -67,28 +49,6 @@ def large_task(network: Network, rows: Rows, queries: Rows, n: int, seed: int) -
     return Task(corpus, np.concatenate([part.labels for part in parts]), embedded, queries.labels[asked])
 
 
-def quality(task: Task, chosen: Iterable[Plan]) -> list[float]:
-    """Return mAP@10 of each plan."""
-    found = []
-    for _, plan in chosen:
-        _, ids = task.corpus.search(task.queries, K, funnel=plan)
-        relevance = metrics.relevance(ids, task.labels, task.query_labels)
-        found.append(metrics.mean_average_precision(relevance, K))
-    return found
-
-
-def describe(kind: str, plan: Funnel, n: int) -> dict[str, Any]:
-    """Return the record of a plan: what it is, and what one query on `n` rows costs by count."""
-    return {
-        "kind": kind,
-        "dims": list(plan.dims),
-        "keep": list(plan.keep),
-        "multiply_adds": plan.multiply_adds(n),
-        "multiply_adds_executed": plan.multiply_adds(n, executed=True),
-        "bytes": costs.funnel_bytes(n, plan.dims, plan.keep),
-    }
-
-
 def near_ties(task: Task, plan: Funnel) -> float:
     """Return how many rows have the score of the last of the best `K` to six digits, on average over some queries."""
     k = min(MOST_TIES, len(task.corpus))
@@ -98,24 +58,7 @@ def near_ties(task: Task, plan: Funnel) -> float:
 
 
 def clock(task: Task, chosen: Sequence[Plan]) -> list[dict[str, float]]:
-    """Return the median seconds per query of each plan, asked one by one and in batches.
-
-    The plans take turns in every repetition, so that a slow moment of the machine does not fall on one of them.
-    """
-    rows = np.arange(BATCH) % len(task.queries)
-    batch, singles = task.queries[rows], [task.queries[row : row + 1] for row in rows[:SINGLES]]
-    taken: list[tuple[list[float], list[float]]] = [([], []) for _ in chosen]
-    for repeat in range(REPEATS + 1):
-        for (_, plan), (alone, together) in zip(chosen, taken, strict=True):
-            seconds = _seconds(task.corpus, singles, plan) / SINGLES, _seconds(task.corpus, [batch], plan) / BATCH
-            if repeat:  # the first round builds prefix blocks and warms caches
-                alone.append(seconds[0])
-                together.append(seconds[1])
-    return [{"alone": statistics.median(alone), "batch": statistics.median(both)} for alone, both in taken]
-
-
-def _seconds(corpus: Corpus, batches: list[np.ndarray], plan: Funnel) -> float:
-    start = time.perf_counter()
-    for queries in batches:
-        corpus.search(queries, K, funnel=plan)
-    return time.perf_counter() - start
+    """Return the median seconds per query of each plan, asked one by one and in batches, by the wall clock."""
+    searches = [find(task.corpus, plan) for _, plan in chosen]
+    timed = taken(searches, task.queries, burst(time.perf_counter))
+    return [{name: found["seconds"] for name, found in record.items()} for record in timed]
