@@ -99,10 +99,9 @@ def judge(way: Way, task: Task) -> dict[str, Any]:
     if way.record["engine"] == "exact":
         return found
     compared = faiss.cvar.hnsw_stats.ndis / len(task.queries)
-    later = sum(
-        costs.rerank(min(k, len(task.corpus)), dim) for k, dim in zip(way.plan.keep, way.plan.dims[1:], strict=True)
-    )
-    return found | {"multiply_adds": round(compared * way.plan.dims[0]) + later}
+    n, plan = len(task.corpus), way.plan
+    later = plan.multiply_adds(n) - costs.search(n, plan.dims[0])
+    return found | {"multiply_adds": round(compared * plan.dims[0]) + later}
 
 
 def taken(searches: Sequence[Search], queries: np.ndarray, timer: Timer) -> list[dict[str, dict[str, float]]]:
