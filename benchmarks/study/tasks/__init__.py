@@ -24,10 +24,22 @@ TASKS: Mapping[str, Callable[..., dict[str, Any]]] = {
     "cascade": cascade.measure,
     "retrieval": retrieval.measure,
     "clock": clock.measure,
+from benchmarks.study import towers
+from benchmarks.study.tasks import accuracy, contrastive, image_text, masked_language
+
+TASKS: Mapping[str, Callable[..., dict[str, Any]]] = {
+    "accuracy": accuracy.measure,
+    "contrastive": contrastive.measure,
+    "image_text": image_text.measure,
+    "masked_language": masked_language.measure,
 }
 
 TIMED = frozenset({"clock"})
 """Tasks whose records hold seconds: run one by one, after all others."""
 
-TRAIN_THEMSELVES: Mapping[str, Iterable[str]] = {}
+TRAIN_THEMSELVES: Mapping[str, Iterable[str]] = {
+    "contrastive": towers.SYSTEMS,
+    "image_text": towers.SYSTEMS,
+    "masked_language": masked_language.SYSTEMS,
+}
 """The systems of tasks that use none of the grid's."""
