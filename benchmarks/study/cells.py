@@ -92,7 +92,7 @@ class CellError(RuntimeError):
 
 
 def run(bench: Bench, cells: Iterable[Cell], progress: tqdm) -> None:
-    """Run the cells that have no record: first one for each trained system, then all, those that use the clock alone.
+    """Run the cells that have no record: one of each system first, so that none is trained twice; last, timed ones.
 
     Raises
     ------
@@ -103,12 +103,22 @@ def run(bench: Bench, cells: Iterable[Cell], progress: tqdm) -> None:
     progress.reset(total=len(missing))
     timed = [cell for cell in missing if cell.task in TIMED]
     shared = [cell for cell in missing if cell.task not in TIMED]
-    first = list({(cell.system, cell.seed): cell for cell in reversed(shared)}.values())[::-1]
-    for together in (first, [cell for cell in shared if cell not in first]):
-        _spread(bench, together, progress)
+    once = {(cell.system, cell.seed): cell for cell in reversed(shared)}
+    waves: dict[int, list[Cell]] = {}
+    for cell in shared:
+        depth = _depth(bench.grid, cell.system) if once[cell.system, cell.seed] is cell else len(bench.grid.systems)
+        waves.setdefault(depth, []).append(cell)
+    for _, wave in sorted(waves.items()):
+        _spread(bench, wave, progress)
     for cell in timed:
         _guarded(cell, lambda cell=cell: bench.measure(cell))
         progress.update()
+
+
+def _depth(grid: Grid, system: str) -> int:
+    """Return how many systems are trained before this one can start."""
+    of = grid.systems.get(system, {}).get("of")
+    return 0 if of is None else 1 + _depth(grid, of)
 
 
 def _spread(bench: Bench, cells: list[Cell], progress: tqdm) -> None:

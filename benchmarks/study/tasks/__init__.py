@@ -8,27 +8,31 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from benchmarks.study.tasks import accuracy, few_shot, long_tail, robustness, superclass
-
-TASKS: Mapping[str, Callable[..., dict[str, Any]]] = {
-    "accuracy": accuracy.measure,
-    "robustness": robustness.measure,
-    "few_shot": few_shot.measure,
-    "long_tail": long_tail.measure,
-    "unseen": long_tail.unseen,
-    "superclass": superclass.measure,
-from benchmarks.study.tasks import accuracy, cascade, clock, retrieval
+from benchmarks.study import towers
+from benchmarks.study.tasks import (
+    accuracy,
+    cascade,
+    clock,
+    contrastive,
+    few_shot,
+    image_text,
+    long_tail,
+    masked_language,
+    retrieval,
+    robustness,
+    superclass,
+)
 
 TASKS: Mapping[str, Callable[..., dict[str, Any]]] = {
     "accuracy": accuracy.measure,
     "cascade": cascade.measure,
     "retrieval": retrieval.measure,
     "clock": clock.measure,
-from benchmarks.study import towers
-from benchmarks.study.tasks import accuracy, contrastive, image_text, masked_language
-
-TASKS: Mapping[str, Callable[..., dict[str, Any]]] = {
-    "accuracy": accuracy.measure,
+    "robustness": robustness.measure,
+    "few_shot": few_shot.measure,
+    "long_tail": long_tail.measure,
+    "unseen": long_tail.unseen,
+    "superclass": superclass.measure,
     "contrastive": contrastive.measure,
     "image_text": image_text.measure,
     "masked_language": masked_language.measure,
