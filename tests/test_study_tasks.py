@@ -27,7 +27,7 @@ from benchmarks.study import timing  # noqa: E402
 from benchmarks.study.data import Rows, Split  # noqa: E402
 from benchmarks.study.outputs import Outputs  # noqa: E402
 from benchmarks.study.tasks import TASKS, TIMED, accuracy, cascade, clock, retrieval  # noqa: E402
-from matryoshka import Corpus, Funnel, metrics  # noqa: E402
+from matryoshka import Cascade, Corpus, Funnel, metrics  # noqa: E402
 
 DIMS = (2, 4, 8)
 N_CLASSES = 5
@@ -154,7 +154,12 @@ def test_cascades_are_chosen_on_calibration_rows_and_judged_on_test_rows() -> No
     made = bench()
     found, outputs, split = cascade.measure(made, "it", 0)["cascades"], made.outputs("it", 0), made.split(0)
     assert list(found) == ["published", "certified", "without labels"]
-    assert [chosen["holds"] is None for chosen in found.values()] == [True, False, False]
+    held_out, labels = outputs.logits["calibration"], split.calibration.labels
+    published = Cascade.calibrate(held_out, labels, nesting=DIMS, from_logits=True)
+    assert found["published"]["thresholds"] == list(published.thresholds)
+    assert found["published"]["holds"] is None
+    for name in ("certified", "without labels"):
+        assert found[name]["holds"] == (min(found[name]["thresholds"]) < 1)
     for chosen in found.values():
         logits = outputs.logits["test"].astype(float)
         probabilities = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
@@ -295,7 +300,7 @@ def test_theory_and_clock_of_every_plan() -> None:
             assert plan["multiply_adds"] == Funnel(dims, keep).multiply_adds(90)
         else:  # some rows were compared, and none twice
             assert 10 * dims[0] <= plan["multiply_adds"] <= 90 * dims[0] + sum(90 * dim for dim in dims[1:]) + 1
-    assert {plan["kind"] for plan in found["plans"]} == {"exact", "adaptive", "funnel"}
+    assert {plan["kind"] for plan in found["plans"]} == {"exact", "single", "adaptive", "funnel"}
 
 
 def test_a_process_that_fails_is_told(tmp_path: Path) -> None:

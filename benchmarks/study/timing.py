@@ -82,7 +82,7 @@ def hnsw(corpus: Corpus, dims: Sequence[int], folder: Path) -> Iterator[Way]:
         for plan in [Funnel((dim,)), *([Funnel((dim, full), (SHORTLIST,))] if dim < full else [])]:
             record = {
                 "engine": "hnsw",
-                "kind": "exact" if len(plan.dims) == 1 else "adaptive",
+                "kind": "single" if len(plan.dims) == 1 else "adaptive",
                 "dims": list(plan.dims),
                 "keep": list(plan.keep),
                 "order": round(costs.hnsw(n, dim)),
