@@ -14,7 +14,7 @@ import os
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ class Bench:
     source: str
     grid: Grid
     output: Path
+    _made: dict[tuple[str, int], Any] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -55,13 +56,20 @@ class Bench:
 
     def split(self, seed: int) -> Split:
         """Return the rows to train on, to calibrate with and to be judged by."""
-        return self.dataset.split(seed)
+        return self._once(("split", seed), lambda: self.dataset.split(seed))
 
     def parts(self, seed: int) -> dict[str, np.ndarray]:
         """Return the features that systems embed, by part: "train", "calibration", "test", "test/KIND/SEVERITY", …."""
         split = self.split(seed)
         known = {part: getattr(split, part).features for part in PARTS}
-        return known | (corrupted(self.dataset, split, seed) if "robustness" in self.grid.tasks else {})
+        worse = corrupted if "robustness" in self.grid.tasks else lambda *_: {}
+        return known | self._once(("corrupted", seed), lambda: worse(self.dataset, split, seed))
+
+    def _once(self, key: tuple[str, int], make: Callable[[], Any]) -> Any:
+        """Return what `make` gives, made once a process."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
 
     def outputs(self, system: str, seed: int) -> Outputs:
         """Return what `system` gives for the split of `seed`; what is trained is kept in a file."""
