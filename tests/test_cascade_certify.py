@@ -721,7 +721,7 @@ class TestGroups:
     )
     def test_groups_that_cannot_pass_take_no_share(self, sizes: list[int], options: dict[str, Any], parts: int) -> None:
         promise = _certify.Promise(0.01, None, None, 0.1)
-        search = _certify.Search(DIMS, [1.0], options.get("path", "auto"), "margin", False, 0)
+        search = _certify.Search(DIMS, [1.0], options.get("path", "auto"), False, 0)
         share = promise.shared_by(sizes, search)
         assert share == promise._replace(delta=0.1 / parts)
         fits = options.get("path") == "fitted"

@@ -240,6 +240,8 @@ for method in ("smallest_correct_dim", "oracle_routing", "class_trends", "Cascad
                "Cascade.curve", "Cascade.calibrate", "Cascade.certify", "Cascade.frontier",
                "Cascade.within_budget"):  # fmt: skip
     OWN[method, "from_logits"] = ("flag", False)
+for method in ("predict", "evaluate", "curve"):
+    OWN[f"Cascade.{method}", "confidence"] = ("array", None)  # the example decides by a measure
 for method in ("from_json", "to_json"):
     OWN[f"Cascade.{method}", "nesting"] = ("nesting", DIMS)
 

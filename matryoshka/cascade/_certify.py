@@ -12,6 +12,7 @@ from matryoshka import _checks
 from matryoshka._promises.binomial import lower_tail, rows_needed
 from matryoshka._promises.certificates import Certificate
 from matryoshka._promises.walk import walk
+from matryoshka._typing import Array
 from matryoshka.cascade import _paths
 from matryoshka.cascade._evaluation import Prices, exits
 from matryoshka.cascade._outputs import UNKNOWN, Outputs, Scored
@@ -32,7 +33,7 @@ class Options(TypedDict, total=False):
     delta: float
     path: str
     cost: str
-    confidence: str
+    confidence: str | Array
     temperature: bool
     seed: int
     from_logits: bool
@@ -131,12 +132,11 @@ class Promise(NamedTuple):
 
 
 class Search(NamedTuple):
-    """Which policies are looked for, and by what they decide."""
+    """Which policies are looked for."""
 
     dims: tuple[int, ...]
     prices: Prices
     path: str
-    confidence: str
     temperature: bool
     seed: int
 
@@ -178,7 +178,7 @@ def certify(
     known = outputs.known[rows] & (promise.max_gap is not None)  # only there does it matter which rows have a label
     fit_rows, tested_rows = split(known, promise.n_fit(path, known), search.seed)
     temperatures = outputs.fit_temperatures(rows[fit_rows]) if search.temperature and len(fit_rows) else None
-    scored = outputs.score(search.confidence, temperatures, rows)
+    scored = outputs.score(temperatures, rows)
     fit, tested = scored.take(fit_rows), scored.take(tested_rows)
     full_width: Policy = (FULL_WIDTH,) * (len(search.dims) - 1)
     policies = search.policies(path, fit, promise.shaping(fit))

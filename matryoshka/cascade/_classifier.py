@@ -11,6 +11,7 @@ from matryoshka import _checks
 from matryoshka._array import is_array, namespace
 from matryoshka._typing import Array, Head, NestedHead
 from matryoshka.cascade import _classify
+from matryoshka.cascade._confidence import PRECOMPUTED
 
 __all__ = ["CascadeClassifier"]
 
@@ -34,6 +35,12 @@ class CascadeClassifier:
     """
 
     def __init__(self, cascade: Any, heads: Sequence[Head] | Head | NestedHead, *, copy: bool) -> None:
+        if cascade.confidence == PRECOMPUTED:
+            msg = (
+                f"`confidence` of a cascade that classifies must be one that follows from logits, got {PRECOMPUTED!r}; "
+                "use `predict`, which takes yours."
+            )
+            raise ValueError(msg)
         rule = cascade.dims, cascade.thresholds, cascade.confidence, cascade.temperatures
         self._stages = _classify.Stages.of(heads, *rule, copy=copy)
         self._like = self._stages.stages[0].factor

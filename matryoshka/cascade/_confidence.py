@@ -79,6 +79,10 @@ MEASURES: dict[str, Measure] = {
 }
 
 
+PRECOMPUTED = "precomputed"
+"""In place of a measure: confidences that whoever asks gives, as an array."""
+
+
 def fit_temperature(mass: Mass, labels: Array, xp: Namespace) -> float:
     """Return the temperature within [1/100, 100] at which the labels are likeliest, to about 1 in 10,000.
 

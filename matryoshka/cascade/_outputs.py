@@ -23,7 +23,14 @@ from matryoshka._array import (
     to_numpy,
 )
 from matryoshka._typing import Array, Namespace
-from matryoshka.cascade._confidence import MEASURES, Mass, fit_temperature, mass_of_logits, mass_of_probabilities
+from matryoshka.cascade._confidence import (
+    MEASURES,
+    PRECOMPUTED,
+    Mass,
+    fit_temperature,
+    mass_of_logits,
+    mass_of_probabilities,
+)
 
 Prefixes = Array | Sequence[Array]
 """Probabilities or logits of every prefix: an array (G, n, c), or a sequence of G arrays (n, c)."""
@@ -54,12 +61,37 @@ class Scored(NamedTuple):
 
 
 class Outputs:
-    """Probabilities or logits of every prefix: shapes are checked when they come in, values with the first question."""
+    """Probabilities or logits of every prefix: shapes are checked when they come in, values with the first question.
 
-    def __init__(self, probabilities: Prefixes, dims: tuple[int, ...], *, from_logits: bool) -> None:
+    How sure a prefix is, `confidence` tells: the name of a measure of these, or an array (G, n).
+    """
+
+    def __init__(
+        self,
+        probabilities: Prefixes,
+        dims: tuple[int, ...],
+        *,
+        from_logits: bool,
+        confidence: str | Array = "max_probability",
+    ) -> None:
         self.dims, self.from_logits = dims, _checks.flag(from_logits, "from_logits")
         self.prefixes, self.xp = _alike(probabilities, dims)
         self.n_rows, self.n_classes = map(int, self.prefixes[0].shape)
+        self._given = self._checked(confidence) if is_array(confidence) else None
+        self.measure = PRECOMPUTED if self._given is not None else _measure(confidence)
+
+    def _checked(self, confidence: Array) -> Array:
+        """Return given confidences (G, n), floating and within [0, 1], in the dtype they are compared in."""
+        xp = namespace(("probabilities", self.prefixes[0]), ("confidence", confidence))
+        _checks.floating(confidence, "confidence", xp)
+        _checks.shape(confidence, "confidence", (len(self.dims), self.n_rows), "(prefixes, rows)")
+        if count := count_true(~((confidence >= 0.0) & (confidence <= 1.0)), xp):
+            msg = (
+                f"`confidence` must lie within [0, 1], got {count} numbers that do not; "
+                "rescale them, by the same rule as for all rows to come."
+            )
+            raise ValueError(msg)
+        return xp.astype(confidence, accumulator_dtype(confidence, xp), copy=False)
 
     @cached_property
     def answers(self) -> list[Array]:
@@ -84,23 +116,22 @@ class Outputs:
             raise ValueError(msg)
         return answers
 
-    def route(
-        self, thresholds: Sequence[float], measure: str, temperatures: Sequence[float] | None
-    ) -> tuple[Array, Array]:
+    def route(self, thresholds: Sequence[float], temperatures: Sequence[float] | None) -> tuple[Array, Array]:
         """Return each row's answer and the width it exits at, in the library of the probabilities."""
         xp, labels = self.xp, self.answers[-1]
         exit_dims = xp.full_like(labels, self.dims[-1])
         for i in reversed(range(len(thresholds))):
-            sure = self._confidences(i, measure, temperatures) > thresholds[i]
+            sure = self._confidences(i, temperatures) > thresholds[i]
             labels = xp.where(sure, self.answers[i], labels)
             exit_dims = xp.where(sure, xp.full_like(exit_dims, self.dims[i]), exit_dims)
         return labels, exit_dims
 
-    def _confidences(
-        self, i: int, measure: str, temperatures: Sequence[float] | None, rows: np.ndarray | None = None
-    ) -> Array:
+    def _confidences(self, i: int, temperatures: Sequence[float] | None, rows: np.ndarray | None = None) -> Array:
         """Return how sure prefix i is of each row (n,), or of some rows, within [0, 1]."""
-        xp, confidence_of = self.xp, MEASURES[measure]
+        xp = self.xp
+        if self._given is not None:
+            return self._given[i, :] if rows is None else take_rows(self._given[i, :], rows, xp)
+        confidence_of = MEASURES[self.measure]
         temperature = 1.0 if temperatures is None else temperatures[i]
         prefix, answers = self.prefixes[i], self.answers[i]
         if rows is not None:
@@ -177,6 +208,12 @@ class Outputs:
 
     def fit_temperatures(self, rows: np.ndarray) -> tuple[float, ...]:
         """Return for each prefix the temperature at which the labels of these rows are likeliest."""
+        if self._given is not None:
+            msg = (
+                "`temperature` must be False where `confidence` is an array, got True; "
+                "no temperature changes what is given."
+            )
+            raise ValueError(msg)
         xp = self.xp
         labels = take_rows(self.labels, rows, xp)
         return tuple(
@@ -184,14 +221,14 @@ class Outputs:
             for prefix, answers in zip(self.prefixes, self.answers, strict=True)
         )
 
-    def score(self, measure: str, temperatures: Sequence[float] | None, rows: np.ndarray | None = None) -> Scored:
+    def score(self, temperatures: Sequence[float] | None, rows: np.ndarray | None = None) -> Scored:
         """Bring to the host how sure every prefix is, where it is correct, and where it agrees with the last.
 
         `rows`, if given, are the numbers of the rows to look at, each once and in order.
         """
         if rows is not None and len(rows) == self.n_rows:
             rows = None
-        confidences = [to_numpy(self._confidences(i, measure, temperatures, rows)) for i in range(len(self.dims))]
+        confidences = [to_numpy(self._confidences(i, temperatures, rows)) for i in range(len(self.dims))]
         kept = np.s_[:] if rows is None else rows
         answers = self.host_answers[:, kept]
         return Scored(np.stack(confidences), self.correct[:, kept], answers == answers[-1], self.n_classes)
@@ -201,9 +238,9 @@ class Labelled(Outputs):
     """Outputs for rows whose classes are known; if `partly`, UNKNOWN ones take the answer of the full width."""
 
     def __init__(
-        self, probabilities: Prefixes, labels: Array, dims: tuple[int, ...], *, from_logits: bool, partly: bool = False
+        self, probabilities: Prefixes, labels: Array, dims: tuple[int, ...], *, partly: bool = False, **options: Any
     ) -> None:
-        super().__init__(probabilities, dims, from_logits=from_logits)
+        super().__init__(probabilities, dims, **options)
         namespace(("probabilities", self.prefixes[0]), ("labels", labels))
         _checks.not_empty(self.prefixes[0], "probabilities")
         _checks.labels(labels, "labels", (self.n_rows,), self.xp)
@@ -227,13 +264,21 @@ class Labelled(Outputs):
         return self.xp.where(known, self.xp.astype(labels, answers.dtype), answers)
 
 
-def as_far_as_labelled(
-    probabilities: Prefixes, labels: Array | None, dims: tuple[int, ...], *, from_logits: bool
-) -> Outputs:
+def as_far_as_labelled(probabilities: Prefixes, labels: Array | None, dims: tuple[int, ...], **options: Any) -> Outputs:
     """Return outputs for rows of which all, some or none have a label."""
     if labels is None:
-        return Outputs(probabilities, dims, from_logits=from_logits)
-    return Labelled(probabilities, labels, dims, from_logits=from_logits, partly=True)
+        return Outputs(probabilities, dims, **options)
+    return Labelled(probabilities, labels, dims, partly=True, **options)
+
+
+def _measure(confidence: object) -> str:
+    """Return the name of a measure of confidence, after checking that it is one."""
+    if isinstance(confidence, str) and confidence == PRECOMPUTED:
+        msg = (
+            f"`confidence` must be an array (prefixes, rows) where it is given, got {PRECOMPUTED!r}; pass the numbers."
+        )
+        raise ValueError(msg)
+    return _checks.choice(confidence, "confidence", MEASURES)
 
 
 def _alike(probabilities: Any, dims: tuple[int, ...]) -> tuple[list[Array], Namespace]:

@@ -10,12 +10,13 @@ from typing import Any, ClassVar, Self, Unpack, overload
 import numpy as np
 
 from matryoshka import _checks
+from matryoshka._array import is_array
 from matryoshka._promises.certificates import Certificate
 from matryoshka._typing import Array, Head, NestedHead
 from matryoshka._values import JsonValue
 from matryoshka.cascade import _certify, _classifier, _evaluation, _monitor, _paths, _thresholds
 from matryoshka.cascade._classifier import CascadeClassifier
-from matryoshka.cascade._confidence import MEASURES
+from matryoshka.cascade._confidence import MEASURES, PRECOMPUTED
 from matryoshka.cascade._evaluation import CascadeEvaluation
 from matryoshka.cascade._monitor import CascadeMonitor
 from matryoshka.cascade._outputs import Labelled, Outputs, Prefixes, Scored, as_far_as_labelled
@@ -38,12 +39,12 @@ class Cascade(JsonValue):
     thresholds : sequence of float
         One for every prefix but the last. A row exits where confidence > threshold, strictly: 1 lets no row exit, a
         negative threshold every row.
-    confidence : {"max_probability", "margin", "entropy"}, default "max_probability"
-        How sure a prefix is, within [0, 1]: the largest probability; the largest less the second largest; or
-        1 - H / log(n_classes) with the entropy H of the probabilities.
+    confidence : {"max_probability", "margin", "entropy", "precomputed"}, default "max_probability"
+        How sure a prefix is, within [0, 1]: the largest probability; the largest less the second largest;
+        1 - H / log(n_classes) with the entropy H of the probabilities; or what `predict` and its like are told.
     temperatures : sequence of float, optional
         One per prefix, above 0: confidence is taken of softmax(logits / temperature). None leaves probabilities as
-        they are. Answers do not depend on it.
+        they are. Answers do not depend on it, nor do precomputed confidences, with which there are none.
     certificate : Certificate, optional
         What `certify` promises of these thresholds.
 
@@ -92,13 +93,17 @@ class Cascade(JsonValue):
     ) -> None:
         widths = _checks.dims(dims)
         limits = _numbers(thresholds, "thresholds", len(widths) - 1, each="every prefix but the last")
+        confidence = _checks.choice(confidence, "confidence", (*MEASURES, PRECOMPUTED))
         if temperatures is not None:
             options = {"minimum": 0.0, "open_minimum": True}
             temperatures = _numbers(temperatures, "temperatures", len(widths), each="every prefix", **options)
+            if confidence == PRECOMPUTED:
+                msg = "`temperatures` must be None with precomputed confidences, got numbers; leave them out."
+                raise ValueError(msg)
         Certificate.check(certificate, thresholds=limits)
         object.__setattr__(self, "dims", widths)
         object.__setattr__(self, "thresholds", limits)
-        object.__setattr__(self, "confidence", _checks.choice(confidence, "confidence", MEASURES))
+        object.__setattr__(self, "confidence", confidence)
         object.__setattr__(self, "temperatures", temperatures)
         object.__setattr__(self, "certificate", certificate)
 
@@ -112,7 +117,7 @@ class Cascade(JsonValue):
         nesting: NestingLike,
         grid: Iterable[float] | None = None,
         variant: str = "code",
-        confidence: str = "max_probability",
+        confidence: str | Array = "max_probability",
         temperature: bool = False,
         from_logits: bool = False,
     ) -> Cascade:
@@ -136,8 +141,10 @@ class Cascade(JsonValue):
             The released code accepts confidence > t, the paper's text confidence >= t. The latter is kept as the
             next smaller number in the dtype of the confidences, since a cascade compares strictly. The paper also
             lists a threshold for the widest prefix, which has no effect and is left out.
-        confidence : str, default "max_probability"
-            As for `Cascade`; the paper uses the largest probability.
+        confidence : str or array (G, n), default "max_probability"
+            A measure as for `Cascade`, of which the paper uses this one; or how sure each prefix is of each row by a
+            measure of your own, within [0, 1], floating. The cascade is then a precomputed one: its other methods
+            take such arrays too, and `classify`, which cannot know them, refuses it.
         temperature : bool, default False
             Scale the probabilities of each prefix by a temperature first, fitted on the same rows by the likelihood
             of the labels. The paper does not.
@@ -174,12 +181,12 @@ class Cascade(JsonValue):
         """
         _checks.choice(variant, "variant", _thresholds.VARIANTS)
         choices = _thresholds.as_grid(grid, variant)
-        dims, temperature = _ladder(nesting, confidence), _checks.flag(temperature, "temperature")
-        outputs = Labelled(probabilities, labels, dims, from_logits=from_logits)
+        dims, temperature = as_nesting(nesting).dims, _checks.flag(temperature, "temperature")
+        outputs = Labelled(probabilities, labels, dims, from_logits=from_logits, confidence=confidence)
         outputs.check_calibration()
         temperatures = outputs.fit_temperatures(np.arange(outputs.n_rows)) if temperature else None
-        thresholds = _thresholds.published(outputs.score(confidence, temperatures), choices, variant)
-        return cls(dims, thresholds, confidence=confidence, temperatures=temperatures)
+        thresholds = _thresholds.published(outputs.score(temperatures), choices, variant)
+        return cls(dims, thresholds, confidence=outputs.measure, temperatures=temperatures)
 
     @overload
     @classmethod
@@ -220,7 +227,7 @@ class Cascade(JsonValue):
         groups: Array | None = None,
         path: str = "auto",
         cost: str = "expected_dim",
-        confidence: str = "margin",
+        confidence: str | Array = "margin",
         temperature: bool = False,
         seed: int = 0,
         from_logits: bool = False,
@@ -259,8 +266,8 @@ class Cascade(JsonValue):
             2,000 and ten times the rows needed (2,300 at 0.01 and 0.1), or if `temperature` asks, else the tapered one.
         cost : {"expected_dim", "cumulative_dim"}, default "expected_dim"
             What a fitted path keeps low: the cost of a tied head (MRL-E), or of separate heads (MRL).
-        confidence : str, default "margin"
-            As for `Cascade`. An answer changes when the second class overtakes the first, which the margin foretells
+        confidence : str or array (G, n), default "margin"
+            As for `calibrate`. An answer changes when the second class overtakes the first, which the margin foretells
             better than the largest probability does.
         temperature : bool, default False
             Fit temperatures, on the rows that fit the path; without labels, to the full width's answers (its own
@@ -321,17 +328,17 @@ class Cascade(JsonValue):
         """
         bounds = {"max_gap": max_gap, "max_error": max_error, "max_disagreement": max_disagreement}
         promise = _certify.Promise.of(bounds, delta, labelled=labels is not None)
-        dims, temperature = _ladder(nesting, confidence), _checks.flag(temperature, "temperature")
+        dims, temperature = as_nesting(nesting).dims, _checks.flag(temperature, "temperature")
         prices = _evaluation.Prices.of(dims, cost)
-        search = _certify.Search(dims, prices, path, confidence, temperature, _checks.seed(seed))
+        search = _certify.Search(dims, prices, path, temperature, _checks.seed(seed))
         search.check()
-        outputs = as_far_as_labelled(probabilities, labels, dims, from_logits=from_logits)
+        outputs = as_far_as_labelled(probabilities, labels, dims, from_logits=from_logits, confidence=confidence)
         promise.check_known(outputs.known)
         outputs.check_calibration()
 
         def on(rows: np.ndarray, promise: _certify.Promise, of: str = "") -> Cascade:
             certificate, temperatures = _certify.certify(promise, search, outputs, rows, of=of)
-            values = {"confidence": confidence, "temperatures": temperatures, "certificate": certificate}
+            values = {"confidence": outputs.measure, "temperatures": temperatures, "certificate": certificate}
             return cls(dims, certificate.thresholds, **values)  # type: ignore[arg-type]
 
         if groups is None:
@@ -350,7 +357,7 @@ class Cascade(JsonValue):
         nesting: NestingLike,
         path: str = "fitted",
         cost: str = "expected_dim",
-        confidence: str = "max_probability",
+        confidence: str | Array = "max_probability",
         from_logits: bool = False,
     ) -> list[tuple[Cascade, CascadeEvaluation]]:
         """List the cascades that no cheaper one of the family beats on these rows, the Pareto frontier.
@@ -371,12 +378,12 @@ class Cascade(JsonValue):
             that chose the thresholds.
         """
         _checks.choice(path, "path", _paths.PATHS)
-        dims = _ladder(nesting, confidence)
+        dims = as_nesting(nesting).dims
         prices = _evaluation.Prices.of(dims, cost)
-        outputs = Labelled(probabilities, labels, dims, from_logits=from_logits)
+        outputs = Labelled(probabilities, labels, dims, from_logits=from_logits, confidence=confidence)
         outputs.check_calibration()
-        points = _thresholds.frontier(outputs.score(confidence, None), dims, prices, path, cost)
-        return [(cls(dims, thresholds, confidence=confidence), evaluation) for thresholds, evaluation in points]
+        points = _thresholds.frontier(outputs.score(None), dims, prices, path, cost)
+        return [(cls(dims, thresholds, confidence=outputs.measure), evaluation) for thresholds, evaluation in points]
 
     @classmethod
     def within_budget(
@@ -389,7 +396,7 @@ class Cascade(JsonValue):
         budget: float,
         path: str = "fitted",
         cost: str = "expected_dim",
-        confidence: str = "max_probability",
+        confidence: str | Array = "max_probability",
         from_logits: bool = False,
     ) -> Cascade:
         """Choose the most accurate cascade whose cost on these rows is within a budget.
@@ -420,13 +427,18 @@ class Cascade(JsonValue):
             raise ValueError(msg)
         return [cascade for cascade, evaluation in points if getattr(evaluation, cost) <= budget][-1]
 
-    def predict(self, probabilities: Prefixes, /, *, from_logits: bool = False) -> tuple[Array, Array]:
+    def predict(
+        self, probabilities: Prefixes, /, *, confidence: Array | None = None, from_logits: bool = False
+    ) -> tuple[Array, Array]:
         """Answer each row from the shortest prefix that is sure enough.
 
         Parameters
         ----------
         probabilities : array (G, n, c), or a sequence of G arrays (n, c), floating
             Probabilities of c classes from each prefix, narrowest first.
+        confidence : array (G, n), floating, optional
+            How sure each prefix is of each row, within [0, 1], for a cascade with confidence "precomputed"; for others
+            an error.
         from_logits : bool, default False
             `probabilities` are logits.
 
@@ -443,8 +455,9 @@ class Cascade(JsonValue):
             The probabilities are of another kind or shape, or rows are negative or do not sum to one: the message
             names the prefix and counts the rows.
         """
-        outputs = Outputs(probabilities, self.dims, from_logits=from_logits)
-        return outputs.route(self.thresholds, self.confidence, self.temperatures)
+        decider = self._decider(confidence)
+        outputs = Outputs(probabilities, self.dims, from_logits=from_logits, confidence=decider)
+        return outputs.route(self.thresholds, self.temperatures)
 
     def classify(self, embeddings: Array, heads: Sequence[Head] | Head | NestedHead, /) -> tuple[Array, Array]:
         """Answer each row from its embedding, computing the logits of a wider prefix only where they are needed.
@@ -472,7 +485,8 @@ class Cascade(JsonValue):
             The arguments are of another kind, or neither NumPy nor PyTorch arrays; or a layer of a head does more than
             its weight and bias say.
         ValueError
-            Shapes, devices or widths do not match, or rows hold NaN or infinity.
+            Shapes, devices or widths do not match, or rows hold NaN or infinity; or the cascade decides by precomputed
+            confidences, which heads do not tell.
 
         Notes
         -----
@@ -523,14 +537,20 @@ class Cascade(JsonValue):
         return CascadeClassifier(self, heads, copy=True)
 
     def evaluate(
-        self, probabilities: Prefixes, labels: Array | None = None, /, *, from_logits: bool = False
+        self,
+        probabilities: Prefixes,
+        labels: Array | None = None,
+        /,
+        *,
+        confidence: Array | None = None,
+        from_logits: bool = False,
     ) -> CascadeEvaluation:
         """Measure cost, and accuracy or agreement with the full width.
 
         Parameters
         ----------
-        probabilities, from_logits
-            As for `calibrate`.
+        probabilities, confidence, from_logits
+            As for `predict`.
         labels : array (n,), integer, optional
             The true classes. Without them all that needs them is None, and `fixed_dim` goes by the disagreement.
 
@@ -555,17 +575,23 @@ class Cascade(JsonValue):
         >>> found.speedup(of="fixed")
         1.5
         """
-        scored = self._score(probabilities, labels, from_logits=from_logits)
+        scored = self._score(probabilities, labels, confidence, from_logits=from_logits)
         return _evaluation.evaluate(scored, self.dims, self.thresholds, labelled=labels is not None)
 
     def curve(
-        self, probabilities: Prefixes, labels: Array | None = None, /, *, from_logits: bool = False
+        self,
+        probabilities: Prefixes,
+        labels: Array | None = None,
+        /,
+        *,
+        confidence: Array | None = None,
+        from_logits: bool = False,
     ) -> list[CascadeEvaluation]:
         """Measure the cascade capped at each width from the second on: the curve of the paper's figure 6.
 
         Parameters
         ----------
-        probabilities, labels, from_logits
+        probabilities, labels, confidence, from_logits
             As for `evaluate`.
 
         Returns
@@ -574,7 +600,7 @@ class Cascade(JsonValue):
             One per cap, narrowest first; the last one is `evaluate`. A single prefix has no cap and gives none.
             Gap and disagreement are against the full width at every cap.
         """
-        scored = self._score(probabilities, labels, from_logits=from_logits)
+        scored = self._score(probabilities, labels, confidence, from_logits=from_logits)
         return [
             _evaluation.evaluate(scored, self.dims[:count], self.thresholds[: count - 1], labelled=labels is not None)
             for count in range(2, len(self.dims) + 1)
@@ -602,13 +628,28 @@ class Cascade(JsonValue):
         """
         return _monitor.monitor(self, self.certificate, promise, delta)
 
-    def _score(self, probabilities: Prefixes, labels: Array | None, *, from_logits: bool) -> Scored:
+    def _score(
+        self, probabilities: Prefixes, labels: Array | None, confidence: Array | None, *, from_logits: bool
+    ) -> Scored:
+        options: dict[str, Any] = {"from_logits": from_logits, "confidence": self._decider(confidence)}
         if labels is None:
-            outputs = Outputs(probabilities, self.dims, from_logits=from_logits)
+            outputs = Outputs(probabilities, self.dims, **options)
             _checks.not_empty(outputs.prefixes[0], "probabilities")
         else:
-            outputs = Labelled(probabilities, labels, self.dims, from_logits=from_logits)
-        return outputs.score(self.confidence, self.temperatures)
+            outputs = Labelled(probabilities, labels, self.dims, **options)
+        return outputs.score(self.temperatures)
+
+    def _decider(self, confidence: Array | None) -> str | Array:
+        """Return by what rows are decided: the measure of this cascade, or the array that it needs in its place."""
+        needed = self.confidence == PRECOMPUTED
+        if not (is_array(confidence) if needed else confidence is None):
+            rule = (
+                "an array (prefixes, rows) with precomputed confidences" if needed else f"None with {self.confidence}"
+            )
+            remedy = "pass the numbers" if needed else "leave it out, or calibrate on such numbers"
+            msg = f"`confidence` must be {rule}, got {_checks.describe(confidence)}; {remedy}."
+            raise ValueError(msg)
+        return confidence if needed else self.confidence
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, nesting: NestingLike | None = None) -> Self:
@@ -655,13 +696,6 @@ class Cascade(JsonValue):
         if self.certificate is not None:
             options.append(f"certificate={self.certificate!r}")
         return f"Cascade({', '.join(options)})"
-
-
-def _ladder(nesting: NestingLike, confidence: str) -> tuple[int, ...]:
-    """Return the widths, after checking that there is such a measure of confidence."""
-    dims = as_nesting(nesting).dims
-    _checks.choice(confidence, "confidence", MEASURES)
-    return dims
 
 
 def _numbers(values: object, name: str, count: int, *, each: str, **interval: Any) -> tuple[float, ...]:
