@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -362,6 +364,34 @@ def test_a_classifier_may_be_called_from_several_threads(rng: np.random.Generato
     with ThreadPoolExecutor(4) as pool:
         for found in pool.map(answer, [embeddings] * 40):
             assert [part.tolist() for part in found] == expected
+
+
+@both_heads
+@pytest.mark.parametrize("how", ["pickled", "copied"])
+def test_a_classifier_goes_to_other_processes(
+    writable: Library, rng: np.random.Generator, tied: bool, how: str
+) -> None:
+    embeddings, heads, _ = problem(rng, tied=tied, bias=True)
+    rows = writable.array(embeddings)
+    answer = Cascade(DIMS, (0.5, 1.0, 0.7), confidence="margin").classifier(on(writable, heads, tied=tied))
+    expected = answer(rows), answer(rows[5])
+    pickled = pickle.dumps(answer)
+    other = pickle.loads(pickled) if how == "pickled" else copy.deepcopy(answer)
+    for found, wanted in zip((other(rows), other(rows[5])), expected, strict=True):
+        for ours, theirs in zip(found, wanted, strict=True):
+            assert ours.tolist() == theirs.tolist()
+    assert repr(other) == repr(answer)
+    for stage in other._stages.stages:
+        assert np.shares_memory(to_numpy(stage.factor), to_numpy(stage.transposed))
+    with pytest.raises(ValueError, match="the last axis of `embeddings`"):
+        other(rows[:, :8])
+
+
+def test_a_pickled_classifier_holds_each_weight_once(rng: np.random.Generator) -> None:
+    weight = rng.normal(size=(1000, 64))
+    answer = Cascade((8, 32, 64), (0.5, 0.6)).classifier((weight, None))
+    answer(rng.normal(size=(500, 64)))
+    assert len(pickle.dumps(answer)) < 1.05 * weight.nbytes
 
 
 def test_a_classifier_says_what_it_is(rng: np.random.Generator) -> None:

@@ -277,6 +277,23 @@ def test_a_state_of_another_cascade_or_promise_is_refused(tmp_path: Path) -> Non
         CascadeMonitor.from_json(monitor.to_json(), cascade="cascade.json")  # type: ignore[arg-type]
 
 
+def test_monitors_go_on_though_cascades_have_gained_fields_since() -> None:
+    """What was written in 2026: a field that is added later belongs into `_before` of Cascade, or this fails."""
+    cascade = Cascade.from_json(
+        '{"kind": "cascade", "version": 1, "dims": [8, 16, 32], "thresholds": [0.6, 0.25], "confidence": "margin", '
+        '"temperatures": null, "certificate": {"thresholds": [0.6, 0.25], "max_gap": 0.02, "max_error": null, '
+        '"delta": 0.1, "path": "tapered", "n_rows": 900, "n_fit_rows": 0, "p_values": [0.01, 0.03, 0.2], "chosen": 1, '
+        '"rows_needed": 114, "max_disagreement": 0.05, "n_unlabelled": 40}}'
+    )
+    stakes = ", ".join(["-3.735815348885527"] * 10)
+    monitor = CascadeMonitor.from_json(
+        '{"kind": "cascade monitor", "version": 1, "promise": "max_gap", "bound": 0.02, "delta": 0.05, '
+        f'"cascade": 4068152087, "n_rows": 0, "n_failures": 0, "p_value": 1.0, "stakes": [{stakes}]}}',
+        cascade=cascade,
+    )
+    assert monitor == cascade.monitor(promise="max_gap")
+
+
 NO_COUNTS = (None, "5", True, -1, 2.5, 2**53 + 1, [5])
 NO_SHARES = (None, "0.1", True, -0.1, 0.0, 1.0, 2, math.nan, [0.1])
 BROKEN = {

@@ -30,8 +30,9 @@ class CascadeClassifier:
 
     Notes
     -----
-    It may be called from several threads at once. Memory for the logits of a batch is kept for the next one: for each
-    thread at most three arrays with a number for each row and class, none of more than 2^24 numbers.
+    It may be called from several threads at once, and pickled for other processes. Memory for the logits of a batch is
+    kept for the next one: for each thread at most three arrays with a number for each row and class, none of more than
+    2^24 numbers.
     """
 
     def __init__(self, cascade: Any, heads: Sequence[Head] | Head | NestedHead, *, copy: bool) -> None:
@@ -112,6 +113,21 @@ class CascadeClassifier:
     def _check_kind(self, embeddings: Array) -> None:
         xp = namespace(("embeddings", embeddings), ("heads", self._like))
         _checks.same_dtype(xp, ("embeddings", embeddings), ("heads", self._like))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what to pickle or copy: no module, no memory, and each weight once."""
+        stages = [stage._replace(transposed=None) for stage in self._stages.stages]
+        left_out: dict[str, Any] = {"_like": None, "_kind": None, "_spare": []}
+        return self.__dict__ | {"_stages": self._stages._replace(stages=stages, xp=None), **left_out}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        stages: list[_classify.Stage] = self._stages.stages
+        self._like = stages[0].factor
+        self._kind = _kind(self._like)
+        xp = namespace(("heads", self._like))
+        whole = [stage._replace(transposed=xp.matrix_transpose(stage.factor)) for stage in stages]
+        self._stages = self._stages._replace(stages=whole, xp=xp)
 
     def __repr__(self) -> str:
         return f"CascadeClassifier(n_classes={self.n_classes}, dims={self.dims}, exit_dims={self.exit_dims})"

@@ -292,6 +292,7 @@ def monitor(cascade: JsonValue, certificate: Certificate | None, promise: str | 
 
 
 def _checksum(cascade: JsonValue) -> int:
+    """Return what tells cascades apart, today and in files from before a field was added (`_before` leaves it out)."""
     return zlib.crc32(cascade.to_json().encode())
 
 

@@ -45,13 +45,15 @@ def shared(n_thresholds: int) -> list[Policy]:
 
 
 def tapered(dims: Sequence[int]) -> list[Policy]:
-    """Return policies that ask less of wider prefixes, from just below 1 at all of them down to 0; no row shapes them.
+    """Return policies that ask less of wider prefixes, from just below 1 at the widest down to 0; no row shapes them.
 
     Notes
     -----
     An answer changes where noise makes up the lead of one class over the next, the difference of their logits, and
     that noise falls as the prefix widens: as m ** -0.5 if columns carry equal shares, as m ** -1 where the first ones
     carry most. The lead asked for falls as m ** -0.75. Two classes this far apart have a margin of tanh(lead / 2).
+    Prefixes less than a 3.6th as wide as the widest that has a threshold start at 1 itself, to which tanh rounds, and
+    are passed over until less is asked for.
     """
     if len(dims) < 2:
         return []
