@@ -70,6 +70,7 @@ def test_rows_without_a_label_are_answered_but_not_judged(cascade: Cascade, caps
         ("none.json p.npy", "'none.json': No such file or directory"),
         ("p.npy p.npy", "`p.npy` must be"),
         ("c.json none.npy", "`PROBS.npy` must be a file to read, got 'none.npy'"),
+        ("own.json p.npy", "own.json must decide by the probabilities, got precomputed confidences; use it in Python"),
         ("c.json two.npy", "two.npy must hold a prefix for each of the 3 widths, got 2"),
         ("c.json y.npy", "`probabilities` must have shape (prefixes, rows, classes)"),
         ("c.json z.npy", "`probabilities[0]` (the prefix of width 4) must hold probabilities"),
@@ -80,6 +81,7 @@ def test_rows_without_a_label_are_answered_but_not_judged(cascade: Cascade, caps
 )
 @pytest.mark.usefixtures("cascade")
 def test_nothing_is_written_when_something_is_wrong(capsys: Capture, arguments: str, message: str) -> None:
+    Cascade(DIMS, (0.5, 0.5), confidence="precomputed").save("own.json")
     np.save("two.npy", np.load("p.npy")[:2])
     np.save("short.npy", np.load("y.npy")[:5])
     np.save("unknown.npy", np.full(300, -1))

@@ -249,6 +249,7 @@ def test_few_rows_warn(folder: Path, capsys: Capture) -> None:
         ("p.npy y.npy --seed -1", "`--seed` must be an integer >= 0"),
         ("p.npy y.npy --max-error 0.0001", "`max_error` must be certifiable for the full width at least"),
         ("text.npy y.npy", "`text.npy` must be a .npy file of numbers"),
+        ("p.npy y.npy --groups y.npy", "--groups must come with --certify or a bound; the published rule"),
     ],
 )
 def test_nothing_is_written_when_something_is_wrong(
@@ -265,6 +266,51 @@ def test_nothing_is_written_when_something_is_wrong(
 def test_widths_are_asked_for(folder: Path, capsys: Capture) -> None:
     message = "--dims must name the widths of the 3 prefixes in p.npy, got none; name them from the narrowest on, as in"
     assert_refused("calibrate p.npy y.npy -o c.json", message, capsys)
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+def test_groups_get_a_table_and_a_file_each(folder: Path, capsys: Capture, *, labelled: bool) -> None:
+    chosen, judged = split()
+    groups = np.where(np.arange(400) < 300, 7, -2)
+    groups[chosen[:5]] = 90  # a group of which no row judges, and too small to pass
+    np.save("g.npy", groups)
+    probabilities, labels = np.load("p.npy"), np.load("y.npy")
+    rows, bound = ("p.npy y.npy", "max_gap") if labelled else ("p.npy", "max_disagreement")
+    assert calibrate(f"{rows} --dims 8,16,32 --{bound.replace('_', '-')} 0.3 --groups g.npy -o new") == 0
+    truth = [labels] if labelled else []
+    expected = Cascade.certify(
+        probabilities[:, chosen],
+        *(y[chosen] for y in truth),
+        nesting=(8, 16, 32),
+        groups=groups[chosen],
+        **{bound: 0.3},
+    )
+    assert names("new") == ["-2.json", "7.json", "90.json"]
+    assert {group: Cascade.load(f"new/{group}.json") for group in (-2, 7, 90)} == expected
+    assert [group for group, cascade in expected.items() if cascade.certificate.chosen is None] == [90]
+    out = capsys.readouterr().out
+    tables = out.split("Cascade (certified, confidence margin). Group ")[1:]
+    assert [table.partition(".")[0] for table in tables] == ["-2", "7", "90"]
+    for group, table in zip((-2, 7), tables, strict=False):
+        part = judged[groups[judged] == group]
+        assert f"\n{expected[group].evaluate(probabilities[:, part], *(y[part] for y in truth))}\n" in table
+        assert ("perfect router" in table) == labelled
+    assert "\n\nNo row judges it.\n" in tables[2]
+    assert out.endswith("\n\nwrote new/-2.json\nwrote new/7.json\nwrote new/90.json\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--groups p.npy", "GROUPS.npy must hold an integer for each of 400 rows, got float32 (3, 400, 4); number the"),
+        ("--groups short.npy", "GROUPS.npy must hold an integer for each of 400 rows, got int64 (5,)"),
+        ("--groups none.npy", "`GROUPS.npy` must be a file to read, got 'none.npy'"),
+        ("--groups y.npy --test p.npy y.npy", "--groups must come without --test and --figure"),
+    ],
+)
+def test_groups_that_do_not_fit_are_refused(folder: Path, capsys: Capture, arguments: str, message: str) -> None:
+    np.save("short.npy", np.load("y.npy")[:5])
+    assert_refused(f"calibrate p.npy y.npy --dims 8,16,32 --max-gap 0.3 {arguments} -o new", message, capsys)
 
 
 @pytest.mark.parametrize("arguments", ["--dims 8,x", "-o none/c.json", "--figure none/c.png", "-o ."])

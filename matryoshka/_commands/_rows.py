@@ -16,10 +16,11 @@ _LARGE = 2**27
 
 
 class Rows(NamedTuple):
-    """Probabilities (prefixes, rows, classes), and labels (rows,) or None."""
+    """Probabilities (prefixes, rows, classes), and labels and groups (rows,) or None."""
 
     probabilities: np.ndarray
     labels: np.ndarray | None
+    groups: np.ndarray | None = None
 
     def __len__(self) -> int:
         return int(self.probabilities.shape[1])
@@ -60,11 +61,18 @@ class Rows(NamedTuple):
             raise ValueError(msg)
         return self._take(np.flatnonzero(known))
 
+    def of(self, group: int | None) -> Rows:
+        """Return the rows of a group; None stands for all rows."""
+        return self if group is None else self._take(np.flatnonzero(self.groups == group))
+
     def _take(self, rows: np.ndarray) -> Rows:
-        return Rows(self.probabilities[:, rows], None if self.labels is None else self.labels[rows])
+        labels, groups = (None if each is None else each[rows] for each in (self.labels, self.groups))
+        return Rows(self.probabilities[:, rows], labels, groups)
 
 
-def load(path: str, labels: str | None, dims: tuple[int, ...] | None, *, name: str = "PROBS.npy") -> Rows:
+def load(
+    path: str, labels: str | None, dims: tuple[int, ...] | None, groups: str | None = None, *, name: str = "PROBS.npy"
+) -> Rows:
     """Map one file and read the other; a file of probabilities must have a prefix for each of the widths."""
     probabilities = _files.load_array(path, name, mmap=True)
     _checks.ndim(probabilities, "probabilities", 3, "(prefixes, rows, classes)")
@@ -76,8 +84,12 @@ def load(path: str, labels: str | None, dims: tuple[int, ...] | None, *, name: s
     if len(dims) != n_prefixes:
         msg = f"{path} must hold a prefix for each of the {len(dims)} widths, got {n_prefixes}; name its own ladder."
         raise ValueError(msg)
+    ids = None if groups is None else _files.load_array(groups, "GROUPS.npy")
+    if ids is not None and (ids.shape != (n,) or ids.dtype.kind not in "iu"):
+        msg = f"GROUPS.npy must hold an integer for each of {n} rows, got {ids.dtype} {ids.shape}; number the groups."
+        raise ValueError(msg)
     if labels is None:
-        return Rows(probabilities, None)
+        return Rows(probabilities, None, ids)
     truth = _files.load_array(labels, "LABELS.npy" if name == "PROBS.npy" else name)
     _checks.labels(truth, "labels", (n,), np)
-    return Rows(probabilities, truth)
+    return Rows(probabilities, truth, ids)

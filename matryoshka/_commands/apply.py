@@ -36,6 +36,9 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> None:
     """Apply, print the result, and then write it."""
     cascade = Cascade.load(options.cascade)
+    if cascade.confidence == "precomputed":
+        msg = f"{options.cascade} must decide by the probabilities, got precomputed confidences; use it in Python."
+        raise ValueError(msg)
     rows = _rows.load(options.probabilities, options.labels, cascade.dims)
     rows.doing("measuring on")
     evaluation = cascade.evaluate(*rows.labelled().arrays, from_logits=options.logits)

@@ -45,17 +45,31 @@ def add(commands: Any) -> None:
     parser.add_argument("--temperature", action="store_true", help="fit a temperature to each prefix first")
     parser.add_argument("--variant", help="of the published rule: code (default) or paper")
     parser.add_argument("--seed", type=int, default=0, help="draws the rows that judge or fit a path; default 0")
+    _add_promise(parser)
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=new_file,
+        metavar="FILE.json",
+        help="write the cascade to this file, or those of groups to a new folder",
+    )
+    parser.add_argument("--figure", type=new_file, metavar="FILE.png", help="plot accuracy against expected dimension")
+    parser.set_defaults(run=run)
+
+
+def _add_promise(parser: argparse.ArgumentParser) -> None:
+    """Describe what `Cascade.certify` takes."""
     promise = parser.add_argument_group("promise", "Thresholds are tested until it holds (Learn then Test).")
     promise.add_argument("--certify", action="store_true", help="promise a gap of 0.01, unless other bounds are given")
     promise.add_argument("--max-gap", type=float, metavar="P", help="P(wrong where the full width is right)")
     promise.add_argument("--max-error", type=float, metavar="P", help="P(wrong)")
     promise.add_argument("--max-disagreement", type=float, metavar="P", help="P(answers otherwise than the full width)")
     promise.add_argument("--delta", type=float, metavar="P", help="P(the promise does not hold); default 0.1")
+    promise.add_argument(
+        "--groups", metavar="GROUPS.npy", help="array (rows,) of group ids: promise it to each of them"
+    )
     promise.add_argument("--path", help="policies to test; default auto, by the number of rows")
     promise.add_argument("--cost", help="what to keep low: expected_dim (default, tied head) or cumulative_dim")
-    parser.add_argument("-o", "--output", type=new_file, metavar="FILE.json", help="write the cascade to this file")
-    parser.add_argument("--figure", type=new_file, metavar="FILE.png", help="plot accuracy against expected dimension")
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -64,20 +78,35 @@ def run(options: argparse.Namespace) -> None:
     _check_promise(options)
     chosen, judged, told = _read(options)
     chosen.doing("choosing thresholds on")
-    cascade = _calibrate(options, chosen)
+    cascades = _calibrate(options, chosen)
     judged.doing("measuring on")
-    read = {"from_logits": options.logits}
-    curve = cascade.curve(*judged.arrays, **read) or [cascade.evaluate(*judged.arrays, **read)]
-    oracle = None if judged.labels is None else oracle_routing(*judged.arrays, nesting=options.dims, **read)
-    print(report(cascade, curve[-1], oracle, told), flush=True)
     contents: dict[Path, bytes] = {}
-    if options.output is not None:
-        contents[options.output] = f"{cascade.to_json()}\n".encode()
-    if options.figure is not None:
-        contents[options.figure] = _pictures.rendered(figure(curve, oracle), kind=_kind(options.figure))
-    _files.write_all(contents)
+    for group, cascade in cascades.items():
+        curve, oracle = _measured(cascade, judged.of(group), from_logits=options.logits)
+        end = "\n" if group is None else "\n\n"
+        print(report(cascade, curve, oracle, told if group is None else f"Group {group}. {told}"), end=end, flush=True)
+        if options.output is not None:
+            place = options.output if group is None else options.output / f"{group}.json"
+            contents[place] = f"{cascade.to_json()}\n".encode()
+        if options.figure is not None:
+            contents[options.figure] = _pictures.rendered(figure(curve, oracle), kind=_kind(options.figure))
+    if options.groups is not None and contents:
+        _files.write_together(options.output, {path.name: data for path, data in contents.items()})
+    else:
+        _files.write_all(contents)
     for path in contents:
         print(f"wrote {path}")
+
+
+def _measured(
+    cascade: Cascade, judged: Rows, *, from_logits: bool
+) -> tuple[list[CascadeEvaluation], OracleRouting | None]:
+    """Return the curve of a cascade, and what a perfect router reaches; where no row judges, neither."""
+    if not len(judged):
+        return [], None
+    read = {"from_logits": from_logits}
+    curve = cascade.curve(*judged.arrays, **read) or [cascade.evaluate(*judged.arrays, **read)]
+    return curve, None if judged.labels is None else oracle_routing(*judged.arrays, nesting=cascade.dims, **read)
 
 
 def _check_figure(options: argparse.Namespace) -> None:
@@ -113,9 +142,12 @@ def _check_promise(options: argparse.Namespace) -> None:
             f"--variant is of the published rule, got it with {_options(bounds) or '--certify'}; leave one of them out."
         )
         raise ValueError(msg)
-    given = [name for name in FOR_CERTIFY if getattr(options, name) is not None]
+    given = [name for name in (*FOR_CERTIFY, "groups") if getattr(options, name) is not None]
     if given and not options.certify:
         msg = f"{_options(given)} must come with --certify or a bound; the published rule promises nothing."
+        raise ValueError(msg)
+    if options.groups is not None and (options.test is not None or options.figure is not None):
+        msg = "--groups must come without --test and --figure, which are of one cascade; leave them out."
         raise ValueError(msg)
     if options.test is not None and len(options.test) > 2:
         msg = f"--test must name probabilities and labels, got {len(options.test)} files; name one or two."
@@ -128,7 +160,7 @@ def _options(names: list[str]) -> str:
 
 def _read(options: argparse.Namespace) -> tuple[Rows, Rows, str]:
     """Read the rows that choose and those that judge, and say which they are."""
-    rows = _rows.load(options.probabilities, options.labels, options.dims)
+    rows = _rows.load(options.probabilities, options.labels, options.dims, options.groups)
     if options.test is None:
         chosen, judged = rows.split(options.seed)
         judged = judged.labelled()
@@ -143,7 +175,8 @@ def _two(paths: list[str]) -> tuple[str, str | None]:
     return paths[0], paths[1] if len(paths) > 1 else None
 
 
-def _calibrate(options: argparse.Namespace, rows: Rows) -> Cascade:
+def _calibrate(options: argparse.Namespace, rows: Rows) -> dict[int, Cascade] | dict[None, Cascade]:
+    """Return the cascade of each group; None stands for all rows."""
     common: dict[str, Any] = {
         "nesting": options.dims,
         "temperature": options.temperature,
@@ -153,15 +186,16 @@ def _calibrate(options: argparse.Namespace, rows: Rows) -> Cascade:
         common["confidence"] = options.confidence
     if options.certify:
         chosen = {name: value for name in FOR_CERTIFY if (value := getattr(options, name)) is not None}
-        cascade: Cascade = Cascade.certify(*rows.arrays, **common, **chosen, seed=options.seed)
-        return cascade
-    return Cascade.calibrate(*rows.arrays, variant=options.variant or "code", **common)
+        found = Cascade.certify(*rows.arrays, **common, **chosen, groups=rows.groups, seed=options.seed)
+        return found if isinstance(found, dict) else {None: found}
+    return {None: Cascade.calibrate(*rows.arrays, variant=options.variant or "code", **common)}
 
 
-def report(cascade: Cascade, evaluation: CascadeEvaluation, oracle: OracleRouting | None, told: str) -> str:
+def report(cascade: Cascade, curve: list[CascadeEvaluation], oracle: OracleRouting | None, told: str) -> str:
     """Return the table and what belongs to it, in plain ASCII."""
     rule = "published rule" if cascade.certificate is None else "certified"
-    lines = [*textwrap.wrap(f"Cascade ({rule}, confidence {cascade.confidence}). {told}", 100), "", str(evaluation)]
+    lines = [*textwrap.wrap(f"Cascade ({rule}, confidence {cascade.confidence}). {told}", 100), ""]
+    lines.append(str(curve[-1]) if curve else "No row judges it.")
     if oracle is not None:
         lines.append(
             f"perfect router  {oracle.expected_dim_all:7.1f}  expected dim, right on {oracle.accuracy:.2%} of the rows"
