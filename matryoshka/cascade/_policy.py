@@ -280,7 +280,8 @@ class Cascade(JsonValue):
         Cascade, or dict of int to Cascade
             With a `certificate`. If nothing passed the test, every threshold is 1, which sends all rows to the full
             width, and the certificate says how many rows are needed at least. With groups, a cascade for each group
-            that has rows; those sent to the full width are the ones whose `certificate.chosen` is None.
+            that has rows, whose certificate states its share of delta; those sent to the full width are the ones whose
+            `certificate.chosen` is None.
 
         Raises
         ------
