@@ -123,5 +123,5 @@ def demo(session: nox.Session) -> None:
 @nox.session
 def study(session: nox.Session) -> None:
     """Run the paper's experiments in small, `nox -s study -- --data digits`; finished cells are not run again."""
-    install(session, "-e", ".[torch,faiss,cli]", group="study")
+    install(session, "-e", ".[torch,faiss,sentence-transformers,cli]", group="study")
     session.run("python", "-m", "benchmarks.study", *session.posargs)
