@@ -193,6 +193,19 @@ def test_a_view_is_the_image_moved_and_dimmed(monkeypatch: pytest.MonkeyPatch) -
     assert ((ratios > 0.5) & (ratios < 1.5)).all()
 
 
+def test_a_view_is_moved_by_a_share_of_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = load("torch")
+    torch.manual_seed(0)
+    for name in ("TURN", "SCALE", "DIMMING", "NOISE"):
+        monkeypatch.setattr(contrastive, name, 0.0)
+    ramp = torch.arange(10.0).expand(4, 1, 6, 10) + 100 * torch.arange(6.0)[:, None]
+    moves = (contrastive.view(ramp) - ramp)[:, :, 1:-1, 1:-1].flatten(1)  # at the border the last value stays
+    torch.testing.assert_close(moves, moves[:, :1].expand_as(moves), rtol=0, atol=1e-3)
+    down = (moves[:, 0] / 100).round(decimals=1)
+    assert len(set(moves[:, 0].tolist())) == 4
+    assert (down.abs() <= contrastive.SHIFT * 3).all()
+
+
 def test_pairs_are_of_one_class_and_no_negatives_of_it() -> None:
     torch = load("torch")
     torch.manual_seed(0)
@@ -296,7 +309,7 @@ def test_batches_hold_questions_of_one_length() -> None:
 @pytest.mark.usefixtures("by_length")
 @pytest.mark.parametrize("system", masked_language.SYSTEMS)
 def test_words_are_guessed_from_those_around_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, system: str) -> None:
-    monkeypatch.setattr(masked_language, "LEARNING_RATE", 2e-2)  # few steps must do
+    monkeypatch.setattr(towers, "LEARNING_RATE", 2e-2)  # few steps must do
     rng = np.random.default_rng(1)
     triples = [f"{word}{i}" for i in range(8) for word in "abc"]  # each word tells the two others
     content = {

@@ -48,13 +48,11 @@ def _convolution(before: int, after: int) -> tuple[nn.Module, ...]:
     return nn.Conv2d(before, after, 3, stride=2, padding=1), nn.BatchNorm2d(after), nn.ReLU()
 
 
-def optimise(
-    module: nn.Module, loss: Callable[[], torch.Tensor], steps: int, *, learning_rate: float = LEARNING_RATE
-) -> None:
+def optimise(module: nn.Module, loss: Callable[[], torch.Tensor], steps: int) -> None:
     """Take `steps` steps of AdamW on what `loss` returns, with a learning rate that rises and falls once."""
     module.train()
-    optimizer = torch.optim.AdamW(module.parameters(), lr=learning_rate, weight_decay=WEIGHT_DECAY)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
     for _ in range(steps):
         optimizer.zero_grad()
         loss().backward()
