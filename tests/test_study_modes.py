@@ -236,6 +236,19 @@ def test_pairs_bring_classes_together(tmp_path: Path, shape: tuple[int, ...], sy
     assert all(0 <= value <= 1 for value in found["map"])
 
 
+def test_pairs_tell_what_matters(tmp_path: Path) -> None:
+    rng = np.random.default_rng(2)
+    for part, n in (("train", 400), ("test", 60)):
+        labels = np.arange(n) % 2
+        np.save(tmp_path / f"{part}_features.npy", np.c_[4 * labels - 2, rng.normal(size=(n, 20)) * 3])
+        np.save(tmp_path / f"{part}_labels.npy", labels)
+    shares = []
+    for steps in (1, 60):
+        with networks.reproducible():
+            shares.append(contrastive.measure(bench(str(tmp_path)), "cut", 0, steps=steps)["nearest_neighbor"][1])
+    assert shares[0] < 0.8 < 0.9 < shares[1]
+
+
 def test_descriptions_find_their_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "fashion-mnist"
     folder.mkdir()
