@@ -70,6 +70,8 @@ class FaissCorpus:
     A funnel that was certified on the corpus alone is not certified here: `Funnel.calibrate` takes a FaissCorpus too,
     and then promises what the index finds with the settings that it has.
 
+    It can be pickled as a `Corpus` can; the index goes with it.
+
     Examples
     --------
     >>> import numpy as np
@@ -245,6 +247,12 @@ class FaissCorpus:
         """
         return self._corpus.rerank(queries, ids, k, dim=dim, funnel=funnel)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        binary = _is_binary(self._index)
+        write = faiss.serialize_index_binary if binary else faiss.serialize_index
+        with _explained("`index` must be one that faiss can write to be pickled"):
+            return _pickled, (type(self), self._corpus, write(self._index), binary)
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write corpus and index to a folder.
 
@@ -363,6 +371,13 @@ def _read(folder: Path, text: bytes, *, mmap: bool, verify: bool, like: Array | 
         msg = f"`{file}` must hold {len(corpus)} rows, got none; save the corpus anew."
         raise ValueError(msg)
     return corpus, index
+
+
+def _pickled(cls: type[FaissCorpus], corpus: Corpus, index: np.ndarray, binary: bool) -> FaissCorpus:
+    indexed = object.__new__(cls)
+    indexed._corpus = corpus
+    indexed._index = faiss.deserialize_index_binary(index) if binary else faiss.deserialize_index(index)
+    return indexed
 
 
 def _is_binary(index: Any) -> bool:

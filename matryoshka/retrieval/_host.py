@@ -7,7 +7,8 @@ accelerator, and of other libraries, stay what they are.
 from __future__ import annotations
 
 import mmap
-from typing import Any, Protocol
+import os
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -46,6 +47,52 @@ def widen(array: np.ndarray) -> np.ndarray:
     if array.dtype == np.uint16:  # the leading half of a float32
         return (array.astype(np.uint32) << 16).view(np.float32)
     return array.astype(np.float32) if array.dtype == np.float16 else array
+
+
+class InFile(NamedTuple):
+    """Where the rows of a memory-mapped array lie, by which another process finds them."""
+
+    path: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    offset: int
+
+    @classmethod
+    def of(cls, array: np.ndarray) -> InFile:
+        """Say where an array lies that is a view of a mapping."""
+        base: Any = array
+        mapped: np.memmap | None = None
+        while isinstance(base, np.ndarray):
+            mapped = base if isinstance(base, np.memmap) and base.filename is not None else mapped
+            base = base.base
+        if mapped is None or mapped.filename is None or mapped.mode == "c":
+            got = "one without a name" if mapped is None else "a copy of it that may have been written to"
+            msg = (
+                f"`embeddings` must be mapped from a file that other processes can map to be pickled, got {got}; "
+                'open it with np.load(path, mmap_mode="r").'
+            )
+            raise TypeError(msg)
+        start = mapped.offset - mapped.offset % mmap.ALLOCATIONGRANULARITY
+        offset = start + _address(array) - _address(np.frombuffer(base, np.uint8))
+        return cls(os.fsdecode(mapped.filename), array.dtype, array.shape, array.strides, offset)
+
+    def open(self) -> np.ndarray:
+        """Map the rows again."""
+        try:
+            pages = np.memmap(self.path, np.uint8, mode="r")
+            return np.ndarray(self.shape, self.dtype, buffer=pages, offset=self.offset, strides=self.strides)
+        except FileNotFoundError as error:
+            msg = f"`embeddings` must lie in {self.path} wherever they are searched, got no such file; put it there."
+            raise FileNotFoundError(msg) from error
+        except (TypeError, ValueError) as error:  # of NumPy: it ends too early
+            msg = f"`embeddings` must lie in {self.path} as they did, got a shorter file; restore it."
+            raise ValueError(msg) from error
+
+
+def _address(array: np.ndarray) -> int:
+    address: int = array.__array_interface__["data"][0]
+    return address
 
 
 class Mapping:

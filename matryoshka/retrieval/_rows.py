@@ -12,9 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from matryoshka._array import accumulator_dtype, is_cupy_array, is_jax_array, is_torch_array, row_blocks, to_numpy
+from matryoshka._array import (
+    accumulator_dtype,
+    is_cupy_array,
+    is_jax_array,
+    is_torch_array,
+    namespace,
+    row_blocks,
+    to_numpy,
+)
 from matryoshka._typing import Array, Namespace
-from matryoshka.retrieval import _host
+from matryoshka.retrieval import _host, _sampling
 
 _BLOCK_NUMBERS = 1 << 20
 
@@ -40,6 +48,11 @@ class HostRows:
         self.dtype = np.dtype(np.float64 if np.dtype(array.dtype).itemsize > 4 else np.float32)
         self._is_array = isinstance(array, np.ndarray)
         self._mapping = _host.Mapping.of(array)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle what lies in memory by its content, and what lies in a file by where it lies there."""
+        array = self.array if self._mapping is None else _host.InFile.of(self.array)
+        return _host_rows, (array, self.scale, self.squares)
 
     def knowing(self, *, scale: Array | None, squares: Array | None = None) -> HostRows:
         """Return the same rows with what was found out about them."""
@@ -157,6 +170,9 @@ class DeviceRows:
         self.shape: tuple[int, int] = (array.shape[0], array.shape[1])
         self.dtype = accumulator_dtype(array, xp)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _device_rows, (self.array, self.scale, self.squares)
+
     def knowing(self, *, scale: Array | None, squares: Array | None = None) -> DeviceRows:
         """As `HostRows.knowing`."""
         return DeviceRows(self.array, self.xp, scale=scale, squares=squares)
@@ -206,6 +222,27 @@ class DeviceRows:
 
 
 Rows = HostRows | DeviceRows
+
+
+def _host_rows(array: Any, scale: np.ndarray | None, squares: np.ndarray | None) -> HostRows:
+    """Return rows that were pickled; of a file some rows are looked at, since it may have become another one."""
+    if not isinstance(array, _host.InFile):
+        return HostRows(array, scale=scale, squares=squares)
+    rows = HostRows(array.open(), scale=scale, squares=squares)
+    if squares is not None:
+        ids = _sampling.draw(rows.shape[0], min(rows.shape[0], _LOOKED_AT))
+        some = rows.take(ids, slice(0, rows.shape[1]))
+        if not np.allclose(np.einsum("nd,nd->n", some, some), squares[ids], rtol=1e-3):
+            msg = f"`embeddings` must lie in {array.path} as they did, got others; restore it or build the corpus anew."
+            raise ValueError(msg)
+    return rows
+
+
+_LOOKED_AT = 8
+
+
+def _device_rows(array: Array, scale: Array | None, squares: Array | None) -> DeviceRows:
+    return DeviceRows(array, namespace(("embeddings", array)), scale=scale, squares=squares)
 
 
 def _longest(rows: Rows) -> float:

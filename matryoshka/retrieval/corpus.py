@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 
 from matryoshka import _checks
 from matryoshka._array import (
     from_numpy,
+    full,
     namespace,
     row_blocks,
 )
@@ -79,7 +81,9 @@ class Corpus:
 
     A corpus takes one pass over the rows to build, for a length per row and the blocks of `search_dims`, n x width
     numbers each in float32 or float64. A copy (`copy.copy`) shares the rows and the blocks; blocks that it builds later
-    are its own.
+    are its own. It can be pickled, and so sent to other processes, with all it has built: rows in memory by their
+    content, rows that are mapped from a file by their place there, so that the file must lie there too, and a data set
+    or an array elsewhere as its own library does.
 
     Bits take n x width / 8 bytes and two passes more. They say on which side of the mean of all rows a number lies, so
     they compare directions around it: "cosine" is always served, "ip" and "l2" where the longest row is at most 1.25
@@ -137,6 +141,12 @@ class Corpus:
         arguments = self._arguments
         twin._hold(arguments.like, arguments.xp, self.metric, self._rows, dict(self._prefixes), dict(self._bits))
         return twin
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        like, xp = self._arguments.like, self._arguments.xp
+        like = np.empty(0, like.dtype) if isinstance(like, np.ndarray) else full((0,), 0.0, like=like, xp=xp)
+        parts = (like, self.metric, self._rows, dict(self._prefixes), dict(self._bits))
+        return _pickled, (type(self), *parts)
 
     @property
     def metric(self) -> str:
@@ -447,6 +457,14 @@ class Corpus:
             )
             raise ValueError(msg)
         return funnel.dims, (*funnel.keep, k)
+
+
+def _pickled(
+    cls: type[Corpus], like: Array, metric: str, rows: Rows, prefixes: dict[int, Prefix], bits: dict[int, _codes.Code]
+) -> Corpus:
+    corpus = object.__new__(cls)
+    corpus._hold(like, namespace(("embeddings", like)), metric, rows, prefixes, bits)
+    return corpus
 
 
 def _later(dims: tuple[int, ...], lists: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
