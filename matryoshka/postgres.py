@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 
 from matryoshka import _checks, _pgvector
-from matryoshka._array import from_numpy, is_integer, namespace, to_numpy
+from matryoshka._array import from_numpy, namespace
 from matryoshka._typing import Array
-from matryoshka.embeddings import truncate
-from matryoshka.retrieval import Funnel
+from matryoshka.retrieval import Funnel, engine
 
 __all__ = ["PgvectorCorpus"]
 
@@ -41,8 +40,6 @@ _STAGE = "SELECT s.id, s.embedding, {score} AS score FROM ({rows}) AS s ORDER BY
 _BATCH = """WITH q AS MATERIALIZED (SELECT n, {prefixes} FROM unnest(%(queries)b::vector[]) WITH ORDINALITY AS u (v, n))
     SELECT q.n, r.id, r.score FROM q CROSS JOIN LATERAL ({stages}) AS r ORDER BY q.n, r.score DESC, r.id"""
 _FOUND = [("query", "i8"), ("id", "i8"), ("score", "f4")]
-_Stages = list[tuple[int, int]]
-"""Widths of stages, and how many rows each leaves."""
 
 _COUNT = "SELECT min({id}), max({id}), count(*), count({embedding}) FROM {table}"
 _CHECKSUM = """SELECT sha256(string_agg(vector_send({embedding}), '' ORDER BY {id})) FROM {table}
@@ -285,17 +282,13 @@ class PgvectorCorpus:
         ConnectionError
             The server does not answer.
         """
-        if dim is not None and funnel is not None:
-            msg = "at most one of `dim` and `funnel` may be given, got both; leave one out."
-            raise TypeError(msg)
-        asked, stages = self._asked(queries, k, dim, funnel)
-        (start, count), starts = stages[0], self.search_dims
-        if funnel is None or not starts or (start == self.dim and start not in starts):
+        asked = engine.queries_in_float32(queries, self.dim, self.metric)
+        starts = self.search_dims
+        stages = engine.stages(self.dim, len(asked), k, dim=dim, funnel=funnel, codes=self.codes, starts=starts)
+        start = stages.dims[0]
+        if funnel is None or not starts or start not in starts:
             return self._run(queries, asked, _ALL, stages)
-        if start not in starts:
-            msg = f"`funnel` must start at a width of an index, one of {starts}, got {start}; change one."
-            raise ValueError(msg)
-        return self._run(queries, asked, _NEAR, stages[1:] or stages, start=start, near=count)
+        return self._run(queries, asked, _NEAR, stages.later, start=start, near=stages.lists[0])
 
     def rerank(
         self, queries: Array, ids: Array, k: int, *, dim: int | None = None, funnel: Funnel | None = None
@@ -319,17 +312,11 @@ class PgvectorCorpus:
         TypeError, ValueError, ConnectionError
             As for `search` and `Corpus.rerank`.
         """
-        if (dim is None) == (funnel is None):
-            msg = "exactly one of `dim` and `funnel` must be given, got both or neither; leave one out."
-            raise TypeError(msg)
-        asked, stages = self._asked(queries, k, dim, funnel)
-        if not is_integer(ids, namespace(("queries", queries), ("ids", ids))):
-            msg = f"`ids` must hold integers, got dtype {ids.dtype}; pass the ids that a search returned."
-            raise TypeError(msg)
-        _checks.ndim(ids, "ids", 2, "(n_queries, m)")
-        _checks.shape(ids, "ids", (len(asked), ids.shape[1]), "(n_queries, m)")
-        given = _pgvector.array(_pgvector.BIGINT, _pgvector.elements(">i8", to_numpy(ids).reshape(-1)))
-        return self._run(queries, asked, _GIVEN, stages[1:] or stages, ids=given, m=ids.shape[1])
+        asked = engine.queries_in_float32(queries, self.dim, self.metric)
+        stages = engine.stages(self.dim, len(asked), k, dim=dim, funnel=funnel, given=True)
+        found = engine.candidate_ids(ids, queries)
+        given = _pgvector.array(_pgvector.BIGINT, _pgvector.elements(">i8", found.reshape(-1)))
+        return self._run(queries, asked, _GIVEN, stages.later, ids=given, m=found.shape[1])
 
     def _transaction(self) -> Any:
         return _pgvector.transaction(self._connection, self._address)
@@ -376,41 +363,18 @@ class PgvectorCorpus:
             with self._transaction() as cursor, cursor.copy(_COPY.format(**self._names).replace("%%", "%")) as copy:
                 copy.write(b"PGCOPY\n\xff\r\n\0" + bytes(8) + rows + b"\xff\xff")
 
-    def _asked(self, queries: Array, k: int, dim: int | None, funnel: Funnel | None) -> tuple[np.ndarray, _Stages]:
-        """Check what is asked; return the queries as they are sent, and the stages."""
-        _checks.floating(queries, "queries", namespace(("queries", queries)))
-        _checks.ndim(queries, "queries", 2, "(n_queries, dim)")
-        _checks.shape(queries, "queries", (queries.shape[0], self.dim), "(n_queries, dim)")
-        with np.errstate(over="ignore", invalid="ignore"):
-            rows = truncate(to_numpy(queries).astype(np.float64), self.dim, normalize=self.metric == "cosine")
-            rows = rows.astype(np.float32)
-        _checks.finite_rows(rows, "queries", np)
-        k = _checks.integer(k, "k", minimum=1)
-        _checks.result_size(len(rows), k)
-        if funnel is None:
-            funnel = Funnel((self.dim if dim is None else _checks.integer(dim, "dim", minimum=1, maximum=self.dim),))
-        if not isinstance(funnel, Funnel):
-            msg = f"`funnel` must be a Funnel, got {type(funnel).__name__}; pass Funnel(dims, keep)."
-            raise TypeError(msg)
-        _checks.dims_within(funnel.dims, self.dim, "funnel.dims")
-        if funnel.code != "float":
-            msg = f"`funnel.code` must be 'float' in a database, got {funnel.code!r}; leave it out."
-            raise ValueError(msg)
-        if funnel.keep and k > funnel.keep[-1]:
-            msg = f"`k` must be at most the last list of the funnel, {funnel.keep[-1]}, got {k}; keep more."
-            raise ValueError(msg)
-        return rows, list(zip(funnel.dims, (*funnel.keep, k), strict=True))
-
-    def _run(self, queries: Array, asked: np.ndarray, rows: str, stages: _Stages, **values: Any) -> tuple[Array, Array]:
+    def _run(
+        self, queries: Array, asked: np.ndarray, rows: str, stages: engine.Stages, **values: Any
+    ) -> tuple[Array, Array]:
         """Run stages on the candidates that `rows` gives; return the best in the library of the queries."""
-        best, xp = np.full((len(asked), stages[-1][1]), -1), namespace(("queries", queries))
+        best, xp = np.full((len(asked), stages.lists[-1]), -1), namespace(("queries", queries))
         scores, near = np.full(best.shape, -np.inf, np.float32), values.get("near")
-        values |= {f"keep{i}": count for i, (_, count) in enumerate(stages)}
+        values |= {f"keep{i}": count for i, count in enumerate(stages.lists)}
         values["queries"] = _pgvector.array(self._type, _pgvector.vectors(asked))
         if asked.size and values.get("m") != 0:
             with self._transaction() as cursor:
                 before = cursor.execute(_TUNED, [min(near, _MOST_EF_SEARCH)]).fetchone()[:3] if near else None
-                cursor.execute(self._statement(rows, stages, values.get("start")), values, prepare=True)
+                cursor.execute(self._statement(rows, stages.dims, values.get("start")), values, prepare=True)
                 found = np.array(cursor.fetchall(), _FOUND)
                 if near:
                     cursor.execute(_RESTORED, before)
@@ -419,8 +383,8 @@ class PgvectorCorpus:
             scores[query, place], best[query, place] = found["score"], found["id"]
         return from_numpy(scores, like=queries, xp=xp), from_numpy(best, like=queries, xp=xp)
 
-    def _statement(self, rows: str, stages: _Stages, start: int | None) -> str:
-        dims, (operator, score) = [dim for dim, _ in stages], _METRICS[self._metric]
+    def _statement(self, rows: str, dims: tuple[int, ...], start: int | None) -> str:
+        operator, score = _METRICS[self._metric]
         start, exact = start or dims[0], rows is _ALL
         prefix = self._prefixes.get(start, self._cut(start))
         rows = rows.format(**self._names, prefix=prefix, by=operator, p=f"p{start}")

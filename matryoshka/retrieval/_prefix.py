@@ -121,16 +121,30 @@ def inspect(rows: Rows, dims: Sequence[int], metric: str) -> tuple[Rows, dict[in
         Rows hold NaN or infinity; the message counts them all. Or they are so long or so short, under another metric
         than "cosine", that squared lengths are not numbers of their dtype.
     """
-    narrow = [dim for dim in dims if dim < rows.shape[1]]
-    seen = _pass(rows, rows.shape[1], narrow, metric)
+    seen = look(rows, dims, metric)
     _checks.no_bad_rows(seen.bad, rows.shape[0], "embeddings")
     if metric == "cosine" and not seen.safe:
-        rows = rows.knowing(scale=_largest(rows))
-        seen = _pass(rows, rows.shape[1], narrow, metric)
-    elif metric != "cosine":
-        _check_lengths(seen, metric, rows.xp)
+        return scaled(rows, dims, metric)
+    if metric != "cosine":
+        check_lengths(math.sqrt(float(rows.xp.max(seen.squares))), rows.dtype, metric, rows.xp, safe=seen.safe)
+    return known(rows, dims, metric, seen)
+
+
+def look(rows: Rows, dims: Sequence[int], metric: str) -> Seen:
+    """Read all rows once, and say what they are like."""
+    return _pass(rows, rows.shape[1], [dim for dim in dims if dim < rows.shape[1]], metric)
+
+
+def known(rows: Rows, dims: Sequence[int], metric: str, seen: Seen) -> tuple[Rows, dict[int, Prefix]]:
+    """Return rows that were looked at with their lengths, and the prefixes `dims`."""
     rows = rows.knowing(scale=rows.scale, squares=seen.squares)
     return rows, {dim: of_block(rows, dim, metric, seen.prefixes.get(dim)) for dim in dims}
+
+
+def scaled(rows: Rows, dims: Sequence[int], metric: str) -> tuple[Rows, dict[int, Prefix]]:
+    """Do the same for rows among which are some whose squares vanish or overflow: each is divided by a number."""
+    rows = rows.knowing(scale=_largest(rows))
+    return known(rows, dims, metric, look(rows, dims, metric))
 
 
 def build(rows: Rows, dim: int, metric: str) -> Prefix:
@@ -139,8 +153,8 @@ def build(rows: Rows, dim: int, metric: str) -> Prefix:
     return of_block(rows, dim, metric, block)
 
 
-class _Seen(NamedTuple):
-    """What one pass over the rows found."""
+class Seen(NamedTuple):
+    """What one pass over the rows found: which are not finite, and whether squared lengths of the others are safe."""
 
     squares: Array
     bad: list[int]
@@ -148,7 +162,7 @@ class _Seen(NamedTuple):
     prefixes: dict[int, Array]
 
 
-def _pass(rows: Rows, width: int, dims: Sequence[int], metric: str) -> _Seen:
+def _pass(rows: Rows, width: int, dims: Sequence[int], metric: str) -> Seen:
     xp, on_host = rows.xp, isinstance(rows, HostRows)
     prefixes = {dim: np.empty((rows.shape[0], dim), rows.dtype) for dim in dims} if on_host else {}
 
@@ -173,7 +187,7 @@ def _pass(rows: Rows, width: int, dims: Sequence[int], metric: str) -> _Seen:
     squares, bad, safe, cuts = zip(*looks, strict=True)
     if not on_host:
         prefixes = {dim: xp.concat(parts) for dim, parts in zip(dims, zip(*cuts, strict=True), strict=True)}
-    return _Seen(xp.concat(squares), [i for some in bad for i in some], all(safe), prefixes)
+    return Seen(xp.concat(squares), [i for some in bad for i in some], all(safe), prefixes)
 
 
 def product_range(dtype: object, xp: Namespace) -> tuple[float, float]:
@@ -182,14 +196,13 @@ def product_range(dtype: object, xp: Namespace) -> tuple[float, float]:
     return float(info.smallest_normal) / float(info.eps), float(info.max) / 256
 
 
-def _check_lengths(seen: _Seen, metric: str, xp: Namespace) -> None:
+def check_lengths(longest: float, dtype: object, metric: str, xp: Namespace, *, safe: bool) -> None:
     """Check that the longest row is neither too long nor, if it is not zero, too short to be squared."""
-    longest = math.sqrt(float(xp.max(seen.squares)))
-    least, most = map(math.sqrt, product_range(seen.squares.dtype, xp))
-    if not (longest <= most and (longest >= least or (longest == 0 and seen.safe))):
+    least, most = map(math.sqrt, product_range(dtype, xp))
+    if not (longest <= most and (longest >= least or (longest == 0 and safe))):
         msg = (
             f"`embeddings` must have their longest row within [{least:.1g}, {most:.1g}] under metric {metric!r} in "
-            f"{seen.squares.dtype}, got {longest:.1g}; divide them and the queries by one number: the order stays."
+            f"{dtype}, got {longest:.1g}; divide them and the queries by one number: the order stays."
         )
         raise ValueError(msg)
 

@@ -75,19 +75,47 @@ def _descend(
     rows: Rows, metric: str, queries: Array, ids: Array, dims: Sequence[int], lists: Sequence[int]
 ) -> tuple[Array, Array]:
     xp, total, start = rows.xp, None, 0
-    # on a device, nobody waits to look
-    padded = not isinstance(ids, np.ndarray) or bool(ids.size and ids[:, 0].min() < 0)
     for dim, count in zip(dims, lists, strict=True):
-        taken = xp.where(ids < 0, xp.zeros_like(ids), ids) if padded else ids
-        total = _sums(rows, metric, queries, taken, slice(start, dim), total)
-        scores = total.scores(_lengths(rows, metric, queries, dim), xp)
-        if padded:
-            scores = xp.where(ids < 0, xp.full_like(scores, -xp.inf), scores)
+        scores, total = scored(rows, metric, queries, ids, slice(start, dim), total)
         best = (top_k if dim == dims[-1] else keep_best)(scores, min(count, ids.shape[1]), xp)
         ids, start = take_along(ids, best, xp), dim
         if dim < dims[-1]:
             total = total.take(best, xp)
     return take_along(scores, best, xp), ids
+
+
+def scored(
+    rows: Rows, metric: str, queries: Array, ids: Array, columns: slice, before: Sums | None = None
+) -> tuple[Array, Sums]:
+    """Return the scores (n_queries, m) of candidates, -inf for padding, and the sums that they are formed of.
+
+    These are over all columns before the end of `columns`; `before` are those over all columns before their start. An
+    id of -1, which is padding, comes before all others.
+    """
+    xp = rows.xp
+    # on a device, nobody waits to look
+    padded = not isinstance(ids, np.ndarray) or bool(ids.size and ids[:, 0].min() < 0)
+    taken = xp.where(ids < 0, xp.zeros_like(ids), ids) if padded else ids
+    total = _sums(rows, metric, queries, taken, columns, before)
+    scores = total.scores(_lengths(rows, metric, queries, columns.stop), xp)
+    if padded:
+        scores = xp.where(ids < 0, xp.full_like(scores, -xp.inf), scores)
+    return scores, total
+
+
+def in_parts(
+    rows: Rows, metric: str, queries: np.ndarray, ids: np.ndarray, columns: slice, before: Sums | None
+) -> tuple[np.ndarray, Sums]:
+    """Do the same for a few queries at a time, on all threads."""
+
+    def score_part(part: slice) -> tuple[np.ndarray, Sums]:
+        own = None if before is None else before.of(part)
+        return scored(rows, metric, queries[part], ids[part], columns, own)
+
+    numbers = ids.shape[1] * (columns.stop - columns.start)
+    scores, sums = zip(*_in_parts(score_part, rows, len(queries), numbers), strict=True)
+    products, squares = zip(*sums, strict=True)
+    return _join(scores, rows), Sums(_join(products, rows), None if squares[0] is None else _join(squares, rows))
 
 
 def _sums(rows: Rows, metric: str, queries: Array, ids: Array, columns: slice, before: Sums | None = None) -> Sums:

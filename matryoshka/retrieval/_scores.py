@@ -43,6 +43,10 @@ class Sums(NamedTuple):
         squares = None if self.squares is None else take_along(self.squares, positions, xp)
         return Sums(take_along(self.products, positions, xp), squares)
 
+    def of(self, queries: slice) -> Sums:
+        """Pick the sums of some queries."""
+        return Sums(self.products[queries], None if self.squares is None else self.squares[queries])
+
     def plus(self, other: Sums) -> Sums:
         """Add the sums over further columns."""
         squares = None if self.squares is None or other.squares is None else self.squares + other.squares

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -18,7 +18,7 @@ from matryoshka._array import (
 )
 from matryoshka._typing import Array, Namespace
 from matryoshka.embeddings import truncate
-from matryoshka.retrieval import _bounds, _bytes, _codes, _device, _rerank, _scan
+from matryoshka.retrieval import _bounds, _bytes, _codes, _device, _rerank, _scan, engine
 from matryoshka.retrieval._arguments import Arguments
 from matryoshka.retrieval._host import Sliceable, is_sliceable, view, widen
 from matryoshka.retrieval._prefix import Prefix, build, inspect
@@ -146,7 +146,7 @@ class Corpus:
         like, xp = self._arguments.like, self._arguments.xp
         like = np.empty(0, like.dtype) if isinstance(like, np.ndarray) else full((0,), 0.0, like=like, xp=xp)
         parts = (like, self.metric, self._rows, dict(self._prefixes), dict(self._bits))
-        return _pickled, (type(self), *parts)
+        return _of_parts, (type(self), *parts)
 
     @property
     def metric(self) -> str:
@@ -227,22 +227,20 @@ class Corpus:
             `funnel` do not fit, or the funnel starts in a code that does not serve these rows.
         """
         rows = self._arguments.queries(queries)
-        if dim is not None and funnel is not None:
-            msg = "at most one of `dim` and `funnel` may be given, got both; leave one out."
-            raise TypeError(msg)
-        dims, lists = self._stages(dim, funnel, k, rows.shape[0])
+        stages = engine.stages(self.dim, rows.shape[0], k, dim=dim, funnel=funnel)
         self._rows.check()
-        code = None if funnel is None or funnel.code == "float" else self._code(dims[0])
+        code = None if funnel is None or funnel.code == "float" else self._code(stages.dims[0])
         if first_stage is not None:
             _checks.function(first_stage, "first_stage")
-            asked = self._cut(rows, dims[0]) if code is None else code.bytes_of(code.queries(rows))
-            ids = self._arguments.candidates(first_stage(asked, min(lists[0], len(self))), rows, rows.shape[0])
-            return self._arguments.results([self._rerank(rows, ids, *_later(dims, lists))], k)
-        lists = tuple(min(count, len(self)) for count in lists)
-        find = partial(self._first_stage, self._prefix(dims[0])) if code is None else code.candidates
-        stages = (dims, lists) if code is None else _later(dims, lists)
-        parts = row_blocks(rows.shape[0], max(1, min(_QUERIES, _CANDIDATES // lists[0])))
-        found = [self._rerank(rows[at, :], find(rows[at, :], lists[0]), *stages) for at in parts]
+            asked = self._cut(rows, stages.dims[0]) if code is None else code.bytes_of(code.queries(rows))
+            found = first_stage(asked, min(stages.lists[0], len(self)))
+            ids = self._arguments.candidates(found, rows, rows.shape[0])
+            return self._arguments.results([self._rerank(rows, ids, stages.later)], k)
+        stages = stages._replace(lists=tuple(min(count, len(self)) for count in stages.lists))
+        count = stages.lists[0]
+        find = partial(self._first_stage, self._prefix(stages.dims[0])) if code is None else code.candidates
+        left = stages if code is None else stages.later
+        found = [self._rerank(rows[at, :], find(rows[at, :], count), left) for at in self._parts(rows.shape[0], count)]
         return self._arguments.results(found, k)
 
     def rerank(
@@ -279,12 +277,9 @@ class Corpus:
         """
         rows = self._arguments.queries(queries)
         candidates = self._arguments.candidates(ids, self._arguments.like, rows.shape[0])
-        if (dim is None) == (funnel is None):
-            msg = "exactly one of `dim` and `funnel` must be given, got both or neither; leave one out."
-            raise TypeError(msg)
-        dims, lists = self._stages(dim, funnel, k, rows.shape[0])
+        stages = engine.stages(self.dim, rows.shape[0], k, dim=dim, funnel=funnel, given=True)
         self._rows.check()
-        return self._arguments.results([self._rerank(rows, candidates, *_later(dims, lists))], k)
+        return self._arguments.results([self._rerank(rows, candidates, stages.later)], k)
 
     def prefixes(self, dim: int, *, code: str = "float") -> Iterator[tuple[slice, Array]]:
         """Give the prefixes of all rows a block at a time, to fill an index of your own.
@@ -405,6 +400,10 @@ class Corpus:
         else:
             self._prefixes[dim] = other._prefix(dim)
 
+    def _parts(self, n_queries: int, count: int) -> list[slice]:
+        """Cut queries into those that are searched for at once."""
+        return row_blocks(n_queries, max(1, min(_QUERIES, _CANDIDATES // count)))
+
     def _first_stage(self, prefix: Prefix, queries: Array, k: int) -> Array:
         """Return candidates that hold the best `k` of each query."""
         if isinstance(self._rows, DeviceRows):
@@ -425,8 +424,8 @@ class Corpus:
             self._bounds = {dim: _bounds.Bounds(rows, self._prefixes[dim])}
         return None if dim is None else self._bounds[dim]
 
-    def _rerank(self, queries: Array, ids: Array, dims: Sequence[int], lists: Sequence[int]) -> tuple[Array, Array]:
-        return _rerank.rerank(self._rows, self.metric, queries, ids, dims, lists)
+    def _rerank(self, queries: Array, ids: Array, stages: engine.Stages) -> tuple[Array, Array]:
+        return _rerank.rerank(self._rows, self.metric, queries, ids, *stages)
 
     def _prefix(self, dim: int) -> Prefix:
         if dim not in self._prefixes:
@@ -438,38 +437,13 @@ class Corpus:
             self._bits |= _codes.build(_codes.checked(self._rows, self.metric, name), (dim,), self.metric)
         return self._bits[dim]
 
-    def _stages(
-        self, dim: int | None, funnel: Funnel | None, k: int, n_queries: int
-    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Check a plan and the number of results; return the widths of its stages and how many rows each leaves."""
-        k = _checks.integer(k, "k", minimum=1)
-        _checks.result_size(n_queries, k)
-        if funnel is None:
-            return (self.dim if dim is None else _checks.integer(dim, "dim", minimum=1, maximum=self.dim),), (k,)
-        if not isinstance(funnel, Funnel):
-            msg = f"`funnel` must be a Funnel, got {type(funnel).__name__}; pass Funnel(dims, keep)."
-            raise TypeError(msg)
-        _checks.dims_within(funnel.dims, self.dim, "funnel.dims")
-        if funnel.keep and k > funnel.keep[-1]:
-            msg = (
-                f"`k` must be at most the last list of the funnel, {funnel.keep[-1]}, got {k}; "
-                "keep more or ask for fewer."
-            )
-            raise ValueError(msg)
-        return funnel.dims, (*funnel.keep, k)
 
-
-def _pickled(
+def _of_parts(
     cls: type[Corpus], like: Array, metric: str, rows: Rows, prefixes: dict[int, Prefix], bits: dict[int, _codes.Code]
 ) -> Corpus:
     corpus = object.__new__(cls)
     corpus._hold(like, namespace(("embeddings", like)), metric, rows, prefixes, bits)
     return corpus
-
-
-def _later(dims: tuple[int, ...], lists: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the stages after the search at dims[0]; where there are none, candidates are scored at that width."""
-    return (dims[1:], lists[1:]) if len(dims) > 1 else (dims, lists)
 
 
 def _score(rows: Rows, metric: str, queries: Array, dim: int, query: int, ids: np.ndarray) -> Array:

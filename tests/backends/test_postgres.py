@@ -374,7 +374,7 @@ def test_bad_arguments_are_named(database: Any, rows: np.ndarray, name: str, val
         ({"k": 0}, ValueError, "`k` must be an integer >= 1"),
         ({"funnel": (6, 24)}, TypeError, "`funnel` must be a Funnel, got tuple"),
         ({"funnel": Funnel((6, 25), (9,))}, ValueError, r"`funnel.dims` must lie within \[1, 24\]"),
-        ({"funnel": Funnel((24,), code="bits")}, ValueError, "`funnel.code` must be 'float' in a database, got 'bits'"),
+        ({"funnel": Funnel((24,), code="bits")}, ValueError, "`funnel.code` must be 'float' here, got 'bits'"),
         ({"dim": 6}, TypeError, "at most one of `dim` and `funnel` may be given, got both"),
         ({"dim": 25, "funnel": None}, ValueError, r"`dim` must be an integer in \[1, 24\], got 25"),
         ({"queries": np.ones((2, 23), np.float32)}, ValueError, r"`queries` must have shape \(n_queries, dim\)"),

@@ -1,0 +1,167 @@
+"""What is asked of a search, checked: an engine of any kind takes what `Corpus` takes, and refuses it in its words."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import NamedTuple
+
+import numpy as np
+
+from matryoshka import _checks
+from matryoshka._array import is_integer, namespace, to_numpy
+from matryoshka._typing import Array
+from matryoshka.embeddings import truncate
+from matryoshka.retrieval.funnel import Funnel
+
+__all__ = ["Stages", "candidate_ids", "queries_in_float32", "stages"]
+
+
+class Stages(NamedTuple):
+    """The stages of a search: at which widths rows are compared, and how many are left after each.
+
+    Attributes
+    ----------
+    dims : tuple of int
+        Widths.
+    lists : tuple of int
+        As many lengths, the last being the number of results.
+    """
+
+    dims: tuple[int, ...]
+    lists: tuple[int, ...]
+
+    @property
+    def later(self) -> Stages:
+        """The stages after a search that gave candidates; where there are none, these are scored at its width."""
+        return Stages(self.dims[1:], self.lists[1:]) if len(self.dims) > 1 else self
+
+
+def stages(
+    width: int,
+    n_queries: int,
+    k: int,
+    *,
+    dim: int | None,
+    funnel: Funnel | None,
+    given: bool = False,
+    codes: Collection[str] = _checks.CODES,
+    starts: Collection[int] | None = None,
+) -> Stages:
+    """Check how a search is to go and how many results it is to give.
+
+    Parameters
+    ----------
+    width : int
+        That of the embeddings.
+    n_queries, k, dim, funnel
+        As for `Corpus.search`, and with `given` candidates as for `Corpus.rerank`.
+    given : bool, default False
+        Whether there are candidates already, so that the first stage is not run.
+    codes : collection of str, default ("float", "bits")
+        Codes in which a funnel may start.
+    starts : collection of int, optional
+        Widths at which a funnel may start besides the full one; by default any.
+
+    Returns
+    -------
+    Stages
+        Those of the funnel, or a single one.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `Corpus.search`, or a funnel starts elsewhere.
+
+    Examples
+    --------
+    >>> from matryoshka import Funnel
+    >>> stages(768, 1, 10, dim=None, funnel=Funnel((64, 768), (200,)))
+    Stages(dims=(64, 768), lists=(200, 10))
+    """
+    if (dim is not None and funnel is not None) or (given and dim is None and funnel is None):
+        rule, got = ("exactly", "both or neither") if given else ("at most", "both")
+        msg = f"{rule} one of `dim` and `funnel` {'must' if given else 'may'} be given, got {got}; leave one out."
+        raise TypeError(msg)
+    k = _checks.integer(k, "k", minimum=1)
+    _checks.result_size(n_queries, k)
+    if funnel is None:
+        return Stages((width if dim is None else _checks.integer(dim, "dim", minimum=1, maximum=width),), (k,))
+    if not isinstance(funnel, Funnel):
+        msg = f"`funnel` must be a Funnel, got {type(funnel).__name__}; pass Funnel(dims, keep)."
+        raise TypeError(msg)
+    _checks.dims_within(funnel.dims, width, "funnel.dims")
+    if funnel.keep and k > funnel.keep[-1]:
+        msg = (
+            f"`k` must be at most the last list of the funnel, {funnel.keep[-1]}, got {k}; keep more or ask for fewer."
+        )
+        raise ValueError(msg)
+    if not given and funnel.code not in codes:
+        known = " or ".join(map(repr, codes))
+        msg = f"`funnel.code` must be {known} here, got {funnel.code!r}; leave it out."
+        raise ValueError(msg)
+    start = funnel.dims[0]
+    if not given and starts is not None and start not in (*starts, width):
+        msg = f"`funnel` must start at a width of an index, one of {tuple(starts)}, got {start}; change one."
+        raise ValueError(msg)
+    return Stages(funnel.dims, (*funnel.keep, k))
+
+
+def queries_in_float32(queries: Array, width: int, metric: str) -> np.ndarray:
+    """Return queries as an engine that computes in float32 compares them.
+
+    Parameters
+    ----------
+    queries : array (n_queries, dim), floating
+        Of any array library.
+    width : int
+        That of the embeddings.
+    metric : {"cosine", "ip", "l2"}
+        The similarity.
+
+    Returns
+    -------
+    array (n_queries, dim), float32
+        NumPy; at unit length under "cosine".
+
+    Raises
+    ------
+    TypeError, ValueError
+        They are no array, not floating, of another width, or not finite in float32.
+    """
+    _checks.floating(queries, "queries", namespace(("queries", queries)))
+    _checks.ndim(queries, "queries", 2, "(n_queries, dim)")
+    _checks.shape(queries, "queries", (queries.shape[0], width), "(n_queries, dim)")
+    with np.errstate(over="ignore", invalid="ignore"):
+        wide = truncate(to_numpy(queries).astype(np.float64), width, normalize=metric == "cosine")
+        rows: np.ndarray = wide.astype(np.float32)
+    _checks.finite_rows(rows, "queries", np)
+    return rows
+
+
+def candidate_ids(ids: Array, queries: Array) -> np.ndarray:
+    """Return the candidates that a reranking is given, checked against its queries.
+
+    Parameters
+    ----------
+    ids : array (n_queries, m), integer
+        Of the library of `queries`.
+    queries : array (n_queries, dim)
+        The queries.
+
+    Returns
+    -------
+    array (n_queries, m), integer
+        NumPy.
+
+    Raises
+    ------
+    TypeError, ValueError
+        They hold no integers, or are not one row per query.
+    """
+    if not is_integer(ids, namespace(("queries", queries), ("ids", ids))):
+        msg = f"`ids` must hold integers, got dtype {ids.dtype}; pass the ids that a search returned."
+        raise TypeError(msg)
+    _checks.ndim(ids, "ids", 2, "(n_queries, m)")
+    _checks.shape(ids, "ids", (queries.shape[0], ids.shape[1]), "(n_queries, m)")
+    found: np.ndarray = to_numpy(ids)
+    return found
