@@ -159,7 +159,7 @@ class _Price(NamedTuple):
             n = len(question.corpus)
             exact = costs.search(n, question.corpus.dim)
             return cls(exact, lambda funnel: funnel.multiply_adds(n), exact)
-        clock = Clock(question.corpus, queries, question.batch_size, question.k, owner=owner)
+        clock = Clock(question.corpus, queries, question.batch_size, question.k, dims=question.dims, owner=owner)
         return cls(clock.exact(), clock.funnel, _MARGIN * clock.exact())
 
 

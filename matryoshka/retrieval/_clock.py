@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from weakref import WeakKeyDictionary
 
@@ -34,7 +34,7 @@ _STEP = 4
 """Lists are timed at lengths that are powers of this; between them the logarithm of the time is interpolated."""
 
 _COLUMNS = 16
-"""Part of the width, one in so many columns, at which reranking is timed beside the full width."""
+"""Part of the width, one in so many columns, near which reranking is timed beside the full width."""
 
 _KEPT: WeakKeyDictionary[Searchable, dict[tuple[object, ...], float]] = WeakKeyDictionary()
 
@@ -52,13 +52,25 @@ class Clock:
         Queries asked at once; more than there are, or than 256, count as so many.
     k : int
         Results per query.
+    dims : sequence of int, default ()
+        Widths that stages may have, increasing, to time reranking at: some corpora hold no others. By default any.
     owner : Searchable
         What the times are kept with: the corpus itself, or the one that it is a copy of. They are measured anew for one
         that cannot be referred to weakly.
     """
 
-    def __init__(self, corpus: Searchable, queries: Array, batch_size: int, k: int, *, owner: Searchable) -> None:
+    def __init__(
+        self,
+        corpus: Searchable,
+        queries: Array,
+        batch_size: int,
+        k: int,
+        *,
+        owner: Searchable,
+        dims: Sequence[int] = (),
+    ) -> None:
         self._corpus, self._queries, self._k = corpus, queries, k
+        self._dims = tuple(dims) or tuple(range(1, corpus.dim + 1))
         self._batch = min(batch_size, queries.shape[0], _LARGEST)
         try:
             self._times = _KEPT.setdefault(owner, {})
@@ -80,15 +92,20 @@ class Clock:
         return seconds
 
     def _stage(self, count: int, columns: int) -> float:
-        """Return the time of one reranking within a funnel, which does without what a call of its own costs."""
+        """Return the time of one reranking within a funnel, which does without what a call of its own costs.
+
+        Where there are no three widths, nothing tells how much that is, and it stays in.
+        """
         dim = self._corpus.dim
-        narrow = -(-dim // _COLUMNS)
+        narrow = min(self._dims, key=lambda width: abs(math.log(width * _COLUMNS / dim)))
         at_narrow, at_full = (self._between(count, partial(self._rerank, width)) for width in (narrow, dim))
         share = (columns - narrow) / max(1, dim - narrow)
         alone = at_narrow + max(0.0, share) * max(0.0, at_full - at_narrow)
-        stages = Funnel(range(1, min(dim, 3) + 1), (1,) * min(dim - 1, 2))
-        in_turn = self._time(("stages",), lambda turn: self._reranked(turn, 1, funnel=stages))
-        one = self._rerank(min(dim, 2), 1)
+        if len(self._dims) < 3:
+            return alone
+        stages = Funnel(self._dims[:3], (1, 1))
+        in_turn = self._time(("stages", stages), lambda turn: self._reranked(turn, 1, funnel=stages))
+        one = self._rerank(stages.dims[1], 1)
         return max(0.0, alone - one) + max(0.0, in_turn - one)
 
     def _between(self, count: int, at: Callable[[int], float]) -> float:
