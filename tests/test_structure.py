@@ -30,6 +30,7 @@ TIERS = (
     (
         "_gradient_cache",
         "_pgvector",
+        "_qdrant",
         "_tensorflow",
         "torch",
         "keras",

@@ -1,0 +1,242 @@
+"""What `matryoshka.qdrant` asks of an engine, in the JSON of Qdrant's REST API: one in this process, or a server."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from weakref import WeakValueDictionary
+
+from matryoshka import _checks
+from matryoshka._optional import require
+
+_CHECKSUM = "crc32"
+"""Name of the payload by which a second upload knows a row that is there."""
+
+_PAGE = 10_000
+"""Rows whose checksums are read at once."""
+
+_LONGEST_REASON = 300
+
+Json = dict[str, Any]
+Found = list[list[tuple[Any, float]]]
+"""For each query the ids and scores that an engine found."""
+
+
+def engine(client_or_path: Any, name: Any) -> Edge | Server:
+    """Return the engine of a folder or of a client; a folder that is open here is shared."""
+    if not _checks.text(name, "name").isprintable() or Path(name).name != name or name in ("", ".."):
+        msg = f"`name` must be the name of a collection, got {_checks.describe(name)}; pass for instance 'items'."
+        raise ValueError(msg)
+    client = getattr(sys.modules.get("qdrant_client"), "QdrantClient", None)
+    if client is not None and isinstance(client_or_path, client):
+        return Server(client_or_path, name)
+    path = os.fspath(client_or_path) if isinstance(client_or_path, os.PathLike) else client_or_path
+    if not isinstance(path, str) or "\0" in path:
+        got = _checks.describe(client_or_path)
+        msg = f"`client_or_path` must be a folder or a QdrantClient, got {got}; pass a path or QdrantClient(url)."
+        raise TypeError(msg)
+    if "://" in path:  # which may hold a password
+        msg = "`client_or_path` must be a folder or a QdrantClient, got a URL; pass QdrantClient(url)."
+        raise ValueError(msg)
+    folder = Path(path, name).resolve()
+    return _OPEN.get(folder) or _OPEN.setdefault(folder, Edge(folder))
+
+
+class Edge:
+    """A collection in a folder, with the engine in this process."""
+
+    def __init__(self, folder: Path) -> None:
+        self._edge = require("qdrant_edge", extra="qdrant", purpose="`matryoshka.qdrant` on a folder")
+        self._folder, self._shard, self.address = folder, None, str(folder)
+
+    @property
+    def client(self) -> Any:
+        """The shard, opened when it is first needed."""
+        if self._shard is None:
+            with self._explained():
+                self._shard = self._edge.EdgeShard.load(self.address)
+        return self._shard
+
+    def vectors(self) -> dict[str, Json] | None:
+        """Read the named vectors from the file in which the engine keeps them."""
+        file = self._folder / "edge_config.json"
+        try:
+            return dict(json.loads(file.read_bytes())["vectors"]) if file.exists() else None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            msg = f"`name` must be a collection of the engine, got at {self.address} what cannot be read; look there."
+            raise ValueError(msg) from error
+
+    def create(self, vectors: dict[str, Json]) -> None:
+        """Make folder and collection; with so small a threshold `finish` indexes all of it."""
+        edge = self._edge
+        params = {
+            name: edge.EdgeVectorParams(
+                size=vector["size"],
+                distance=getattr(edge.Distance, vector["distance"]),
+                on_disk=vector["on_disk"],
+                hnsw_config=edge.HnswIndexConfig(**vector["hnsw_config"]),
+                quantization_config=edge.BinaryQuantizationConfig(**vector["quantization_config"]["binary"])
+                if vector["quantization_config"]
+                else None,
+            )
+            for name, vector in vectors.items()
+        }
+        config = edge.EdgeConfig(vectors=params, optimizers=edge.EdgeOptimizersConfig(indexing_threshold=1))
+        with self._explained():
+            self._folder.parent.mkdir(parents=True, exist_ok=True)
+            self._shard = edge.EdgeShard.create(self.address, config)
+
+    def count(self) -> int:
+        """Count rows."""
+        with self._explained():
+            return int(self.client.count(self._edge.CountRequest(exact=True)))
+
+    def checksums(self) -> Iterator[tuple[Any, Any]]:
+        """Read ids and checksums page by page."""
+        offset = 0
+        while offset is not None:
+            with self._explained():
+                page = self._edge.ScrollRequest(offset=offset, limit=_PAGE, with_payload=True, with_vector=False)
+                records, offset = self.client.scroll(page)
+            for record in records:
+                yield record.id, (record.payload or {}).get(_CHECKSUM)
+
+    def upsert(self, ids: list[int], vectors: dict[str, Any], checksums: list[int]) -> None:
+        """Write rows to the log of the engine, where they outlive this process."""
+        rows = zip(ids, zip(*vectors.values(), strict=True), checksums, strict=True)
+        points = [
+            self._edge.Point(i, dict(zip(vectors, row, strict=True)), {_CHECKSUM: checksum})
+            for i, row, checksum in rows
+        ]
+        with self._explained():
+            self.client.update(self._edge.UpdateOperation.upsert_points(points))
+
+    def finish(self) -> None:
+        """Flush to the disk, build indexes."""
+        with self._explained():
+            self.client.flush()
+            self.client.optimize()
+
+    def query(self, requests: list[Json]) -> Found:
+        """Run a batch of queries."""
+        batch = self._edge.QueryBatchRequest([self._stage(self._edge.QueryRequest, request) for request in requests])
+        with self._explained():
+            return [[(point.id, point.score) for point in points] for points in self.client.query_batch(batch)]
+
+    def _stage(self, kind: Any, stage: Json) -> Any:
+        """Translate a request, and the stages before it."""
+        edge, params = self._edge, stage["params"]
+        quantization = edge.QuantizationSearchParams(**params["quantization"])
+        ids = stage["filter"] and edge.HasIdCondition(set(stage["filter"]["must"][0]["has_id"]))
+        return kind(
+            limit=stage["limit"],
+            query=edge.Query.Nearest(stage["query"], using=stage["using"]),
+            prefetches=[self._stage(edge.Prefetch, before) for before in stage["prefetch"]],
+            params=edge.SearchParams(exact=params["exact"], quantization=quantization),
+            filter=ids and edge.Filter(must=[ids]),
+        )
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turn an error of the engine, which has no kind of its own, into one that names the folder."""
+        try:
+            yield
+        except Exception as error:
+            if type(error) is not Exception and not isinstance(error, OSError):
+                raise
+            raise _lost(self.address, error, "look there, and whether another process has it open") from error
+
+
+_OPEN: WeakValueDictionary[Path, Edge] = WeakValueDictionary()
+"""Folders that are open in this process: a second look at one is not kept out by the first."""
+
+
+class Server:
+    """A collection on a server, reached by a client of the user's."""
+
+    def __init__(self, client: Any, name: str) -> None:
+        self.client, self._name = client, name
+        self._models = importlib.import_module("qdrant_client.models")  # installed, with the client
+        of_rest = importlib.import_module("qdrant_client.http.exceptions")
+        of_client = importlib.import_module("qdrant_client.common.client_exceptions")
+        self._refused = of_rest.UnexpectedResponse
+        self._failed = (of_rest.ApiException, of_client.QdrantException, importlib.import_module("grpc").RpcError)
+        options = client.init_options
+        at = options["url"] or options["location"] or options["path"]
+        at = at or f"{options['host'] or 'localhost'}:{options['port']}"
+        self.address = f"{at.rpartition('@')[2]}, collection {name!r}"
+
+    def vectors(self) -> dict[str, Json] | None:
+        """Ask for the named vectors."""
+        with self._explained():
+            if not self.client.collection_exists(self._name):
+                return None
+            found = self.client.get_collection(self._name).config.params.vectors
+        found = found if isinstance(found, dict) else {"": found}
+        return {name: vector.model_dump(mode="json") for name, vector in found.items()}
+
+    def create(self, vectors: dict[str, Json]) -> None:
+        """Make the collection."""
+        params = {name: self._models.VectorParams(**vector) for name, vector in vectors.items()}
+        with self._explained():
+            self.client.create_collection(self._name, vectors_config=params)
+
+    def count(self) -> int:
+        """Count rows."""
+        with self._explained():
+            return int(self.client.count(self._name, exact=True).count)
+
+    def checksums(self) -> Iterator[tuple[Any, Any]]:
+        """Read ids and checksums page by page."""
+        offset = 0
+        while offset is not None:
+            with self._explained():
+                records, offset = self.client.scroll(self._name, limit=_PAGE, offset=offset, with_payload=[_CHECKSUM])
+            for record in records:
+                yield record.id, (record.payload or {}).get(_CHECKSUM)
+
+    def upsert(self, ids: list[int], vectors: dict[str, Any], checksums: list[int]) -> None:
+        """Send rows and wait until they are applied."""
+        payloads = [{_CHECKSUM: checksum} for checksum in checksums]
+        with self._explained():
+            batch = self._models.Batch(ids=ids, vectors=vectors, payloads=payloads)
+            self.client.upsert(self._name, points=batch, wait=True)
+
+    def finish(self) -> None:
+        """Do nothing: the server builds indexes in the background."""
+
+    def query(self, requests: list[Json]) -> Found:
+        """Run a batch of queries."""
+        batch = [self._models.QueryRequest(**request) for request in requests]
+        with self._explained():
+            found = self.client.query_batch_points(self._name, requests=batch)
+        return [[(point.id, point.score) for point in answer.points] for answer in found]
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turn an error of the server into one that names the address."""
+        try:
+            yield
+        except self._refused as error:
+            reason = _short(error)
+            msg = f"`client_or_path` must lead to a server that agrees, got from {self.address}: {reason}; look there."
+            raise ValueError(msg) from error
+        except self._failed as error:
+            raise _lost(self.address, error, "look there") from error
+
+
+def _lost(address: str, error: Exception, remedy: str) -> ConnectionError:
+    rule = "`client_or_path` must lead to an engine that answers"
+    return ConnectionError(f"{rule}, got from {address}: {_short(error)}; {remedy}.")
+
+
+def _short(error: Exception) -> str:
+    """Return what an error says, on one line; one of gRPC has the words apart."""
+    text = str(error.details()) if hasattr(error, "details") else str(error)
+    return " ".join(text.split())[:_LONGEST_REASON] or type(error).__name__
