@@ -414,6 +414,19 @@ def test_times_are_measured_once_and_kept_with_the_corpus(
     assert owner() is None
 
 
+@pytest.mark.parametrize("dims", [(4, 6, 12, 32), (6, 32)])
+def test_only_widths_of_the_plan_are_timed(rng: np.random.Generator, dims: tuple[int, ...]) -> None:
+    class Stored(Elsewhere):
+        def rerank(self, queries: np.ndarray, ids: np.ndarray, k: int, **options: Any) -> tuple[np.ndarray, np.ndarray]:
+            asked.update({options["dim"]} if "dim" in options else options["funnel"].dims)
+            return super().rerank(queries, ids, k, **options)
+
+    asked = set[int]()
+    Funnel.pareto(Stored(Corpus(nested(rng, 900)), dims[:-1]), nested(rng, 40), 5, dims=dims)
+    assert asked <= set(dims)
+    assert dims[-1] in asked
+
+
 def test_the_least_of_some_rounds_counts(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     corpus = Corpus(nested(rng, 50))
     clock = _clock.Clock(corpus, nested(rng, 10), 4, 5, owner=corpus)
