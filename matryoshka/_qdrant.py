@@ -51,9 +51,11 @@ def engine(client_or_path: Any, name: Any) -> Edge | Server:
 class Edge:
     """A collection in a folder, with the engine in this process."""
 
+    _shard: Any = None
+
     def __init__(self, folder: Path) -> None:
         self._edge = require("qdrant_edge", extra="qdrant", purpose="`matryoshka.qdrant` on a folder")
-        self._folder, self._shard, self.address = folder, None, str(folder)
+        self._folder, self.address = folder, str(folder)
 
     @property
     def client(self) -> Any:
@@ -122,6 +124,13 @@ class Edge:
         with self._explained():
             self.client.flush()
             self.client.optimize()
+
+    def close(self) -> None:
+        """Close the shard, until it is needed again."""
+        if self._shard is not None:
+            with self._explained():
+                self._shard.close()
+            self._shard = None
 
     def query(self, requests: list[Json]) -> Found:
         """Run a batch of queries."""
@@ -210,6 +219,9 @@ class Server:
 
     def finish(self) -> None:
         """Do nothing: the server builds indexes in the background."""
+
+    def close(self) -> None:
+        """Do nothing: the client belongs to the user."""
 
     def query(self, requests: list[Json]) -> Found:
         """Run a batch of queries."""

@@ -283,6 +283,13 @@ class QdrantCorpus:
         _checks.shape(ids, "ids", (len(asked), ids.shape[1]), "(n_queries, m)")
         return self._run(queries, asked, stages[1:] or stages, ids=to_numpy(ids))
 
+    def close(self) -> None:
+        """Close the folder, so that another process may open it; a client stays open.
+
+        A search after this opens the folder again. A corpus that is gone has closed it too.
+        """
+        self._engine.close()
+
     def _read(self, vectors: dict[str, _qdrant.Json]) -> _Layout:
         """Return what the named vectors of a collection say of it."""
         sizes, names = (

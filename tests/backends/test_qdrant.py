@@ -122,6 +122,14 @@ def test_an_index_finds_the_candidates_and_nothing_exact(tmp_path: Path, rng: np
         corpus.search(queries, 9, funnel=Funnel((8, 64), (60,)))
 
 
+@IMITATION
+def test_a_client_stays_open(rows: np.ndarray) -> None:
+    client = qdrant_client.QdrantClient(":memory:")
+    QdrantCorpus.create(client, "items", rows, dims=DIMS).close()
+    assert client.count("items").count == 300
+    client.close()
+
+
 def test_bits_are_signs(tmp_path: Path, rng: np.random.Generator) -> None:
     rows = rng.normal(size=(4000, 128)).astype(np.float32)
     queries = rng.normal(size=(20, 128)).astype(np.float32)
@@ -356,6 +364,10 @@ def test_a_folder_is_open_in_one_process(tmp_path: Path, rows: np.ndarray) -> No
     assert "`client_or_path` must lead to an engine that answers, got from" in (error := elsewhere().stderr)
     assert f"{tmp_path}/items" in error
     assert "another process" in error
+    corpus.close()
+    corpus.close()
+    assert elsewhere().stdout == "300\n"
+    assert corpus.search(rows[:1], 1)[1].tolist() == [[0]]  # open again
     del corpus
     gc.collect()
     assert elsewhere().stdout == "300\n"
