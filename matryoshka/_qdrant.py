@@ -45,7 +45,7 @@ def engine(client_or_path: Any, name: Any) -> Edge | Server:
         msg = "`client_or_path` must be a folder or a QdrantClient, got a URL; pass QdrantClient(url)."
         raise ValueError(msg)
     folder = Path(path, name).resolve()
-    return _OPEN.get(folder) or _OPEN.setdefault(folder, Edge(folder))
+    return _OPEN.setdefault(folder, Edge(folder))
 
 
 class Edge:
