@@ -99,7 +99,7 @@ def retrieval(system: str, seed: int) -> dict[str, Any]:
             plan((a, b), (200,), 0.02 / a) if a < b else plan((a,), ())
             for a, b in combinations_with_replacement(DIMS, 2)
         ]
-        found["shortlists"] = [plan((a, full), (k,), 0.1 / k) for a in DIMS[:3] for k in (10, 50, 200, 800)]
+        found["shortlists"] = [plan((a, full), (k,), 1 / (a * k)) for a in DIMS[:3] for k in (10, 50, 200, 800)]
         found["funnels"] = [
             plan(DIMS[i:], [keep // 2**j for j in range(len(DIMS) - i - 1)], 0.02 / DIMS[i])
             for keep in (200, 800)

@@ -90,7 +90,12 @@ def _weights(made: Section, studies: Sequence[Study]) -> None:
     panels = []
     for study in studies:
         lines = [
-            Line(f"{name.removeprefix('MRL ')}, {how}", _in_points(gains(study, name, judge)), style, judge != "linear")
+            Line(
+                f"{name.removeprefix('MRL ')}, {how}",
+                _in_points(gains(study, name, judge)),
+                style,
+                "-" if judge == "linear" else "--",
+            )
             for judge, how in (("linear", "linear"), ("nearest_neighbor", "1-NN"))
             for name, style in zip(BOOSTS, ("MRL", "FF"), strict=True)
         ]

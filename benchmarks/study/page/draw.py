@@ -43,8 +43,10 @@ OTHERS = tuple(STYLE.values())
 ROOM_ABOVE = 0.004
 """Added to 100 % before the logarithm is taken, so that a perfect score has a place on a stretched axis."""
 
-TICKS = (0, 50, 100, 20, 40, 60, 80, 90, 95, 98, 99, 10, 30, 70, 85, 97, 96, 94, 92, 88, 75, 65, 99.5, 98.5)
+TICKS = (0, 50, 100, 20, 40, 60, 80, 90, 95, 98, 99, 10, 30, 70, 85, 97, 96, 94, 92, 88, 75, 65, 99.5, 98.5, 99.8)
 """Percents that may be marked, those first that are wanted most."""
+
+FEWEST_TICKS = 4
 
 PANEL, HEIGHT, DPI = 4.4, 4.0, 110
 LABEL = 8.5
@@ -53,12 +55,15 @@ LABEL = 8.5
 
 @dataclass(frozen=True)
 class Line:
-    """A curve: what it is called, how it is drawn (a key of `STYLE`, or its own name), and its points."""
+    """A curve: what it is called, its points, how it is drawn, and whether its points are joined: "-", "--" or "none".
+
+    `style` is a key of `STYLE`, by default the name.
+    """
 
     name: str
     points: Curve
     style: str = ""
-    dashed: bool = False
+    joined: str = "-"
 
 
 @dataclass(frozen=True)
@@ -96,7 +101,7 @@ def curves(
             axes.set_xscale("log", base=2)
         axes.set_title(panel.title, fontsize=10.5)
         if share:
-            _share_axis(axes, [mean(seeds) for line in lines for seeds in line.points.values()])
+            _share_axis(axes, lines)
         for i, line in enumerate(lines):
             _draw(axes, line, i)
         _horizontal(axes, panel, lines, log=log, labels=labels)
@@ -159,11 +164,14 @@ def _draw(axes: Any, line: Line, i: int) -> None:
         marker=marker,
         markersize=5.5 if len(x) < 20 else 3.5,
         linewidth=1.6,
-        linestyle="--" if line.dashed else "-",
-        markeredgecolor="white",
-        markeredgewidth=0.6,
+        linestyle=line.joined,
+        markerfacecolor=colour if line.joined != "none" else "white",
+        markeredgecolor="white" if line.joined != "none" else colour,
+        markeredgewidth=0.6 if line.joined != "none" else 1.2,
         zorder=3,
     )
+    if line.joined == "none":
+        return
     axes.fill_between(x, middle - around, middle + around, color=colour, alpha=0.15, linewidth=0, zorder=2)
 
 
@@ -186,31 +194,33 @@ def _horizontal(axes: Any, panel: Panel, lines: Sequence[Line], *, log: bool, la
     if panel.ticks or log:
         axes.minorticks_off()
     if log and not panel.ticks:
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value < 1e6 else f"{value / 1e6:.3g} M")
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
 
 
 def _label(axes: Any, lines: Sequence[Line], labels: str) -> None:
-    """Write names beside where the curves start or end, apart from each other, in the order in which they stand."""
-    scale = 72 / axes.figure.dpi
-    end = 0 if labels == "start" else -1
+    """Write names in a column before or behind the curves, apart from each other, in the order in which they stand."""
+    scale, end = 72 / axes.figure.dpi, 0 if labels == "start" else -1
     places = []
     for i, line in enumerate(lines):
-        x = list(line.points)[end]
-        x_points, y_points = axes.transData.transform((x, mean(line.points[x]))) * scale
-        places.append((y_points, x_points, i, line, x))
+        x, seeds = list(line.points.items())[end]
+        places.append((*(axes.transData.transform((x, mean(seeds))) * scale)[::-1], i, line, (x, mean(seeds))))
     places.sort(key=lambda place: place[0])
-    levels = apart([place[0] for place in places], 1.3 * LABEL)
-    for level, (y_points, _, i, line, x) in zip(levels, places, strict=True):
+    column = min(place[1] for place in places) - 7 if end == 0 else max(place[1] for place in places) + 7
+    for level, (y, x, i, line, at) in zip(apart([place[0] for place in places], 1.3 * LABEL), places, strict=True):
+        colour, _ = style(line, i)
         axes.annotate(
             line.name,
-            (x, mean(line.points[x])),
-            xytext=(-7 if end == 0 else 7, level - y_points),
+            at,
+            xytext=(column - x, level - y),
             textcoords="offset points",
             ha="right" if end == 0 else "left",
             va="center",
             fontsize=LABEL,
-            color=style(line, i)[0],
+            color=colour,
             annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": colour, "alpha": 0.5, "linewidth": 0.7, "shrinkA": 0, "shrinkB": 4}
+            if abs(column - x) > 2 * LABEL
+            else None,
         )
 
 
@@ -225,17 +235,22 @@ def apart(levels: Sequence[float], gap: float) -> list[float]:
     return [middle + gap * (i - (n - 1) / 2) for middle, n in groups for i in range(n)]
 
 
-def _share_axis(axes: Any, shares: Sequence[float]) -> None:
-    low, high = stretch(np.array([max(min(shares), 0.0), min(max(shares), 1.0)]))
-    room = max(high - low, 0.05)
-    low, high = low - 0.08 * room, high + 0.08 * room
+def _share_axis(axes: Any, lines: Sequence[Line]) -> None:
+    """Stretch the vertical axis, give all curves room with their spread, and mark round shares."""
+    points = [(mean(seeds), np.nan_to_num(spread(seeds))) for line in lines for seeds in line.points.values()]
+    least, most = min(middle - around for middle, around in points), max(middle + around for middle, around in points)
+    low, high = stretch(np.array([max(least, 0.0), min(most, 1.0)]))
+    room = 0.08 * max(high - low, 0.02)
+    low, high = low - room, high + room
     axes.set_yscale("function", functions=(stretch, unstretch))
     axes.set_ylim(*unstretch(np.array([low, high])))
     chosen: list[float] = []
-    for tick in TICKS:
-        place = float(stretch(np.array(tick / 100)))
-        if low <= place <= high and all(abs(place - other) > 0.075 * (high - low) for other in map(_place, chosen)):
-            chosen.append(tick)
+    for step in (None, 5, 2, 1, 0.5, 0.2, 0.1, 0.05):
+        if len(chosen) < FEWEST_TICKS:
+            for tick in TICKS if step is None else np.arange(0, 100 + step, step).tolist():
+                apart_from = [abs(_place(tick) - _place(other)) for other in chosen]
+                if low <= _place(tick) <= high and all(far > 0.075 * (high - low) for far in apart_from):
+                    chosen.append(tick)
     axes.set_yticks([tick / 100 for tick in sorted(chosen)], [f"{tick:g}" for tick in sorted(chosen)])
     axes.minorticks_off()
 

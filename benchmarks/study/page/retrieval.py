@@ -77,7 +77,10 @@ def _staged(made: Section, studies: Sequence[Study]) -> None:
     if not panels:
         return
     image = curves(
-        panels, xlabel="bytes read per query: four a multiply-add, one bit a column in bits", ylabel=MAP, labels="end"
+        panels,
+        xlabel="KiB read per query: four bytes a multiply-add, one bit a column in bits",
+        ylabel=MAP,
+        labels="end",
     )
     caption = "Quality against work: along each curve the width of the first stage grows"
     made.show("retrieval-stages", caption, image, ["retrieval"])
@@ -112,7 +115,7 @@ def _by_count(study: Study) -> Panel:
     lines = []
     for (kind, group), style in zip(groups.items(), ("FF", "MRL", "SVD", "PCA"), strict=True):
         read = plans(study, "bits" if kind == "bits first" else "funnels" if "funnel" in kind else "adaptive", "bytes")
-        lines.append(Line(kind, dict(sorted((mean(read[key]), seeds) for key, seeds in group.items())), style))
+        lines.append(Line(kind, dict(sorted((mean(read[key]) / 1024, seeds) for key, seeds in group.items())), style))
     return Panel(title(study), [line for line in lines if line.points])
 
 

@@ -54,7 +54,7 @@ blur, less contrast, or shifted; texts with words dropped or swapped. Shown is t
     for study in studies:
         found = [Line(name, corrupted(study, name)) for name in ("MRL", "MRL-E", "FF")]
         clean = [
-            Line(f"{name}, clean", study.curve("robustness", name, "test", "linear"), name, dashed=True)
+            Line(f"{name}, clean", study.curve("robustness", name, "test", "linear"), name, "--")
             for name in ("MRL", "FF")
         ]
         panels.append(Panel(title(study), [*found, *clean], list(corrupted(study, "MRL"))))
@@ -107,7 +107,12 @@ of these. The classes themselves were trained; section 6 has new ones.""")
             by_shots = shots(study, name)
             some = [n for n in by_shots if n in (1, 5, max(by_shots))]
             lines += [
-                Line(f"{name}, {n} shot{'s' * (n > 1)}", by_shots[n], ("MRL", "SVD", "PCA")[i], name == "FF")
+                Line(
+                    f"{name}, {n} shot{'s' * (n > 1)}",
+                    by_shots[n],
+                    ("MRL", "SVD", "PCA")[i],
+                    "--" if name == "FF" else "-",
+                )
                 for i, n in enumerate(some)
             ]
         ticks = list(lines[0].points) if lines else []
@@ -143,7 +148,7 @@ fifty. Test rows are those of the most frequent third of the classes (*head*), t
     panels = []
     for study in studies:
         lines = [
-            Line(f"{name}, {group}", tail(study, f"{name} long tail", group), style, name == "FF")
+            Line(f"{name}, {group}", tail(study, f"{name} long tail", group), style, "--" if name == "FF" else "-")
             for name in ("MRL", "FF")
             for group, style in zip(GROUPS, ("MRL", "SVD", "PCA"), strict=True)
         ]
@@ -176,7 +181,7 @@ prefixes lose detail first, they should still know the superclass.""")
         Panel(
             title(study),
             [
-                Line(f"{name}, {what}", kin(study, name, what), style, name == "FF")
+                Line(f"{name}, {what}", kin(study, name, what), style, "--" if name == "FF" else "-")
                 for name in ("MRL", "FF")
                 for what, style in (("class", "MRL"), ("superclass", "SVD"))
             ],

@@ -88,12 +88,12 @@ def _between(made: Section, studies: Sequence[Study]) -> None:
         found = []
         for system in ("MRL", "MRL-E"):
             found.append(Line(f"{system}, trained", accuracy(study, system, "nearest_neighbor"), system))
-            found.append(Line(f"{system}, between", between(study, system), system, dashed=True))
+            found.append(Line(f"{system}, between", between(study, system), system, "none"))
         panels.append(Panel(title(study), [line for line in found if line.points], ticks(study)))
-    if not any(line.dashed for panel in panels for line in panel.lines):
+    if not any(line.joined == "none" for panel in panels for line in panel.lines):
         return
     made.say("""**Between the widths.** The loss names only some widths. Nothing keeps one from cutting elsewhere; the
-dashed curves are cuts halfway between two that were trained.""")
+open marks are cuts halfway between two that were trained.""")
     image = curves(panels, xlabel="numbers kept of each embedding", ylabel="right (%, stretched axis)", labels="end")
     caption = "Accuracy by the nearest training row at widths that were trained and between them"
     made.show("widths-between", caption, image, ["accuracy"])
