@@ -166,8 +166,8 @@ def _differences(made: Section, studies: Sequence[Study]) -> None:
     if not rows:
         return
     made.say("""**How widths differ.** An *oracle* that sends each row to a width that gets it right, if there is one,
-bounds what routing can reach; what it gains over the full width are rows that only a shorter prefix gets right. For
-networks of their own (FF) some of that is chance: they differ from each other more than prefixes of one network do.
+bounds what routing can reach; what it gains over the full width are rows that only a shorter prefix gets right.
+Networks of their own (FF) stand beside it: they were trained apart, so that part of what they disagree about is chance.
 Classes are sorted by how their accuracy goes as prefixes widen: it never falls (*rises*); rises and then dips a little;
 falls and then recovers; or none of these (*unclear*).""")
     header = ["", "oracle", "it gains", "shortest is right", "shortest ≠ full", "next ≠ full", *TRENDS]

@@ -127,7 +127,7 @@ def dots(panels: Sequence[tuple[str, Sequence[Bar]]], series: Sequence[str], *, 
     """Draw a row for each bar with a dot for each of `series` on an axis of factors (log), and return a PNG."""
     shown = [(title, bars) for title, bars in panels if bars]
     longest = max(len(bars) for _, bars in shown)
-    figure = new(PANEL * max(len(shown), 1.6) + 1, 0.3 * longest + 1.7, purpose="figures of the study")
+    figure = new(PANEL * max(len(shown), 1.6) + 1, 0.24 * longest + 1.7, purpose="figures of the study")
     for axes, (title, bars) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
         heights = range(len(bars), 0, -1)
         for i, name in enumerate(series):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from benchmarks.study.page.draw import Bar, Line, Panel, curves, dots
-from benchmarks.study.page.records import Study
+from benchmarks.study.page.records import Record, Study
 from benchmarks.study.page.section import Section, by_width, number, percent, points, range_of, title
 from benchmarks.study.page.series import Curve, Seeds, after, less, mean, minus
 from benchmarks.study.page.verdicts import Case, Claim, cases
@@ -115,7 +115,8 @@ def _by_count(study: Study) -> Panel:
     lines = []
     for (kind, group), style in zip(groups.items(), ("FF", "MRL", "SVD", "PCA"), strict=True):
         read = plans(study, "bits" if kind == "bits first" else "funnels" if "funnel" in kind else "adaptive", "bytes")
-        lines.append(Line(kind, dict(sorted((mean(read[key]) / 1024, seeds) for key, seeds in group.items())), style))
+        along = sorted(group, key=lambda key, read=read: mean(read[key]))
+        lines.append(Line(kind, {mean(read[key]) / 1024: group[key] for key in along}, style))
     return Panel(title(study), [line for line in lines if line.points])
 
 
@@ -184,26 +185,28 @@ def longest_minus_shortlist(study: Study) -> Seeds:
 
 def timed(study: Study) -> dict[str, dict[str, Seeds]]:
     """Return of each timed plan of MRL: "theory", how many times faster by each clock, and "map"; each by seed."""
-    found: dict[str, dict[str, Seeds]] = {}
+    found: dict[tuple[str, int, tuple[int, ...]], dict[str, Seeds]] = {}
     for seed, record in study.of("clock", "MRL").items():
-        kinds = [
-            f"{record.get('plans', i, 'engine')}: {name(record.get('plans', i, 'dims'))}"
-            for i in range(len(record.get("plans")))
-        ]
-        exact = [i for i, kind in enumerate(kinds) if kind.startswith("exact") and ">" not in kind]
-        full = max(exact, key=lambda i: record.number("plans", i, "dims", 0))
+        keys = []
+        for i in range(len(record.get("plans"))):
+            dims = tuple(record.get("plans", i, "dims"))
+            keys.append((record.get("plans", i, "engine"), len(dims), dims))
+        full = keys.index(max(key for key in keys if key[:2] == ("exact", 1)))
         whole = record.number("plans", full, "multiply_adds")
-        for i, kind in enumerate(kinds):
-            entry = found.setdefault(kind, {})
-            values = {"map": record.number("plans", i, "map"), "count": record.number("plans", i, "multiply_adds")}
-            values["theory"] = whole / values["count"]
-            for clock in ("cpu", "wall"):
-                for way in ("alone", "batch"):
-                    values[f"{clock} {way}"] = record.number("plans", i, clock, way, "faster")
-                    values[f"{clock} {way} s"] = record.number("plans", i, clock, way, "seconds")
-            for key, value in values.items():
-                entry.setdefault(key, {})[seed] = value
-    return found
+        for i, key in enumerate(keys):
+            for what, value in _timed(record, i, whole):
+                found.setdefault(key, {}).setdefault(what, {})[seed] = value
+    return {f"{engine}: {name(dims)}": found[engine, n, dims] for engine, n, dims in sorted(found)}
+
+
+def _timed(record: Record, i: int, whole: float) -> Iterator[tuple[str, float]]:
+    """Give the numbers of one plan, `whole` being the multiply-adds of exact search at full width."""
+    yield "map", record.number("plans", i, "map")
+    yield "theory", whole / record.number("plans", i, "multiply_adds")
+    for clock in ("cpu", "wall"):
+        for way in ("alone", "batch"):
+            yield f"{clock} {way}", record.number("plans", i, clock, way, "faster")
+            yield f"{clock} {way} s", record.number("plans", i, clock, way, "seconds")
 
 
 def _clock(made: Section, studies: Sequence[Study]) -> None:

@@ -14,6 +14,7 @@ POINT = 0.01
 SHARE = "right (%, stretched axis)"
 WIDTHS = "numbers kept of each embedding"
 GROUPS = ("head", "middle", "tail")
+TAILED = ("MRL", "FF", "rotation")
 
 
 def section(studies: Sequence[Study]) -> Section:
@@ -156,8 +157,19 @@ fifty. Test rows are those of the most frequent third of the classes (*head*), t
     if any(line.points for panel in panels for line in panel.lines):
         image = curves(panels, xlabel=WIDTHS, ylabel=SHARE)
         made.show("long-tail", "Linear accuracy on frequent, middling and rare classes", image, ["long_tail"])
+    for study in studies:
+        rows = [
+            [f"{group}, {how}", *(percent(_last(tail(study, f"{name} long tail", group, judge))) for name in TAILED)]
+            for group in GROUPS
+            for judge, how in (("linear", "linear"), ("nearest_neighbor", "1-NN"))
+        ]
+        made.table(f"{title(study)}: full width, right in percent", ["", *TAILED], rows)
     both = [(title(study), *(tail(study, f"{name} long tail", "tail") for name in ("MRL", "FF"))) for study in studies]
     made.seen("MRL minus FF on the rarest third of the classes, in points:", {n: range_of(less(*c)) for n, *c in both})
+
+
+def _last(curve: Curve) -> Seeds:
+    return next(iter(last(curve).values()), {})
 
 
 def kin(study: Study, system: str, what: str, judge: str = "linear") -> Curve:

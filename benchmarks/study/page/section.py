@@ -88,8 +88,8 @@ def number(seeds: Mapping[int, float] | None, digits: int = 1) -> str:
 
 def points(seeds: Mapping[int, float]) -> str:
     """Return mean and spread of a difference of shares, in points, with its sign."""
-    around = spread(seeds)
-    return f"{100 * mean(seeds):+.1f}".replace("-", "−") + ("" if math.isnan(around) else f" ± {100 * around:.1f}")
+    around, middle = spread(seeds), round(100 * mean(seeds), 1) + 0.0  # no minus zero
+    return f"{middle:+.1f}".replace("-", "−") + ("" if math.isnan(around) else f" ± {100 * around:.1f}")
 
 
 def by_width(

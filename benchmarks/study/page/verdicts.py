@@ -70,7 +70,7 @@ class Claim:
     def shown(self, value: float) -> str:
         """Return a value without its unit."""
         if self.unit == "points":
-            return f"{100 * value:+.1f}".replace("-", "−")
+            return f"{round(100 * value, 1) + 0.0:+.1f}".replace("-", "−")  # no minus zero
         return f"{value:.2f}" if abs(value) < 10 else f"{value:,.0f}"
 
 
