@@ -77,7 +77,7 @@ def cascade(system: str, seed: int) -> dict[str, Any]:
 
 
 def retrieval(system: str, seed: int) -> dict[str, Any]:
-    """Return a record of the task, with stages for MRL."""
+    """Return a record of the task, with stages for MRL and the rotation."""
     n, full = 2000, DIMS[-1]
     by_width = dict(zip(DIMS, right(system, seed, top=0.9), strict=True))
     found: dict[str, Any] = {
@@ -94,7 +94,7 @@ def retrieval(system: str, seed: int) -> dict[str, Any]:
         costs = {"multiply_adds": work, "bytes": 4 * work}
         return {"dims": [*dims], "keep": [*keep], "map": quality, "top_1": quality, **costs}
 
-    if system == "MRL":
+    if system in ("MRL", "rotation"):
         found["adaptive"] = [
             plan((a, b), (200,), 0.02 / a) if a < b else plan((a,), ())
             for a, b in combinations_with_replacement(DIMS, 2)
@@ -194,10 +194,10 @@ def masked_language(system: str, seed: int) -> dict[str, Any]:
 TASKS = {
     accuracy: [*LOSS, "MRL 8boost", "MRL 8+16boost", "MRL uniform", "MRL from 4", "MRL from 8", "MRL every 16"],
     cascade: ["MRL", "MRL-E", "FF"],
-    retrieval: ["MRL", "MRL-E", "FF", "SVD", "Rand", "Slim"],
+    retrieval: ["MRL", "MRL-E", "FF", "SVD", "Rand", "Slim", "rotation"],
     clock: ["MRL"],
-    robustness: ["MRL", "MRL-E", "FF"],
-    few_shot: ["MRL", "FF"],
+    robustness: ["MRL", "MRL-E", "FF", "rotation"],
+    few_shot: ["MRL", "FF", "rotation"],
     long_tail: ["MRL long tail", "FF long tail", "rotation long tail"],
     unseen: ["MRL seen", "FF seen", "rotation seen", "raw", "raw rotation"],
     superclass: ["MRL", "FF"],

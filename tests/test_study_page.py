@@ -23,7 +23,7 @@ for _needed in ("torch", "sklearn", "matplotlib", "tqdm"):
 sys.path.append(str(Path(__file__).parents[1]))  # last, so that `matryoshka` stays the installed one
 
 from benchmarks.study import __main__ as command  # noqa: E402
-from benchmarks.study.page import cascades, claims, document, draw, instead, records, retrieval, series, widths  # noqa: E402
+from benchmarks.study.page import cascades, claims, clock, document, draw, instead, records, series, widths  # noqa: E402
 from benchmarks.study.page.section import by_width, number, percent, points, range_of  # noqa: E402
 from benchmarks.study.page.verdicts import Case, interval, overall, seen  # noqa: E402
 
@@ -284,7 +284,7 @@ def test_a_cascade_is_compared_with_the_narrowest_network_as_good() -> None:
 
 def test_timed_plans_are_compared_with_the_exact_search_of_all_columns(made: Path) -> None:
     [study] = records.read(made / "run")
-    found = retrieval.timed(study)
+    found = clock.timed(study)
     assert found["exact: 64"]["theory"] == {0: 1.0, 1: 1.0, 2: 1.0}
     assert found["hnsw: 8 > 64"]["theory"][0] == 64 / 8
     assert found["exact: 16"]["cpu alone"] == {0: 2.0, 1: 2.01, 2: 2.02}

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from benchmarks.study.page.draw import Bar, Line, Panel, curves, dots
-from benchmarks.study.page.records import Record, Study
-from benchmarks.study.page.section import Section, by_width, number, percent, points, range_of, title
+from benchmarks.study.page import clock
+from benchmarks.study.page.draw import Line, Panel, curves
+from benchmarks.study.page.records import Study
+from benchmarks.study.page.section import Section, by_width, percent, plan_name, points, range_of, title
 from benchmarks.study.page.series import Curve, Seeds, after, less, mean, minus
 from benchmarks.study.page.verdicts import Case, Claim, cases
 
-SYSTEMS = ("MRL", "MRL-E", "FF", "SVD", "Rand", "Slim")
+SYSTEMS = ("MRL", "MRL-E", "FF", "SVD", "rotation", "Rand", "Slim")
 SHORTLIST = 200
 POINT = 0.01
 MAP = "mAP@10 (%, stretched axis)"
@@ -28,14 +29,15 @@ was found with many?""",
         """**Done.** mAP@10 is the mean over queries of (1/10) Σ over right neighbours of the share of right ones up to
 there; the divisor is always ten. *Exact* compares the query with every row at one width. *Adaptive* takes the 200 best
 at a short width and orders them by the full one. A *funnel* gets there in steps while its list shrinks to ten. *Bits*
-searches one bit a column first. All stages share the one MRL embedding. Multiply-adds are those of distances, one each,
+searches one bit a column first. All stages share the one MRL embedding; *adaptive, rotation* does the same with the
+rotated FF. Multiply-adds are those of distances, one each,
 as the paper counts them.""",
     )
     there = made.missing(studies, "retrieval")
     _widths(made, there)
     _staged(made, there)
     _lengths(made, there)
-    _clock(made, made.missing(studies, "clock"))
+    clock.show(made, made.missing(studies, "clock"))
     return made
 
 
@@ -44,10 +46,10 @@ def quality(study: Study, system: str) -> Curve:
     return study.curve("retrieval", system, "map")
 
 
-def plans(study: Study, group: str, metric: str = "map") -> dict[Key, Seeds]:
-    """Return a number of each plan of MRL in a `group` ("adaptive", "shortlists", "funnels" or "bits"), by seed."""
+def plans(study: Study, group: str, metric: str = "map", system: str = "MRL") -> dict[Key, Seeds]:
+    """Return a number of each plan of a system in a group ("adaptive", "shortlists", "funnels", "bits"), by seed."""
     found: dict[Key, Seeds] = {}
-    for seed, record in study.of("retrieval", "MRL").items():
+    for seed, record in study.of("retrieval", system).items():
         if group in record:
             for i in range(len(record.get(group))):
                 key = tuple(record.get(group, i, "dims")), tuple(record.get(group, i, "keep"))
@@ -104,19 +106,24 @@ def _staged(made: Section, studies: Sequence[Study]) -> None:
 
 
 def _by_count(study: Study) -> Panel:
-    adaptive = plans(study, "adaptive")
-    full = max((key[0][-1] for key in adaptive), default=0)
-    groups = {
-        "exact": {key: seeds for key, seeds in adaptive.items() if len(key[0]) == 1},
-        "adaptive": {key: seeds for key, seeds in adaptive.items() if key[0][-1] == full and len(key[0]) == 2},
-        f"funnel from {SHORTLIST}": {k: s for k, s in plans(study, "funnels").items() if k[1][0] == SHORTLIST},
-        "bits first": plans(study, "bits"),
-    }
+    """Return quality against bytes read: exact search, and what goes from a shortlist of 200 to the full width."""
+    kinds = (
+        ("exact", "MRL", "adaptive", "FF"),
+        ("adaptive", "MRL", "adaptive", "MRL"),
+        ("funnel", "MRL", "funnels", "SVD"),
+        ("bits first", "MRL", "bits", "PCA"),
+        ("adaptive, rotation", "rotation", "adaptive", "rotation"),
+    )
     lines = []
-    for (kind, group), style in zip(groups.items(), ("FF", "MRL", "SVD", "PCA"), strict=True):
-        read = plans(study, "bits" if kind == "bits first" else "funnels" if "funnel" in kind else "adaptive", "bytes")
-        along = sorted(group, key=lambda key, read=read: mean(read[key]))
-        lines.append(Line(kind, {mean(read[key]) / 1024: group[key] for key in along}, style))
+    for kind, system, group, style in kinds:
+        found, read = plans(study, group, "map", system), plans(study, group, "bytes", system)
+        full = max((dims[-1] for dims, _ in found), default=0)
+        chosen = {
+            mean(read[dims, keep]) / 1024: seeds
+            for (dims, keep), seeds in found.items()
+            if (len(dims) == 1 if kind == "exact" else keep[:1] == (SHORTLIST,) and dims[-1] == full)
+        }
+        lines.append(Line(kind, dict(sorted(chosen.items(), key=lambda point: point[0])), style))
     return Panel(title(study), [line for line in lines if line.points])
 
 
@@ -131,12 +138,8 @@ def _cheapest(study: Study) -> str:
     good = {key: seeds for key, seeds in (adaptive | funnels).items() if mean(seeds) >= mean(exact) - POINT / 10}
     key = min(good, key=lambda key: mean(counts[key]))
     saved = mean(counts[full, ()]) / mean(counts[key])
-    return f"{name(*key)}: {percent(good[key])} against {percent(exact)} % with {saved:.1f} times fewer multiply-adds."
-
-
-def name(dims: Sequence[int], keep: Sequence[int] = ()) -> str:
-    """Return a plan in words: "16 > 32 > 2048, keeping 200 > 100"."""
-    return " > ".join(map(str, dims)) + (f", keeping {' > '.join(map(str, keep))}" if keep else "")
+    quality = f"{percent(good[key])} against {percent(exact)} %"
+    return f"{plan_name(*key)}: {quality} with {saved:.1f} times fewer multiply-adds."
 
 
 def _funnels(made: Section, study: Study) -> None:
@@ -147,7 +150,7 @@ def _funnels(made: Section, study: Study) -> None:
     full = max(exact)
     whole = mean(plans(study, "adaptive", "multiply_adds")[full])
     rows = [
-        [name(*key), percent(seeds), points(minus(seeds, exact[full])), f"{whole / mean(counts[key]):.1f} ×"]
+        [plan_name(*key), percent(seeds), points(minus(seeds, exact[full])), f"{whole / mean(counts[key]):.1f} ×"]
         for key, seeds in found.items()
     ]
     header = ["funnel", "mAP@10 %", "against exact", "saves"]
@@ -183,72 +186,6 @@ def longest_minus_shortlist(study: Study) -> Seeds:
     return minus(at[max(at)], at[SHORTLIST]) if SHORTLIST in at and max(at) > SHORTLIST else {}
 
 
-def timed(study: Study) -> dict[str, dict[str, Seeds]]:
-    """Return of each timed plan of MRL: "theory", how many times faster by each clock, and "map"; each by seed."""
-    found: dict[tuple[str, int, tuple[int, ...]], dict[str, Seeds]] = {}
-    for seed, record in study.of("clock", "MRL").items():
-        keys = []
-        for i in range(len(record.get("plans"))):
-            dims = tuple(record.get("plans", i, "dims"))
-            keys.append((record.get("plans", i, "engine"), len(dims), dims))
-        full = keys.index(max(key for key in keys if key[:2] == ("exact", 1)))
-        whole = record.number("plans", full, "multiply_adds")
-        for i, key in enumerate(keys):
-            for what, value in _timed(record, i, whole):
-                found.setdefault(key, {}).setdefault(what, {})[seed] = value
-    return {f"{engine}: {name(dims)}": found[engine, n, dims] for engine, n, dims in sorted(found)}
-
-
-def _timed(record: Record, i: int, whole: float) -> Iterator[tuple[str, float]]:
-    """Give the numbers of one plan, `whole` being the multiply-adds of exact search at full width."""
-    yield "map", record.number("plans", i, "map")
-    yield "theory", whole / record.number("plans", i, "multiply_adds")
-    for clock in ("cpu", "wall"):
-        for way in ("alone", "batch"):
-            yield f"{clock} {way}", record.number("plans", i, clock, way, "faster")
-            yield f"{clock} {way} s", record.number("plans", i, clock, way, "seconds")
-
-
-def _clock(made: Section, studies: Sequence[Study]) -> None:
-    if not studies:
-        return
-    made.say("""**By the clock.** The same searches timed: one query after the other, and 64 at once, in rounds in which
-all plans take their turn. *Theory* is by multiply-adds; those of HNSW, a graph of neighbours with 32 links a row, are
-of the distances that it computed. Above 1 × is faster than exact search at full width. One thread's CPU time decides;
-times depend on the machine, and a corpus as small as these leaves little to save beside the call itself.""")
-    series = ("theory", "cpu alone", "cpu batch")
-    panels = [
-        (title(study), [Bar(plan, [mean(f[s]) for s in series]) for plan, f in timed(study).items()])
-        for study in studies
-    ]
-    image = dots(panels, ("by count", "clock, one query", "clock, 64 queries"), xlabel="times faster than exact search")
-    made.show("retrieval-clock", "Theory beside clock, each plan against exact search at full width", image, ["clock"])
-    for study in studies:
-        rows = [
-            [
-                plan,
-                percent(found["map"]),
-                number(found["theory"]),
-                *(f"{1e6 * mean(found[f'cpu {way} s']):,.0f}" for way in ("alone", "batch")),
-                *(number(found[f"{clock} {way}"]) for clock in ("cpu", "wall") for way in ("alone", "batch")),
-            ]
-            for plan, found in timed(study).items()
-        ]
-        header = [
-            "plan",
-            "mAP@10 %",
-            "theory ×",
-            "µs alone",
-            "µs in batch",
-            "CPU alone ×",
-            "CPU batch ×",
-            "wall alone ×",
-            "wall batch ×",
-        ]
-        caption = f"{title(study)}: time of a query (CPU, one thread), and times faster than exact search at full width"
-        made.table(caption, header, rows)
-
-
 def _single(study: Study, group: str, start: int, length: int | None = None) -> Iterator[Case]:
     """Return a case for a plan that starts at the width number `start`, against exact search at full width."""
     exact = {dims[0]: seeds for (dims, _), seeds in plans(study, "adaptive").items() if len(dims) == 1}
@@ -258,7 +195,7 @@ def _single(study: Study, group: str, start: int, length: int | None = None) -> 
     full = dims[-1]
     for (at, keep), seeds in plans(study, group).items():
         if len(at) > 1 and at[0] == dims[start] and at[-1] == full and keep[0] == (length or SHORTLIST):
-            yield Case(name(at), minus(seeds, exact[full]), least=-POINT / 2)
+            yield Case(plan_name(at), minus(seeds, exact[full]), least=-POINT / 2)
 
 
 def _saved(study: Study) -> Iterator[Case]:
@@ -269,27 +206,12 @@ def _saved(study: Study) -> Iterator[Case]:
     for (dims, keep), seeds in counts.items():
         if whole and len(starts) > 1 and dims[0] == starts[1] and keep[0] == SHORTLIST:
             saved = {seed: mean(whole[max(whole)]) / value for seed, value in seeds.items()}
-            yield Case(f"{name(dims)}, of {dims[-1] / dims[0]:g}", saved, least=0.9 * dims[-1] / dims[0])
+            yield Case(f"{plan_name(dims)}, of {dims[-1] / dims[0]:g}", saved, least=0.9 * dims[-1] / dims[0])
 
 
 def _lasting(study: Study) -> Iterator[Case]:
     if gain := longest_minus_shortlist(study):
         yield Case("", gain, most=POINT / 2)
-
-
-def _clocked(study: Study) -> Iterator[Case]:
-    """Return a case for adaptive search from the second width with HNSW, against HNSW at full width."""
-    found = timed(study)
-    single = sorted(
-        (tuple(map(int, plan.removeprefix("hnsw: ").split(" > "))) for plan in found if plan.startswith("hnsw")),
-        key=lambda dims: (len(dims), dims),
-    )
-    widths = [dims[0] for dims in single if len(dims) == 1]
-    adaptive = (widths[1], widths[-1]) if len(widths) > 2 else ()
-    if adaptive and adaptive in single:
-        ours, whole = found[f"hnsw: {name(adaptive)}"]["cpu alone"], found[f"hnsw: {name(widths[-1:])}"]["cpu alone"]
-        faster = {seed: value / whole[seed] for seed, value in ours.items()}
-        yield Case(name(adaptive), faster, least=1.0)
 
 
 CLAIMS = (
@@ -336,12 +258,5 @@ CLAIMS = (
         "shortlist of 800 − shortlist of 200, mAP@10, ≤ 0.5",
         _lasting,
     ),
-    Claim(
-        "On the clock adaptive search is faster than a search at full width, by less than in theory",
-        "table 19",
-        "about 14 × with HNSW where theory says 128",
-        "HNSW at the second width, reordered ÷ HNSW at full width, speed of single queries, ≥ 1",
-        _clocked,
-        "×",
-    ),
+    *clock.CLAIMS,
 )

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from benchmarks.study.page.draw import Line, Panel, curves
 from benchmarks.study.page.records import Record, Study
-from benchmarks.study.page.section import Section, percent, points, range_of, title
+from benchmarks.study.page.section import Section, by_width, percent, points, range_of, title
 from benchmarks.study.page.series import Curve, Seeds, last, less, minus
 from benchmarks.study.page.verdicts import Case, Claim, cases
 
@@ -14,6 +14,7 @@ POINT = 0.01
 SHARE = "right (%, stretched axis)"
 WIDTHS = "numbers kept of each embedding"
 GROUPS = ("head", "middle", "tail")
+FEW_SHOT = ("MRL", "FF", "rotation", "raw rotation")
 TAILED = ("MRL", "FF", "rotation")
 
 
@@ -53,7 +54,7 @@ The networks, trained on clean rows, classify test rows that were made worse in 
 blur, less contrast, or shifted; texts with words dropped or swapped. Shown is the mean over all of these.""")
     panels = []
     for study in studies:
-        found = [Line(name, corrupted(study, name)) for name in ("MRL", "MRL-E", "FF")]
+        found = [Line(name, corrupted(study, name)) for name in ("MRL", "MRL-E", "FF", "rotation")]
         clean = [
             Line(f"{name}, clean", study.curve("robustness", name, "test", "linear"), name, "--")
             for name in ("MRL", "FF")
@@ -71,7 +72,7 @@ blur, less contrast, or shifted; texts with words dropped or swapped. Shown is t
             of_kind = [part for part in parts if part.split("/")[1] == kind]
             rows += [
                 [f"{name}, {kind}", *(percent(_widest(study, name, part)) for part in of_kind)]
-                for name in study.systems("robustness", "MRL", "MRL-E", "FF")
+                for name in study.systems("robustness", "MRL", "MRL-E", "FF", "rotation")
             ]
         made.table(f"{title(study)}: full width, linear, right in percent by severity", ["", "1", "2", "3"], rows)
 
@@ -120,6 +121,10 @@ of these. The classes themselves were trained; section 6 has new ones.""")
         panels.append(Panel(title(study), lines, ticks))
     image = curves(panels, xlabel=WIDTHS, ylabel=SHARE)
     made.show("few-shot", "Accuracy of nearest class means by width and number of rows a class", image, ["few_shot"])
+    for study in studies:
+        found = {name: shots(study, name) for name in study.systems("few_shot", *FEW_SHOT)}
+        few = {f"{name}, {n}": by_shots.get(n, {}) for n in (1, 9) for name, by_shots in found.items()}
+        made.table(f"{title(study)}: right in percent, by system and rows a class", *by_width(few))
     said = {}
     for study in studies:
         ours, yardstick = shots(study, "MRL"), shots(study, "FF")

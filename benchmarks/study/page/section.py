@@ -115,3 +115,8 @@ def range_of(curve: Curve) -> str:
     if low == high:
         return f"{points(curve[low])} (at {low:g})"
     return f"{points(curve[low])} (at {low:g}) to {points(curve[high])} (at {high:g})"
+
+
+def plan_name(dims: Sequence[int], keep: Sequence[int] = ()) -> str:
+    """Return a plan in words: "16 > 32 > 2048, keeping 200 > 100"."""
+    return " > ".join(map(str, dims)) + (f", keeping {' > '.join(map(str, keep))}" if keep else "")
