@@ -32,9 +32,9 @@ STYLE = {
     "PCA": (PINK, "v"),
     "Rand": (GREY, "X"),
     "Slim": (ORANGE, "P"),
-    "rotation": (BLACK, "*"),
+    "rotation": (BLACK, ">"),
     "raw": (GREY, "h"),
-    "raw rotation": (BLACK, "d"),
+    "raw rotation": ("#6a4c93", "<"),
 }
 """Colour and marker of a system, or of the first system whose name begins so."""
 

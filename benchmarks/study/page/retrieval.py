@@ -118,11 +118,11 @@ def _by_count(study: Study) -> Panel:
     for kind, system, group, style in kinds:
         found, read = plans(study, group, "map", system), plans(study, group, "bytes", system)
         full = max((dims[-1] for dims, _ in found), default=0)
-        chosen = {
-            mean(read[dims, keep]) / 1024: seeds
-            for (dims, keep), seeds in found.items()
-            if (len(dims) == 1 if kind == "exact" else keep[:1] == (SHORTLIST,) and dims[-1] == full)
-        }
+        chosen: Curve = {}
+        for (dims, keep), seeds in found.items():
+            if len(dims) == 1 if kind == "exact" else keep[:1] == (SHORTLIST,) and dims[-1] == full:
+                known = chosen.setdefault(mean(read[dims, keep]) / 1024, seeds)
+                chosen[mean(read[dims, keep]) / 1024] = max(known, seeds, key=mean)  # of those that read as much
         lines.append(Line(kind, dict(sorted(chosen.items(), key=lambda point: point[0])), style))
     return Panel(title(study), [line for line in lines if line.points])
 
