@@ -330,6 +330,18 @@ def test_every_claim_has_a_verdict_and_none_stands_twice(made: Path) -> None:
     assert set(rows) <= {"agrees", "agrees in part", "differs", "undecided"}
 
 
+def test_the_summary_counts_the_verdicts(made: Path) -> None:
+    page = " ".join((made / "docs" / "study.md").read_text().split())
+    verdicts = re.findall(r" \| \*\*([a-z ]+)\*\* \|", page)
+    [total, agree] = re.findall(r"Of (\d+) claims of the paper (\d+) agree", page)[0]
+    assert (int(total), int(agree)) == (len(verdicts), verdicts.count("agrees"))
+    short = page.split("**In short.**")[1].split("**Data.**")[0]
+    differing = [claim.text for claim, verdict in claims.judged(records.read(made / "run")) if verdict == "differs"]
+    assert differing
+    assert [text in short for text in differing] == [True] * len(differing)
+    assert short.count(" - ") == len(differing)
+
+
 def test_numbers_are_those_of_the_records(made: Path) -> None:
     page = (made / "docs" / "study.md").read_text()
     rows = page.split("digits: right in percent, by a linear classifier")[1].split("\n\n")[1].splitlines()

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from benchmarks.study.page import ablations, cascades, modes, retrieval, robust, widths
 from benchmarks.study.page.records import Study
-from benchmarks.study.page.section import Section, title
-from benchmarks.study.page.verdicts import NOT_RUN, RULE, Claim, overall, seen
+from benchmarks.study.page.section import Section, listed, title
+from benchmarks.study.page.verdicts import AGREES, DIFFERS, IN_PART, NOT_RUN, RULE, UNDECIDED, Claim, overall, seen
 
 CLAIMS: Sequence[Claim] = (
     *widths.CLAIMS,
@@ -19,29 +19,39 @@ CLAIMS: Sequence[Claim] = (
     *ablations.CLAIMS,
 )
 
+WORDS = {AGREES: "agree", IN_PART: "agree in part", DIFFERS: "differ", UNDECIDED: "are undecided"}
+
 
 def section(studies: Sequence[Study]) -> Section:
     """Return a table of the claims, and the rule by which they are judged."""
     made = Section("8. The paper's claims, one by one")
-    verdicts = []
-    rows = []
-    for claim in CLAIMS:
-        by_study = [list(claim.cases(study)) for study in studies]
-        verdicts.append(overall(case for cases in by_study for case in cases))
-        rows.append(
-            [
-                f"{claim.text} ({claim.source}). *Asked: {claim.asked}*",
-                claim.paper,
-                *(seen(claim, cases) for cases in by_study),
-                f"**{verdicts[-1]}**",
-            ]
-        )
-    counts = Counter(verdicts)
-    judged = ", ".join(f"{verdict}: {n}" for verdict, n in counts.most_common() if verdict != NOT_RUN)
-    made.say(RULE, f"Of {len(CLAIMS)} claims {len(CLAIMS) - counts[NOT_RUN]} were run. {judged}.")
+    rows = [
+        [
+            f"{claim.text} ({claim.source}). *Asked: {claim.asked}*",
+            claim.paper,
+            *(seen(claim, list(claim.cases(study))) for study in studies),
+            f"**{verdict}**",
+        ]
+        for claim, verdict in judged(studies)
+    ]
     header = ["claim", "in the paper", *map(title, studies), "verdict"]
-    made.say("\n".join(lines(header, rows)))
+    made.say(RULE, "\n".join(lines(header, rows)))
     return made
+
+
+def judged(studies: Sequence[Study]) -> list[tuple[Claim, str]]:
+    """Return each claim with its verdict over all data sets."""
+    return [(claim, overall(case for study in studies for case in claim.cases(study))) for claim in CLAIMS]
+
+
+def summary(studies: Sequence[Study]) -> str:
+    """Return in words how many claims agree, and which do not."""
+    verdicts = judged(studies)
+    counts = Counter(verdict for _, verdict in verdicts if verdict != NOT_RUN)
+    parts = [f"{counts[verdict]} {word}" for verdict, word in WORDS.items() if counts[verdict]]
+    text = f"Of {counts.total()} claims of the paper {listed(parts)} (section 8)."
+    apart = [f"- {claim.text} ({claim.source})." for claim, verdict in verdicts if verdict == DIFFERS]
+    return f"{text} Those that differ:\n\n" + "\n".join(apart) if apart else text
 
 
 def lines(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -93,6 +93,8 @@ numbers are good embeddings by themselves; one network then serves every budget.
 large networks. Here each of its experiments is repeated in small, on data that fit a laptop, to see whether the curves
 have the same shape and where they do not.
 
+**In short.** {claims.summary(studies)}
+
 **Data.**
 
 {data}
