@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 import textwrap
+import tomllib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from benchmarks.study.grid import FOLDER
 from benchmarks.study.page import ablations, cascades, claims, instead, modes, retrieval, robust, widths
 from benchmarks.study.page.records import Study, read
 from benchmarks.study.page.section import Section, listed, ordered, title
@@ -38,7 +40,8 @@ OWN = "rows of one's own."
 
 SYSTEMS = """- **MRL**: one network; classifiers on its first 2, 4, 8, … numbers, their losses added up.
 - **MRL-E**: the same with one classifier for all, of which each prefix uses the leading columns.
-- **FF** (fixed feature): a network of its own for each width. What MRL has to match.
+- **FF** (fixed feature): a network of its own for each width, whose classifier reads so many columns. What MRL has to
+  match.
 - **SVD**, **PCA**, **Rand**: the widest FF, shortened after training by projecting on its strongest directions, or by
   keeping random columns.
 - **rotation**: the widest FF, rotated so that its directions are sorted by energy, with `matryoshka.Rotation`.
@@ -82,7 +85,7 @@ def document(studies: Sequence[Study], sections: Sequence[Section]) -> str:
 
 def _opening(studies: Sequence[Study]) -> str:
     seeds = sorted({seed for study in studies for cell in study.records.values() for seed in cell})
-    data = "\n".join(f"- **{title(study)}**: {DATA.get(study.name, OWN)}" for study in studies)
+    data = "\n".join(f"- **{title(study)}**: {DATA.get(study.name, OWN)} {_training(study)}" for study in studies)
     return f"""# The study
 
 <!-- made by `nox -s study -- page --store` from benchmarks/results/study; what is changed here is lost -->
@@ -108,6 +111,20 @@ have the same shape and where they do not.
 rows, so that differences are taken seed by seed. Differences are in points: 91 % minus 90 % is one point. Shaded bands
 in figures are one standard deviation to either side. Axes of shares are stretched towards 100 %: halving the errors is
 a step of the same length everywhere. Nothing was tuned to agree with the paper."""
+
+
+def _training(study: Study) -> str:
+    """Return the widths of a data set and how its networks are trained, as far as its grid is one of the project's."""
+    dims = ", ".join(f"{dim:g}" for dim in study.curve("accuracy", "MRL", "nearest_neighbor"))
+    path = FOLDER / f"{study.name}.toml"
+    if not (dims and path.is_file()):
+        return ""
+    training = tomllib.loads(path.read_text(encoding="utf-8"))["training"]
+    kind = "convolutional" if training.get("backbone") == "convolutional" else "dense"
+    return (
+        f"Widths {dims}; a small {kind} network, trained for {training['steps']} batches of 128 or "
+        f"{training['epochs']} passes over the rows, whichever is more."
+    )
 
 
 def _closing(studies: Sequence[Study]) -> str:
