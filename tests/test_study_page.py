@@ -25,7 +25,7 @@ sys.path.append(str(Path(__file__).parents[1]))  # last, so that `matryoshka` st
 from benchmarks.study import __main__ as command  # noqa: E402
 from benchmarks.study.page import cascades, claims, clock, document, draw, instead, records, series, widths  # noqa: E402
 from benchmarks.study.page.section import by_width, number, percent, points, range_of  # noqa: E402
-from benchmarks.study.page.verdicts import Case, interval, overall, seen  # noqa: E402
+from benchmarks.study.page.verdicts import Case, interval, overall, seen, within  # noqa: E402
 
 STUDENT = {2: 12.706204736432095, 3: 4.302652729696142}
 """Quantiles of Student's t for 95 %, by the number of values, from a table."""
@@ -218,21 +218,37 @@ UNDECIDED = Case("at 8", {0: 1.0, 1: -1.0}, 0.0)
     ],
 )
 def test_half_of_the_cases_have_to_be_decided(cases: list[Case], verdict: str) -> None:
-    assert overall(cases) == verdict
+    assert within(cases) == verdict
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "verdict"),
+    [
+        (["not run"], "not run"),
+        (["agrees", "not run", "agrees"], "agrees"),
+        (["agrees", "undecided"], "agrees in part"),
+        (["agrees", "differs"], "agrees in part"),
+        (["agrees in part"], "agrees in part"),
+        (["undecided", "differs"], "differs"),
+        (["undecided", "not run"], "undecided"),
+    ],
+)
+def test_a_claim_agrees_where_all_data_sets_do(verdicts: list[str], verdict: str) -> None:
+    assert overall(verdicts) == verdict
 
 
 def test_what_was_seen_names_the_weakest_case() -> None:
     claim = claims.CLAIMS[0]
     assert seen(claim, []) == "not run"
-    assert seen(claim, [AGREES]) == "+100.0 ± 0.0 points, at 4: agrees"
+    assert seen(claim, [AGREES]) == "agrees: +100.0 ± 0.0 points, at 4"
     weak = Case("at 16", {0: -0.01, 1: -0.03}, 0.0)
-    assert seen(claim, [AGREES, weak, AGREES]) == "2 agree, 1 undecided; weakest −2.0 ± 1.4 points, at 16"
+    assert seen(claim, [AGREES, weak, AGREES]) == "agrees: 2 agree, 1 undecided; weakest −2.0 ± 1.4 points, at 16"
 
 
 def verdict(text: str, study: records.Study) -> str:
     """Return the verdict on the claim that begins so."""
     [claim] = [claim for claim in claims.CLAIMS if claim.text.startswith(text)]
-    return overall(claim.cases(study))
+    return within(claim.cases(study))
 
 
 @pytest.mark.parametrize(("behind", "expected"), [(0.005, "agrees"), (0.02, "differs")])

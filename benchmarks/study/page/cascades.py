@@ -226,7 +226,7 @@ CLAIMS = (
         "×",
     ),
     Claim(
-        "That holds when every head asked on the way is paid for",
+        "A cascade saves numbers even if every head asked on the way is paid for",
         "appendix D.1",
         "62 against 512: 8.2 ×",
         "FF width as good ÷ cumulative width ≥ 2",
@@ -244,8 +244,9 @@ CLAIMS = (
         "Most rows need the shortest prefix only",
         "table 22",
         "67 % at 8 of 2,048",
-        "right at the shortest width ≥ 50",
+        "right at the shortest width ≥ 50 %",
         lambda study: _value(study, "MRL", "oracle", "shares", 0, least=0.5),
+        "%",
     ),
     Claim(
         "Classes go one way as prefixes of MRL widen, and no clear way across separate networks",

@@ -8,7 +8,18 @@ from collections.abc import Sequence
 from benchmarks.study.page import ablations, cascades, modes, retrieval, robust, widths
 from benchmarks.study.page.records import Study
 from benchmarks.study.page.section import Section, listed, title
-from benchmarks.study.page.verdicts import AGREES, DIFFERS, IN_PART, NOT_RUN, RULE, UNDECIDED, Claim, overall, seen
+from benchmarks.study.page.verdicts import (
+    AGREES,
+    DIFFERS,
+    IN_PART,
+    NOT_RUN,
+    RULE,
+    UNDECIDED,
+    Claim,
+    overall,
+    seen,
+    within,
+)
 
 CLAIMS: Sequence[Claim] = (
     *widths.CLAIMS,
@@ -41,7 +52,7 @@ def section(studies: Sequence[Study]) -> Section:
 
 def judged(studies: Sequence[Study]) -> list[tuple[Claim, str]]:
     """Return each claim with its verdict over all data sets."""
-    return [(claim, overall(case for study in studies for case in claim.cases(study))) for claim in CLAIMS]
+    return [(claim, overall(within(claim.cases(study)) for study in studies)) for claim in CLAIMS]
 
 
 def summary(studies: Sequence[Study]) -> str:

@@ -20,10 +20,11 @@ RULE = f"""A claim is put as a number that should lie within bounds, mostly a di
 that should not fall below some value. It is taken for each seed, in each of its *cases* (a width, a data set, a number
 of shots), and from the three seeds comes the interval that holds the mean over all seeds with {CONFIDENCE:.0%}
 probability (Student's t: the mean ± 2.5 standard deviations). A case **agrees** if the whole interval lies within the
-bounds, **differs** if it lies outside, and is **undecided** otherwise, as is a case with one seed. A claim is undecided
-if fewer than half of its cases are decided; else it agrees, or differs, if all decided cases do, and **agrees in part**
-if they are of both kinds. Cases are not independent, and nothing is corrected for their number: a verdict sums up what
-was seen and is no test."""
+bounds, **differs** if it lies outside, and is **undecided** otherwise, as is a case with one seed. A data set is
+undecided if fewer than half of its cases are decided; else it agrees, or differs, if all decided cases do, and **agrees
+in part** if they are of both kinds. The verdict in the end is *agrees* if all data sets agree, *agrees in part* if only
+some do or do so in part, *differs* if none agrees and any differs, and else *undecided*. Cases are not independent, and
+nothing is corrected for their number: a verdict sums up what was seen and is no test."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Claim:
     cases
         The cases of one study; none if it was not run.
     unit
-        "points" (values are shares, shown times 100) or what follows a plain number, such as "×".
+        "points" or "%" (values are shares, shown times 100) or what follows a plain number, such as "×".
     """
 
     text: str
@@ -71,6 +72,8 @@ class Claim:
         """Return a value without its unit."""
         if self.unit == "points":
             return f"{round(100 * value, 1) + 0.0:+.1f}".replace("-", "−")  # no minus zero
+        if self.unit == "%":
+            return f"{100 * value:.1f}"
         return f"{value:.2f}" if abs(value) < 10 else f"{value:,.0f}"
 
 
@@ -89,8 +92,8 @@ def cases(curve: Curve, *, least: float = -math.inf, most: float = math.inf, wha
         yield Case(f"{what} at {x:g}".lstrip(), seeds, least, most)
 
 
-def overall(cases: Iterable[Case]) -> str:
-    """Return the verdict on several cases, by `RULE`."""
+def within(cases: Iterable[Case]) -> str:
+    """Return the verdict of one data set on its cases, by `RULE`."""
     verdicts = [case.verdict for case in cases if case.values]
     agree, differ = verdicts.count(AGREES), verdicts.count(DIFFERS)
     if not verdicts:
@@ -100,13 +103,23 @@ def overall(cases: Iterable[Case]) -> str:
     return IN_PART if agree and differ else AGREES if agree else DIFFERS
 
 
+def overall(verdicts: Iterable[str]) -> str:
+    """Return the verdict on those of several data sets, by `RULE`."""
+    run = set(verdicts) - {NOT_RUN}
+    if not run:
+        return NOT_RUN
+    if run & {AGREES, IN_PART}:
+        return AGREES if run == {AGREES} else IN_PART
+    return DIFFERS if DIFFERS in run else UNDECIDED
+
+
 def worst(cases: Sequence[Case]) -> Case:
     """Return the case that lies farthest outside its bounds, or nearest to leaving them."""
     return min(cases, key=lambda case: min(mean(case.values) - case.least, case.most - mean(case.values)))
 
 
 def seen(claim: Claim, cases: Sequence[Case]) -> str:
-    """Return in words what one data set says: how many cases agree, and the number of the one that agrees least."""
+    """Return in words what one data set says: its verdict, how many cases agree, and the number of the weakest."""
     cases = [case for case in cases if case.values]
     if not cases:
         return NOT_RUN
@@ -114,14 +127,14 @@ def seen(claim: Claim, cases: Sequence[Case]) -> str:
     unit = f" {claim.unit}" if claim.unit else ""
     number = f"{claim.shown(mean(least.values))} ± {_spread(claim, least.values)}{unit}"
     if len(cases) == 1:
-        return f"{number}{least.label and f', {least.label}'}: {least.verdict}"
+        return f"{least.verdict}: {number}{least.label and f', {least.label}'}"
     counts = [case.verdict for case in cases]
     order = [AGREES, DIFFERS, UNDECIDED]
     words = [
         f"{len(list(group))} {'agree' if verdict == AGREES else 'differ' if verdict == DIFFERS else verdict}"
         for verdict, group in groupby(sorted(counts, key=order.index))
     ]
-    return f"{', '.join(words)}; weakest {number}, {least.label}"
+    return f"{within(cases)}: {', '.join(words)}; weakest {number}, {least.label}"
 
 
 def _spread(claim: Claim, values: Mapping[int, float]) -> str:
