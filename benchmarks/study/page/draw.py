@@ -172,7 +172,7 @@ def _draw(axes: Any, line: Line, i: int) -> None:
     )
     if line.joined == "none":
         return
-    axes.fill_between(x, middle - around, middle + around, color=colour, alpha=0.15, linewidth=0, zorder=2)
+    axes.fill_between(x, middle - around, middle + around, color=colour, alpha=0.1, linewidth=0, zorder=2)
 
 
 def _horizontal(axes: Any, panel: Panel, lines: Sequence[Line], *, log: bool, labels: str) -> None:
