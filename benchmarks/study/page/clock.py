@@ -45,7 +45,7 @@ def show(made: Section, studies: Sequence[Study]) -> None:
     made.say("""**By the clock.** The same searches timed: one query after the other, and 64 at once, in rounds in which
 all plans take their turn. *Theory* is by multiply-adds; those of HNSW, a graph of neighbours with 32 links a row, are
 of the distances that it computed. Above 1 × is faster than exact search at full width. One thread's CPU time decides;
-times depend on the machine, and a corpus as small as these leaves little to save beside the call itself.""")
+times depend on the machine, and corpora as small as these leave little to save beside the call itself.""")
     series = ("theory", "cpu alone", "cpu batch")
     panels = [
         (title(study), [Bar(plan, [mean(f[s]) for s in series]) for plan, f in timed(study).items()])
