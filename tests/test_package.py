@@ -29,7 +29,7 @@ MODULES = [
         if "._" not in module.name  # what is private, and `__main__`
     ),
 ]
-NAMED_ALIKE = {"faiss", "keras", "sentence_transformers", "torch"}  # the module here and what it needs
+NAMED_ALIKE = {"dask", "faiss", "keras", "sentence_transformers", "torch"}  # the module here and what it needs
 OPTIONAL = {name: name for name in NAMED_ALIKE} | {"postgres": "psycopg"}
 SHARED = {"as_nesting"}  # modules of the package share it; users need not know it
 RESULTS = {"Audit", "CascadeEvaluation"}  # the examples of what returns them show them

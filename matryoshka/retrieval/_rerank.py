@@ -10,7 +10,7 @@ import numpy as np
 
 from matryoshka._array import row_blocks
 from matryoshka._threads import each
-from matryoshka._typing import Array
+from matryoshka._typing import Array, Namespace
 from matryoshka.retrieval._rows import HostRows, Rows
 from matryoshka.retrieval._scores import Sums, lengths, sums
 from matryoshka.retrieval._top_k import keep_best, take_along, top_k
@@ -68,15 +68,21 @@ def _join(parts: Sequence[Array], rows: Rows) -> Array:
 
 def score(rows: Rows, metric: str, queries: Array, ids: Array, dim: int) -> Array:
     """Return the scores (n_queries, m) of candidates at one width."""
-    return _sums(rows, metric, queries, ids, slice(0, dim)).scores(_lengths(rows, metric, queries, dim), rows.xp)
+    return _sums(rows, metric, queries, ids, slice(0, dim)).scores(lengths_of(queries, dim, metric, rows.xp), rows.xp)
 
 
 def _descend(
     rows: Rows, metric: str, queries: Array, ids: Array, dims: Sequence[int], lists: Sequence[int]
 ) -> tuple[Array, Array]:
     xp, total, start = rows.xp, None, 0
+    # on a device, nobody waits to look
+    padded = not isinstance(ids, np.ndarray) or bool(ids.size and ids[:, 0].min() < 0)
     for dim, count in zip(dims, lists, strict=True):
-        scores, total = scored(rows, metric, queries, ids, slice(start, dim), total)
+        taken = xp.where(ids < 0, xp.zeros_like(ids), ids) if padded else ids
+        total = _sums(rows, metric, queries, taken, slice(start, dim), total)
+        scores = total.scores(lengths_of(queries, dim, metric, xp), xp)
+        if padded:
+            scores = xp.where(ids < 0, xp.full_like(scores, -xp.inf), scores)
         best = (top_k if dim == dims[-1] else keep_best)(scores, min(count, ids.shape[1]), xp)
         ids, start = take_along(ids, best, xp), dim
         if dim < dims[-1]:
@@ -84,38 +90,22 @@ def _descend(
     return take_along(scores, best, xp), ids
 
 
-def scored(
-    rows: Rows, metric: str, queries: Array, ids: Array, columns: slice, before: Sums | None = None
-) -> tuple[Array, Sums]:
-    """Return the scores (n_queries, m) of candidates, -inf for padding, and the sums that they are formed of.
-
-    These are over all columns before the end of `columns`; `before` are those over all columns before their start. An
-    id of -1, which is padding, comes before all others.
-    """
-    xp = rows.xp
-    # on a device, nobody waits to look
-    padded = not isinstance(ids, np.ndarray) or bool(ids.size and ids[:, 0].min() < 0)
-    taken = xp.where(ids < 0, xp.zeros_like(ids), ids) if padded else ids
-    total = _sums(rows, metric, queries, taken, columns, before)
-    scores = total.scores(_lengths(rows, metric, queries, columns.stop), xp)
-    if padded:
-        scores = xp.where(ids < 0, xp.full_like(scores, -xp.inf), scores)
-    return scores, total
-
-
-def in_parts(
+def add_columns(
     rows: Rows, metric: str, queries: np.ndarray, ids: np.ndarray, columns: slice, before: Sums | None
-) -> tuple[np.ndarray, Sums]:
-    """Do the same for a few queries at a time, on all threads."""
+) -> Sums:
+    """Return the sums of candidates up to the end of `columns`, given those up to their start.
 
-    def score_part(part: slice) -> tuple[np.ndarray, Sums]:
+    What -1, which is padding, adds up to means nothing.
+    """
+    taken = np.maximum(ids, 0)
+
+    def add(part: slice) -> Sums:
         own = None if before is None else before.of(part)
-        return scored(rows, metric, queries[part], ids[part], columns, own)
+        return _sums(rows, metric, queries[part], taken[part], columns, own)
 
-    numbers = ids.shape[1] * (columns.stop - columns.start)
-    scores, sums = zip(*_in_parts(score_part, rows, len(queries), numbers), strict=True)
-    products, squares = zip(*sums, strict=True)
-    return _join(scores, rows), Sums(_join(products, rows), None if squares[0] is None else _join(squares, rows))
+    parts = _in_parts(add, rows, len(queries), ids.shape[1] * (columns.stop - columns.start))
+    products, squares = zip(*parts, strict=True)
+    return Sums(_join(products, rows), None if squares[0] is None else _join(squares, rows))
 
 
 def _sums(rows: Rows, metric: str, queries: Array, ids: Array, columns: slice, before: Sums | None = None) -> Sums:
@@ -137,5 +127,6 @@ def _sums(rows: Rows, metric: str, queries: Array, ids: Array, columns: slice, b
     return total if known is None else Sums(total.products, known)
 
 
-def _lengths(rows: Rows, metric: str, queries: Array, dim: int) -> Array | None:
-    return lengths(queries[:, :dim], rows.xp) if metric == "cosine" else None
+def lengths_of(queries: Array, dim: int, metric: str, xp: Namespace) -> Array | None:
+    """Return the lengths (n_queries,) of prefixes of queries, if scores need them."""
+    return lengths(queries[:, :dim], xp) if metric == "cosine" else None

@@ -102,7 +102,8 @@ def candidates(prefix: Prefix, queries: np.ndarray, k: int, score: Score) -> np.
     # Ends: once the rank exceeds the sample the threshold is -inf, which every score reaches, since none is NaN.
     todo = np.arange(queries.shape[0])
     while todo.size:
-        floor = _threshold(sampled[:, todo], rank) - 2 * slack[todo]
+        own = sampled if todo.size == queries.shape[0] else sampled[:, todo]
+        floor = _threshold(own, rank) - 2 * slack[todo]
         new, complete = _Search(prefix, queries[todo], k, floor, slack[todo], partial(_score_of, score, todo)).run()
         new = new.pick(complete[new.queries])
         found.append(_Found(new.rows, todo[new.queries], new.scores))

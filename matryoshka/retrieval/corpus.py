@@ -451,12 +451,12 @@ def _score(rows: Rows, metric: str, queries: Array, dim: int, query: int, ids: n
     return _rerank.score(rows, metric, queries[query : query + 1], ids[None, :], dim)[0]
 
 
-def _storable(dtype: object) -> None:
+def _storable(dtype: object, name: str = "embeddings") -> None:
     """Refuse what no other library computes with, and no file of ours holds."""
     if isinstance(dtype, np.dtype) and (dtype.itemsize > 8 or not dtype.isnative):
         kind = "float64" if dtype.itemsize > 8 else dtype.name
         msg = (
-            f"`embeddings` must hold float16, float32 or float64 in the byte order of this machine, got dtype {dtype}; "
+            f"`{name}` must hold float16, float32 or float64 in the byte order of this machine, got dtype {dtype}; "
             f"cast them, for instance with astype(np.{kind})."
         )
         raise TypeError(msg)

@@ -23,7 +23,7 @@ from matryoshka.retrieval._arguments import Arguments
 from matryoshka.retrieval._rows import HostRows, Rows
 from matryoshka.retrieval._scores import Sums
 from matryoshka.retrieval._top_k import keep_best, take_along, top_k
-from matryoshka.retrieval.corpus import Corpus, _of_parts
+from matryoshka.retrieval.corpus import Corpus, _of_parts, _search_dims, _storable
 from matryoshka.retrieval.funnel import Funnel
 
 __all__ = ["Candidates", "Outline", "Shard", "ShardedCorpus"]
@@ -33,34 +33,40 @@ _NUMBERS, _CANDIDATES = 1 << 20, 1 << 22
 
 
 class Candidates(NamedTuple):
-    """Rows that queries have found, and what a wider stage goes on with: some 12 to 16 bytes each in float32.
+    """Rows that queries have found, and what a wider stage goes on with: 12 bytes each in float32, 16 for "cosine".
 
     Attributes
     ----------
     ids : array (n_queries, m)
         In ascending order; -1 is padding.
-    scores : array (n_queries, m) or None
-        At the width so far, -inf for padding; None where rows were named and not yet compared.
     products, squares : array (n_queries, m) or None
-        What the columns so far add up to, as the metric has it: q · x or -|q - x|², and for "cosine" |x|².
+        What the columns so far add up to, as the metric has it: q · x or -|q - x|², and for "cosine" |x|². Neither
+        where rows were named and not yet compared.
+    lengths : array (n_queries,) or None
+        Of the queries up to there, for "cosine".
     """
 
     ids: np.ndarray
-    scores: np.ndarray | None = None
     products: np.ndarray | None = None
     squares: np.ndarray | None = None
+    lengths: np.ndarray | None = None
 
     @classmethod
-    def join(cls, parts: Sequence[Candidates], *, axis: int = 1) -> Candidates:
-        """Put the lists of neighbouring shards side by side, in their order, or those of queries below each other."""
-        ids, *others = zip(*parts, strict=True)
-        joined = (None if arrays[0] is None else np.concatenate(arrays, axis=axis) for arrays in others)
-        return cls(np.concatenate(ids, axis=axis), *joined)
+    def join(cls, parts: Sequence[Candidates]) -> Candidates:
+        """Put the lists of neighbouring shards side by side, in their order."""
+        ids = np.concatenate([part.ids for part in parts], axis=1)
+        products, squares = (_joined([part[i] for part in parts], axis=1) for i in (1, 2))
+        return cls(ids, products, squares, parts[0].lengths)
+
+    @property
+    def scores(self) -> np.ndarray:
+        """Scores (n_queries, m) at the width so far, -inf for padding."""
+        scores: np.ndarray = Sums(self.products, self.squares).scores(self.lengths, np)
+        return np.where(self.ids < 0, scores.dtype.type(-np.inf), scores)
 
     def best(self, keep: int) -> Candidates:
         """Keep the best of each query: by score, equal scores by id."""
-        scores = np.asarray(self.scores)
-        return self if keep >= scores.shape[1] else self._pick(keep_best(scores, keep, np))
+        return self if keep >= self.ids.shape[1] else self._pick(keep_best(self.scores, keep, np))
 
     def within(self, start: int, stop: int) -> Candidates:
         """Keep the rows [start, stop), numbered from there; padding comes first."""
@@ -71,14 +77,20 @@ class Candidates(NamedTuple):
 
     def ranked(self, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Return scores and ids (n_queries, at most k), best first."""
-        scores = np.asarray(self.scores)
+        scores = self.scores
         best = top_k(scores, min(k, scores.shape[1]), np)
         return take_along(scores, best, np), take_along(self.ids, best, np)
 
     def _pick(self, positions: np.ndarray) -> Candidates:
-        ids, *others = self
-        picked = (None if array is None else take_along(array, positions, np) for array in others)
-        return Candidates(take_along(ids, positions, np), *picked)
+        ids = take_along(self.ids, positions, np)
+        sums = (self.products, self.squares)
+        products, squares = (None if array is None else take_along(array, positions, np) for array in sums)
+        return Candidates(ids, products, squares, self.lengths)
+
+
+def _joined(arrays: Sequence[np.ndarray | None], *, axis: int) -> np.ndarray | None:
+    present = [array for array in arrays if array is not None]
+    return np.concatenate(present, axis=axis) if present else None
 
 
 class Outline(NamedTuple):
@@ -142,6 +154,11 @@ class Shard:
     search_dims : sequence of int, default ()
         Widths whose blocks of prefixes are built now.
 
+    Raises
+    ------
+    TypeError, ValueError
+        As for `Corpus`, but for numbers that are not finite: the `outline` tells of them.
+
     Notes
     -----
     It can be pickled as a `Corpus` can. `ShardedCorpus` has checked and prepared what it is asked.
@@ -151,7 +168,13 @@ class Shard:
         if not isinstance(rows, np.ndarray):
             msg = f"`rows` must be NumPy arrays in all parts, got {type(rows).__name__}; convert them."
             raise TypeError(msg)
-        self._metric, self._search_dims, self._rows = metric, tuple(search_dims), HostRows(rows)
+        _checks.floating(rows, "rows", np)
+        _storable(rows.dtype, "rows")
+        _checks.ndim(rows, "rows", 2, "(n, dim)")
+        _checks.not_empty(rows, "rows")
+        _checks.not_empty(rows, "rows", axis=1)
+        self._metric, self._search_dims = metric, _search_dims(search_dims, rows.shape[1])
+        self._rows = HostRows(rows)
         seen = _prefix.look(self._rows, self._search_dims, metric)
         longest = float(np.max(seen.squares))
         self.outline = Outline(self._rows.shape, rows.dtype, longest, seen.safe, seen.bad[:5], len(seen.bad))
@@ -189,12 +212,14 @@ class Shard:
         Candidates
             By their numbers within the whole corpus.
         """
-        corpus, found = self._corpus, []
-        count, prefix = min(keep, len(corpus)), corpus._prefix(dim)
+        corpus = self._corpus
+        count, prefix, found = min(keep, len(corpus)), corpus._prefix(dim), []
         for part in corpus._parts(len(queries), count):
-            ids = corpus._first_stage(prefix, queries[part], count)
-            found.append(self._scored(queries[part], Candidates(ids), slice(0, dim)).best(keep))
-        return _numbered(Candidates.join(found, axis=0), start)
+            near = Candidates(corpus._first_stage(prefix, queries[part], count))
+            found.append(self._compared(queries[part], near, (0, dim)).best(keep))
+        ids = np.concatenate([part.ids for part in found])
+        rest = (_joined([part[i] for part in found], axis=0) for i in (1, 2, 3))
+        return _numbered(Candidates(ids, *rest), start)
 
     def rerank(
         self, queries: np.ndarray, found: Candidates, columns: tuple[int, int], keep: int, start: int
@@ -216,13 +241,12 @@ class Shard:
             The best of them, by their numbers within the whole corpus.
         """
         own = found.within(start, start + len(self._corpus))
-        return _numbered(self._scored(queries, own, slice(*columns)).best(keep), start)
+        return _numbered(self._compared(queries, own, columns).best(keep), start)
 
-    def _scored(self, queries: np.ndarray, found: Candidates, columns: slice) -> Candidates:
+    def _compared(self, queries: np.ndarray, found: Candidates, columns: tuple[int, int]) -> Candidates:
         before = None if found.products is None else Sums(found.products, found.squares)
-        rows, metric = self._corpus._rows, self._metric
-        scores, sums = _rerank.in_parts(rows, metric, queries, found.ids, columns, before)
-        return Candidates(found.ids, scores, *sums)
+        sums = _rerank.add_columns(self._corpus._rows, self._metric, queries, found.ids, slice(*columns), before)
+        return Candidates(found.ids, *sums, _rerank.lengths_of(queries, columns[1], self._metric, np))
 
 
 def _numbered(found: Candidates, start: int) -> Candidates:
