@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,12 @@ from matryoshka._optional import require
 from matryoshka._typing import Array
 
 psycopg = require("psycopg", extra="postgres", purpose="`matryoshka.postgres`")
+
+_MOST_EF_SEARCH = 1_000
+"""Candidates that an HNSW index of pgvector looks for at once, at most."""
+
+_BATCH_NUMBERS = 1 << 21
+"""Numbers that are uploaded or compared at once: 8 MiB."""
 
 _SECONDS = 10
 """How long to wait for a server to answer, unless the connection string says otherwise."""
@@ -30,6 +37,43 @@ INDEXES = """SELECT coalesce(pg_get_expr(i.indexprs, i.indrelid), quote_ident(a.
     LEFT JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
     WHERE i.indrelid = to_regclass(%s) AND o.opcname = %s AND m.amname = 'hnsw' AND i.indisvalid
     AND i.indpred IS NULL"""
+
+
+METRICS = {
+    "cosine": ("<=>", "coalesce(nullif(1 - ({} <=> {}), 'NaN'), 0)::real"),
+    "ip": ("<#>", "(-({} <#> {}))::real"),
+    "l2": ("<->", "(-(({} <-> {}) ^ 2))::real"),
+}
+"""Of each metric the operator that an index serves, and the score. What is sorted by the score is exact: no index is
+of use there."""
+
+ALL = "SELECT {id} AS id, {embedding} AS embedding, {prefix} AS prefix FROM {table} AS t WHERE {embedding} IS NOT NULL"
+NEAR = "SELECT {id} AS id, {embedding} AS embedding FROM {table} AS t ORDER BY {prefix} {by} q.{p} LIMIT %(near)s"
+GIVEN = """SELECT t.{id} AS id, t.{embedding} AS embedding
+    FROM unnest((%(ids)b::bigint[])[((q.n - 1) * %(m)s + 1)::int : (q.n * %(m)s)::int]) AS c (id)
+    JOIN {table} AS t ON t.{id} = c.id WHERE t.{embedding} IS NOT NULL"""
+"""Where candidates of the query q come from: all rows, an index, or the caller."""
+
+STAGE = "SELECT s.id, s.embedding, {score} AS score FROM ({rows}) AS s ORDER BY score DESC, id LIMIT %(keep{i})s"
+BATCH = """WITH q AS MATERIALIZED (SELECT n, {prefixes} FROM unnest(%(queries)b::vector[]) WITH ORDINALITY AS u (v, n))
+    SELECT q.n, r.id, r.score FROM q CROSS JOIN LATERAL ({stages}) AS r ORDER BY q.n, r.score DESC, r.id"""
+FOUND = [("query", "i8"), ("id", "i8"), ("score", "f4")]
+
+COUNT = "SELECT min({id}), max({id}), count(*), count({embedding}) FROM {table}"
+CHECKSUM = """SELECT sha256(string_agg(vector_send({embedding}), '' ORDER BY {id})) FROM {table}
+    WHERE {id} >= %s AND {id} < %s"""
+CREATE = "CREATE TABLE IF NOT EXISTS {table} (id bigint PRIMARY KEY, embedding vector({dim}) NOT NULL)"
+ADD = "ALTER TABLE {table} ADD COLUMN embedding_{dim} vector({dim}) GENERATED ALWAYS AS ({prefix}) STORED"
+INDEX = "CREATE INDEX ON {table} USING hnsw (({prefix}) vector_{metric}_ops)"
+COPY = "COPY {table} ({id}, {embedding}) FROM STDIN (FORMAT binary)"
+
+TUNED = """SELECT current_setting('enable_seqscan'), current_setting('hnsw.iterative_scan', true),
+    current_setting('hnsw.ef_search', true), set_config('enable_seqscan', 'off', true),
+    set_config('hnsw.iterative_scan', 'relaxed_order', true),
+    set_config('hnsw.ef_search', greatest(current_setting('hnsw.ef_search', true)::int, %s)::text, true)"""
+RESTORED = """SELECT set_config('enable_seqscan', %s, true), set_config('hnsw.iterative_scan', %s, true),
+    set_config('hnsw.ef_search', %s, true)"""
+"""Settings for a search, and what they were: the transaction may be one that the caller goes on with."""
 
 
 class _Binary(bytes):
@@ -152,6 +196,13 @@ def check_extension(cursor: Any, address: str) -> None:
         raise ValueError(msg)
 
 
+def create_table(connection: Any, address: str, table: str, dim: int) -> None:
+    """Make a table unless there is one of its name."""
+    with transaction(connection, address) as cursor:
+        check_extension(cursor, address)
+        cursor.execute(CREATE.format(table=escaped(table), dim=dim), [])
+
+
 def columns(
     cursor: Any, table: str, address: str, *, id: str, embedding: str
 ) -> tuple[dict[str, str], int, int, dict[int, str]]:
@@ -179,3 +230,49 @@ def columns(
         if definition in (cut, f"({cut})::vector({width})"):
             prefixes[width] = escaped(name)
     return {"table": escaped(whole), "id": escaped(found[id][6]), "embedding": escaped(vector)}, of, dim, prefixes
+
+
+def found(connection: Any, address: str, statement: str, values: dict[str, Any]) -> np.ndarray:
+    """Return the rows that a search finds; one that asks an index, for so many `near` rows, has settings of its own."""
+    near = values.get("near")
+    with transaction(connection, address) as cursor:
+        before = cursor.execute(TUNED, [min(near, _MOST_EF_SEARCH)]).fetchone()[:3] if near else None
+        cursor.execute(statement, values, prepare=True)
+        rows = np.array(cursor.fetchall(), FOUND)
+        if near:
+            cursor.execute(RESTORED, before)
+    return rows
+
+
+def fill(
+    connection: Any,
+    address: str,
+    names: dict[str, str],
+    embeddings: Array,
+    *,
+    dim: int,
+    columns: dict[int, str],
+) -> None:
+    """Compare the rows that are there, then add the columns, of prefixes of some widths, and the rows that are not."""
+    n, size = embeddings.shape[0], max(1, _BATCH_NUMBERS // dim)
+    with transaction(connection, address) as cursor:
+        least, most, held, _ = cursor.execute(COUNT.format(**names), []).fetchone()
+        same = embeddings.shape[1] == dim and (held == 0 or (least == 0 and most == held - 1 < n))
+        for start in range(0, held if same else 0, size):
+            stop = min(start + size, held)
+            checksum = cursor.execute(CHECKSUM.format(**names), [start, stop]).fetchone()
+            sent = records(embeddings, start, stop)["vector"]["value"].tobytes()
+            same = same and checksum == (hashlib.sha256(sent).digest(),)
+        if not same:
+            table = names["table"].replace("%%", "%")
+            msg = (
+                f"`table` {table} at {address} must be new or hold the first rows of `embeddings`, got "
+                f"{held} others of {dim} columns; choose another name."
+            )
+            raise ValueError(msg)
+        for width, prefix in columns.items():
+            cursor.execute(ADD.format(**names, dim=width, prefix=prefix), [])
+    for start in range(held, n, size):
+        rows = records(embeddings, start, min(start + size, n)).tobytes()
+        with transaction(connection, address) as cursor, cursor.copy(COPY.format(**names).replace("%%", "%")) as copy:
+            copy.write(b"PGCOPY\n\xff\r\n\0" + bytes(8) + rows + b"\xff\xff")

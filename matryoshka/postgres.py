@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -15,47 +14,8 @@ from matryoshka.retrieval import Funnel, engine
 
 __all__ = ["PgvectorCorpus"]
 
-_BATCH_NUMBERS = 1 << 21
-"""Numbers that are uploaded or compared at once: 8 MiB."""
-
-_WIDEST, _WIDEST_INDEX, _MOST_EF_SEARCH = 16_000, 2_000, 1_000
-"""Limits of pgvector: columns of a vector, columns of an HNSW index, candidates that one looks for at once."""
-
-_METRICS = {
-    "cosine": ("<=>", "coalesce(nullif(1 - ({} <=> {}), 'NaN'), 0)::real"),
-    "ip": ("<#>", "(-({} <#> {}))::real"),
-    "l2": ("<->", "(-(({} <-> {}) ^ 2))::real"),
-}
-"""Of each metric the operator that an index serves, and the score. What is sorted by the score is exact: no index is
-of use there."""
-
-_ALL = "SELECT {id} AS id, {embedding} AS embedding, {prefix} AS prefix FROM {table} AS t WHERE {embedding} IS NOT NULL"
-_NEAR = "SELECT {id} AS id, {embedding} AS embedding FROM {table} AS t ORDER BY {prefix} {by} q.{p} LIMIT %(near)s"
-_GIVEN = """SELECT t.{id} AS id, t.{embedding} AS embedding
-    FROM unnest((%(ids)b::bigint[])[((q.n - 1) * %(m)s + 1)::int : (q.n * %(m)s)::int]) AS c (id)
-    JOIN {table} AS t ON t.{id} = c.id WHERE t.{embedding} IS NOT NULL"""
-"""Where candidates of the query q come from: all rows, an index, or the caller."""
-
-_STAGE = "SELECT s.id, s.embedding, {score} AS score FROM ({rows}) AS s ORDER BY score DESC, id LIMIT %(keep{i})s"
-_BATCH = """WITH q AS MATERIALIZED (SELECT n, {prefixes} FROM unnest(%(queries)b::vector[]) WITH ORDINALITY AS u (v, n))
-    SELECT q.n, r.id, r.score FROM q CROSS JOIN LATERAL ({stages}) AS r ORDER BY q.n, r.score DESC, r.id"""
-_FOUND = [("query", "i8"), ("id", "i8"), ("score", "f4")]
-
-_COUNT = "SELECT min({id}), max({id}), count(*), count({embedding}) FROM {table}"
-_CHECKSUM = """SELECT sha256(string_agg(vector_send({embedding}), '' ORDER BY {id})) FROM {table}
-    WHERE {id} >= %s AND {id} < %s"""
-_CREATE = "CREATE TABLE IF NOT EXISTS {table} (id bigint PRIMARY KEY, embedding vector({dim}) NOT NULL)"
-_ADD = "ALTER TABLE {table} ADD COLUMN embedding_{dim} vector({dim}) GENERATED ALWAYS AS ({prefix}) STORED"
-_INDEX = "CREATE INDEX ON {table} USING hnsw (({prefix}) vector_{metric}_ops)"
-_COPY = "COPY {table} ({id}, {embedding}) FROM STDIN (FORMAT binary)"
-
-_TUNED = """SELECT current_setting('enable_seqscan'), current_setting('hnsw.iterative_scan', true),
-    current_setting('hnsw.ef_search', true), set_config('enable_seqscan', 'off', true),
-    set_config('hnsw.iterative_scan', 'relaxed_order', true),
-    set_config('hnsw.ef_search', greatest(current_setting('hnsw.ef_search', true)::int, %s)::text, true)"""
-_RESTORED = """SELECT set_config('enable_seqscan', %s, true), set_config('hnsw.iterative_scan', %s, true),
-    set_config('hnsw.ef_search', %s, true)"""
-"""Settings for a search, and what they were: the transaction may be one that the caller goes on with."""
+_WIDEST, _WIDEST_INDEX = 16_000, 2_000
+"""Limits of pgvector: columns of a vector, and of an HNSW index."""
 
 
 class PgvectorCorpus:
@@ -130,14 +90,14 @@ class PgvectorCorpus:
         id: str = "id",
         embedding: str = "embedding",
     ) -> None:
-        self._metric, self._name = _checks.choice(metric, "metric", _METRICS), _pgvector.quoted(table)
+        self._metric, self._name = _checks.choice(metric, "metric", _pgvector.METRICS), _pgvector.quoted(table)
         id, embedding = _checks.text(id, "id"), _checks.text(embedding, "embedding")
         with _pgvector.connected(connection) as (self._connection, self._address), self._transaction() as cursor:
             found = _pgvector.columns(cursor, self._name, self._address, id=id, embedding=embedding)
             self._names, self._type, self._dim, self._prefixes = found
             self._search_dims = None if search_dims is None else _widths(search_dims, self._dim)
             indexed = {dim: self._indexed(cursor, dim) for dim in self._search_dims or ()}
-            least, _, _, count = cursor.execute(_COUNT.format(**self._names), []).fetchone()
+            least, _, _, count = cursor.execute(_pgvector.COUNT.format(**self._names), []).fetchone()
             self._n = int(count)
             for dim, prefix in indexed.items():
                 if prefix is None:
@@ -197,7 +157,7 @@ class PgvectorCorpus:
         embeddings compares the rows that are there by checksums, in the database, and copies those that are not. Within
         a transaction of yours nothing stays unless you commit it.
         """
-        metric, index = _checks.choice(metric, "metric", _METRICS), _checks.flag(index, "index")
+        metric, index = _checks.choice(metric, "metric", _pgvector.METRICS), _checks.flag(index, "index")
         _checks.floating(embeddings, "embeddings", namespace(("embeddings", embeddings)))
         _checks.ndim(embeddings, "embeddings", 2, "(n, dim)")
         dim = _checks.integer(embeddings.shape[1], "embeddings.shape[1]", minimum=1, maximum=_WIDEST)
@@ -206,15 +166,14 @@ class PgvectorCorpus:
         if index:
             _checks.integer(dims[-1], f"search_dims[{len(dims) - 1}]", minimum=1, maximum=_WIDEST_INDEX)
         with _pgvector.connected(connection) as (connection, address):
-            with _pgvector.transaction(connection, address) as cursor:
-                _pgvector.check_extension(cursor, address)
-                cursor.execute(_CREATE.format(table=_pgvector.escaped(_pgvector.quoted(table)), dim=dim), [])
+            _pgvector.create_table(connection, address, _pgvector.quoted(table), dim)
             corpus = cls(connection, table, metric=metric)
-            corpus._fill(embeddings, dims)
+            columns = {new: corpus._cut(new, typed=True) for new in sorted(set(dims) - {*corpus._prefixes, dim})}
+            _pgvector.fill(connection, address, corpus._names, embeddings, dim=corpus._dim, columns=columns)
+            corpus._prefixes |= {new: f"embedding_{new}" for new in columns}
             with corpus._transaction() as cursor:
-                for width in dims if index else ():
-                    if not corpus._indexed(cursor, width):
-                        cursor.execute(corpus._index(width), [])
+                for width in [width for width in dims if index and not corpus._indexed(cursor, width)]:
+                    cursor.execute(corpus._index(width), [])
                 cursor.execute("ANALYZE {table}".format(**corpus._names), [])
             return cls(connection, table, metric=metric, search_dims=dims if index else None)
 
@@ -283,12 +242,11 @@ class PgvectorCorpus:
             The server does not answer.
         """
         asked = engine.queries_in_float32(queries, self.dim, self.metric)
-        starts = self.search_dims
-        stages = engine.stages(self.dim, len(asked), k, dim=dim, funnel=funnel, codes=self.codes, starts=starts)
-        start = stages.dims[0]
-        if funnel is None or not starts or start not in starts:
-            return self._run(queries, asked, _ALL, stages)
-        return self._run(queries, asked, _NEAR, stages.later, start=start, near=stages.lists[0])
+        codes, starts = self.codes, self.search_dims
+        stages = engine.stages(self.dim, len(asked), k, dim=dim, funnel=funnel, codes=codes, starts=starts)
+        if funnel is None or stages.dims[0] not in (starts or ()):
+            return self._run(queries, asked, _pgvector.ALL, stages)
+        return self._run(queries, asked, _pgvector.NEAR, stages.later, start=stages.dims[0], near=stages.lists[0])
 
     def rerank(
         self, queries: Array, ids: Array, k: int, *, dim: int | None = None, funnel: Funnel | None = None
@@ -316,7 +274,7 @@ class PgvectorCorpus:
         stages = engine.stages(self.dim, len(asked), k, dim=dim, funnel=funnel, given=True)
         found = engine.candidate_ids(ids, queries)
         given = _pgvector.array(_pgvector.BIGINT, _pgvector.elements(">i8", found.reshape(-1)))
-        return self._run(queries, asked, _GIVEN, stages.later, ids=given, m=found.shape[1])
+        return self._run(queries, asked, _pgvector.GIVEN, stages.later, ids=given, m=found.shape[1])
 
     def _transaction(self) -> Any:
         return _pgvector.transaction(self._connection, self._address)
@@ -330,7 +288,7 @@ class PgvectorCorpus:
     def _index(self, dim: int) -> str:
         """Return the statement that makes an index."""
         prefix = self._prefixes.get(dim, self._cut(dim, typed=True))
-        return _INDEX.format(**self._names, prefix=prefix, metric=self._metric)
+        return _pgvector.INDEX.format(**self._names, prefix=prefix, metric=self._metric)
 
     def _indexed(self, cursor: Any, dim: int) -> str | None:
         """Return what the index of a width holds, None where there is no index."""
@@ -338,61 +296,32 @@ class PgvectorCorpus:
         held = {_pgvector.escaped(text) for (text,) in found}
         return next((text for text in (self._prefixes.get(dim), self._cut(dim, typed=True)) if text in held), None)
 
-    def _fill(self, embeddings: Array, dims: tuple[int, ...]) -> None:
-        """Compare the rows that are there, then add the columns and the rows that are not."""
-        n, size = embeddings.shape[0], max(1, _BATCH_NUMBERS // self._dim)
-        with self._transaction() as cursor:
-            least, most, held, _ = cursor.execute(_COUNT.format(**self._names), []).fetchone()
-            same = embeddings.shape[1] == self._dim and (held == 0 or (least == 0 and most == held - 1 < n))
-            for start in range(0, held if same else 0, size):
-                stop = min(start + size, held)
-                checksum = cursor.execute(_CHECKSUM.format(**self._names), [start, stop]).fetchone()
-                sent = _pgvector.records(embeddings, start, stop)["vector"]["value"].tobytes()
-                same = same and checksum == (hashlib.sha256(sent).digest(),)
-            if not same:
-                msg = (
-                    f"`table` {self._name} at {self._address} must be new or hold the first rows of `embeddings`, got "
-                    f"{held} others of {self._dim} columns; choose another name."
-                )
-                raise ValueError(msg)
-            for dim in sorted(set(dims) - {*self._prefixes, self._dim}):
-                cursor.execute(_ADD.format(**self._names, dim=dim, prefix=self._cut(dim, typed=True)), [])
-                self._prefixes[dim] = f"embedding_{dim}"
-        for start in range(held, n, size):
-            rows = _pgvector.records(embeddings, start, min(start + size, n)).tobytes()
-            with self._transaction() as cursor, cursor.copy(_COPY.format(**self._names).replace("%%", "%")) as copy:
-                copy.write(b"PGCOPY\n\xff\r\n\0" + bytes(8) + rows + b"\xff\xff")
-
     def _run(
         self, queries: Array, asked: np.ndarray, rows: str, stages: engine.Stages, **values: Any
     ) -> tuple[Array, Array]:
         """Run stages on the candidates that `rows` gives; return the best in the library of the queries."""
         best, xp = np.full((len(asked), stages.lists[-1]), -1), namespace(("queries", queries))
-        scores, near = np.full(best.shape, -np.inf, np.float32), values.get("near")
+        scores = np.full(best.shape, -np.inf, np.float32)
         values |= {f"keep{i}": count for i, count in enumerate(stages.lists)}
         values["queries"] = _pgvector.array(self._type, _pgvector.vectors(asked))
         if asked.size and values.get("m") != 0:
-            with self._transaction() as cursor:
-                before = cursor.execute(_TUNED, [min(near, _MOST_EF_SEARCH)]).fetchone()[:3] if near else None
-                cursor.execute(self._statement(rows, stages.dims, values.get("start")), values, prepare=True)
-                found = np.array(cursor.fetchall(), _FOUND)
-                if near:
-                    cursor.execute(_RESTORED, before)
+            statement = self._statement(rows, stages.dims, values.get("start"))
+            found = _pgvector.found(self._connection, self._address, statement, values)
             query = found["query"] - 1
             place = np.arange(len(found)) - np.searchsorted(query, query)
             scores[query, place], best[query, place] = found["score"], found["id"]
         return from_numpy(scores, like=queries, xp=xp), from_numpy(best, like=queries, xp=xp)
 
     def _statement(self, rows: str, dims: tuple[int, ...], start: int | None) -> str:
-        operator, score = _METRICS[self._metric]
-        start, exact = start or dims[0], rows is _ALL
+        operator, score = _pgvector.METRICS[self._metric]
+        start, exact = start or dims[0], rows is _pgvector.ALL
         prefix = self._prefixes.get(start, self._cut(start))
         rows = rows.format(**self._names, prefix=prefix, by=operator, p=f"p{start}")
         for i, dim in enumerate(dims):
             column = "s.prefix" if exact and i == 0 else self._cut(dim, "s.embedding")
-            rows = _STAGE.format(score=score.format(column, f"q.p{dim}"), rows=rows, i=i)
+            rows = _pgvector.STAGE.format(score=score.format(column, f"q.p{dim}"), rows=rows, i=i)
         prefixes = ", ".join(f"{self._cut(dim, 'v', typed=True)} AS p{dim}" for dim in sorted({start, *dims}))
-        return _BATCH.format(prefixes=prefixes, stages=rows)
+        return _pgvector.BATCH.format(prefixes=prefixes, stages=rows)
 
 
 def _widths(values: Iterable[int], most: int) -> tuple[int, ...]:

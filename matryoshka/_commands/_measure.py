@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,9 +21,6 @@ from matryoshka import _checks, costs, metrics
 from matryoshka._array import row_blocks
 from matryoshka.retrieval import Corpus, Funnel, Searchable
 from matryoshka.rotation import Rotation
-
-if TYPE_CHECKING:
-    from matryoshka.faiss import FaissCorpus
 
 SECONDS = 0.5
 """Time for each plan and batch size, as long as there are `ROUNDS`, fewest and most."""
@@ -127,7 +124,7 @@ class Engine:
             return [plan for plan in chosen if plan.funnel.code == "bits" and _holds_bits(plan.funnel.dims[0])]
         return [plan for plan in chosen if plan.funnel.code == "float" or not self.index]
 
-    def build(self, corpus: Corpus, dim: int) -> Corpus | FaissCorpus:
+    def build(self, corpus: Corpus, dim: int) -> Searchable:
         """Return what starts searches of the corpus at `dim`."""
         if not self.index:
             return corpus
@@ -225,9 +222,7 @@ def measure(task: Task, engine: Engine, chosen: Iterable[Plan], now: Callable[[s
             yield _measured(task, engine, searcher, plan, taken)
 
 
-def _measured(
-    task: Task, engine: Engine, searcher: Corpus | FaissCorpus, plan: Plan, times: tuple[Times, ...]
-) -> Measured:
+def _measured(task: Task, engine: Engine, searcher: Searchable, plan: Plan, times: tuple[Times, ...]) -> Measured:
     compared = _Count(searcher)
     ids = task.search(searcher, plan, np.arange(len(task.queries)))
     multiply_adds, read = _counts(task, searcher, plan, compared)
@@ -252,13 +247,11 @@ def _measured(
     )
 
 
-def _counts(
-    task: Task, searcher: Corpus | FaissCorpus, plan: Plan, compared: _Count
-) -> tuple[float | None, float | None]:
+def _counts(task: Task, searcher: Searchable, plan: Plan, compared: _Count) -> tuple[float | None, float | None]:
     """Return the multiply-adds and the bytes of a query, None where an index does not count what it compares."""
     n, funnel, turn = len(task.corpus), plan.funnel, task.counted(plan)
     turned = turn * task.itemsize
-    if isinstance(searcher, Corpus):
+    if isinstance(searcher, Corpus) or searcher.search_dims is None:  # exact wherever it starts
         return funnel.multiply_adds(n) + turn, funnel.bytes(n, itemsize=task.itemsize) + turned
     rows, dim = compared.per_query(len(task.queries)), funnel.dims[0]
     if rows is None:
@@ -284,15 +277,15 @@ class _Count:
     Where it does not count, None. `links` are the links read with each row that a graph visits.
     """
 
-    def __init__(self, searcher: Corpus | FaissCorpus) -> None:
+    def __init__(self, searcher: Searchable) -> None:
         self._always: int | None = len(searcher)
         self._counted: Any = None
         self.links = 0
-        if isinstance(searcher, Corpus):
+        if isinstance(searcher, Corpus) or searcher.search_dims is None:
             return
         from matryoshka.faiss import faiss  # loaded already: there is an index
 
-        index = searcher.index
+        index = getattr(searcher, "index", None)
         if isinstance(index, faiss.IndexHNSWFlat):
             self._counted, self._always, self.links = faiss.cvar.hnsw_stats, 0, 1
         elif isinstance(index, faiss.IndexIVFFlat):
@@ -309,7 +302,7 @@ class _Count:
         return self._always + float(self._counted.ndis) / n_queries
 
 
-def _clock(task: Task, searcher: Corpus | FaissCorpus, group: Sequence[Plan]) -> list[tuple[Times, ...]]:
+def _clock(task: Task, searcher: Searchable, group: Sequence[Plan]) -> list[tuple[Times, ...]]:
     """Time every plan of the group at each batch size."""
     contenders: list[Callable[[np.ndarray], object]] = [
         task.search_exactly,

@@ -18,6 +18,7 @@ import numpy as np
 from matryoshka import _checks, _files
 from matryoshka._array import row_blocks
 from matryoshka._commands import _measure, _report
+from matryoshka._commands._elsewhere import Elsewhere
 from matryoshka._commands._measure import Engine, Measured, Plan, Task
 from matryoshka._commands._options import Progress, batches, folder, progress, require_plots, widths, write
 from matryoshka._commands._report import Layout, Report
@@ -28,6 +29,11 @@ from matryoshka.rotation import Rotation
 
 MOST_MEASURED, MOST_CALIBRATING = 500, 1000
 """Queries that are measured on, unless a batch is larger, and that a funnel is calibrated with."""
+
+ENGINES = (
+    "exact (default), faiss:TEXT such as faiss:HNSW32, or faiss:TEXT@SETTINGS such as faiss:IVF64,Flat@nprobe=8; "
+    "dask:FOLDER[@SCHEDULER] and postgres:TABLE@SERVER, which hold the rows of the corpus; several with commas between"
+)
 
 GENERATED_ROWS, GENERATED_QUERIES, GENERATED_DIM = 20_000, 1000, 2048
 ROWS_PER_CLASS = 50
@@ -46,14 +52,7 @@ def add(commands: Any) -> None:
     parser.add_argument("queries", metavar="QUERIES.npy", nargs="?", help="array (queries, columns)")
     parser.add_argument("--labels", metavar="L.npy", help="array (rows,) of class ids: adds mAP@k to the table")
     parser.add_argument("--query-labels", metavar="QL.npy", help="array (queries,) of class ids")
-    parser.add_argument(
-        "--engine",
-        type=engines,
-        default="exact",
-        metavar="E,...",
-        help="exact (default), faiss:TEXT such as faiss:HNSW32, or faiss:TEXT@SETTINGS such as "
-        "faiss:IVF64,Flat@nprobe=8; several with commas between them",
-    )
+    parser.add_argument("--engine", type=engines, default="exact", metavar="E,...", help=ENGINES)
     parser.add_argument("--k", type=int, default=10, help="results per query; default 10")
     parser.add_argument("--batch", type=batches, default=(1, 64), metavar="1,64", help="queries asked at once")
     parser.add_argument("--dims", type=widths, metavar="8,16,...", help="widths; default the full one, halved to 8")
@@ -83,11 +82,15 @@ def _add_generated(parser: argparse.ArgumentParser) -> None:
 
 def engines(text: str) -> tuple[Engine, ...]:
     """Read engines such as exact,faiss:IVF64,Flat@nprobe=8, where commas also stand within an engine."""
-    found = []
-    for name in re.split(r",(?=exact(?:,|$)|faiss:)", text):
+    found: list[Engine] = []
+    for name in re.split(r",(?=exact(?:,|$)|faiss:|dask:|postgres:)", text):
+        if (elsewhere := Elsewhere.read(name)) is not None:
+            found.append(elsewhere)
+            continue
         index, _, parameters = name.removeprefix("faiss:").partition("@")
         if name != "exact" and (not name.startswith("faiss:") or not index):
-            msg = f"engines must be exact or faiss:TEXT with commas between them, got {name!r}"
+            got = repr(name.partition("@")[0])  # what follows may hold a password
+            msg = f"engines must be exact, faiss:TEXT, dask:FOLDER or postgres:TABLE@SERVER with commas, got {got}"
             raise argparse.ArgumentTypeError(msg)
         found.append(Engine(name) if name == "exact" else Engine(name, index, parameters))
     if len(set(found)) < len(found):
@@ -324,6 +327,6 @@ def _calibrated(
     notes = [f"calibrated: {funnel}; {funnel.certificate}."]
     if others := [engine.name for engine in options.engine if not engine.takes([Plan("calibrated", funnel)])]:
         notes.append(f"It was not measured on {', '.join(others)}, where it cannot start.")
-    if any(engine.index for engine in options.engine):
+    if any(engine.index and not isinstance(engine, Elsewhere) for engine in options.engine):
         notes.append("The promise is about the exact engine: an index misses rows of its own.")
     return funnel, notes

