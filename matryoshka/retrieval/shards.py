@@ -40,8 +40,8 @@ class Candidates(NamedTuple):
     ids : array (n_queries, m)
         In ascending order; -1 is padding.
     products, squares : array (n_queries, m) or None
-        What the columns so far add up to, as the metric has it: q · x or -|q - x|², and for "cosine" |x|². Neither
-        where rows were named and not yet compared.
+        What the columns so far add up to: products, or under "l2" negative squared distances, and for "cosine" squared
+        lengths of the rows. Neither where rows were named and not yet compared.
     lengths : array (n_queries,) or None
         Of the queries up to there, for "cosine".
     """
