@@ -655,6 +655,14 @@ class TestWithFewLabels:
             Cascade.from_json(json.dumps(record))
 
 
+def assert_the_same_but_for_the_others(cascade: Cascade, alone: Cascade, *, joint_delta: float) -> None:
+    """Check that a group's cascade is the one that its rows would get alone, whose certificate knows of no others."""
+    record, expected = (json.loads(each.to_json()) for each in (cascade, alone))
+    assert record["certificate"].pop("joint_delta") == joint_delta
+    assert record == expected
+    assert "joint_delta" not in expected["certificate"]
+
+
 class TestGroups:
     """A promise to each of several groups at once."""
 
@@ -693,7 +701,8 @@ class TestGroups:
         # 200 rows cannot pass at 0.1 or at 0.2 / 3, so two groups share 0.2.
         for group, cascade in cascades.items():
             rows = groups == group
-            assert cascade == Cascade.certify(probabilities[:, rows], labels[rows], delta=0.1, **options)
+            alone = Cascade.certify(probabilities[:, rows], labels[rows], delta=0.1, **options)
+            assert_the_same_but_for_the_others(cascade, alone, joint_delta=0.2)
         assert [group for group, cascade in cascades.items() if cascade.certificate.chosen is None] == [5]  # type: ignore[union-attr]
         assert cascades[5].thresholds == (1.0,) * 8
         assert str(cascades[5].certificate).endswith("(at least 230 tested rows are needed)")
@@ -706,6 +715,24 @@ class TestGroups:
         tiny = Cascade.certify(probabilities, labels, groups=np.arange(600), **options)
         assert len(tiny) == 600
         assert all(cascade.thresholds == (1.0,) * 8 for cascade in tiny.values())
+
+    def test_a_certificate_tells_the_joint_promise(self) -> None:
+        probabilities, labels = population(1500, 6)
+        options: dict[str, Any] = {"nesting": DIMS, "max_gap": 0.03, "delta": 0.2}
+        cascade = Cascade.certify(probabilities, labels, groups=np.arange(1500) % 2, **options)[1]
+        assert str(cascade.certificate).startswith(
+            "P(wrong, full width right) <= 0.03 in all groups at once with probability >= 0.8, in this one with "
+            "probability >= 0.9 over 750 rows: p = "
+        )
+        assert Cascade.from_json(cascade.to_json()) == cascade
+        record = json.loads(cascade.to_json())
+        for joint, message in (
+            (0.05, r"must be at least its share `delta`, 0\.1, got 0\.05"),
+            (1.5, r"must be finite and in \(0, 1\)"),
+        ):
+            record["certificate"]["joint_delta"] = joint
+            with pytest.raises(ValueError, match=rf"`certificate\.joint_delta` {message}"):
+                Cascade.from_json(json.dumps(record))
 
     @pytest.mark.parametrize(
         ("sizes", "options", "parts"),
@@ -731,7 +758,8 @@ class TestGroups:
         probabilities, _ = population(2000, 6)
         groups = np.arange(2000) % 2
         cascades = Cascade.certify(probabilities, nesting=DIMS, max_disagreement=0.03, groups=groups)
-        assert cascades[1] == Cascade.certify(probabilities[:, 1::2], nesting=DIMS, max_disagreement=0.03, delta=0.05)
+        alone = Cascade.certify(probabilities[:, 1::2], nesting=DIMS, max_disagreement=0.03, delta=0.05)
+        assert_the_same_but_for_the_others(cascades[1], alone, joint_delta=0.1)
 
     def test_bad_groups_are_refused(self, library: Library) -> None:
         probabilities, labels = population(500, 11)

@@ -129,6 +129,10 @@ class Certificate(_Tested):
     n_unlabelled : int
         How many of the tested rows had no label and counted against the gap wherever the cascade contradicts the full
         width; 0 where the gap is not bounded.
+    joint_delta : float or None
+        The promises to all groups that were certified together hold at once with probability at least
+        1 - joint_delta, of which `delta` is the share of this one; None where there are no others, and in files from
+        before it was told.
     """
 
     _kind, _maker, _subject = "cascade", "Cascade.certify", "these thresholds"
@@ -145,6 +149,7 @@ class Certificate(_Tested):
     rows_needed: int
     max_disagreement: float | None = None
     n_unlabelled: int = 0
+    joint_delta: float | None = None
 
     def __post_init__(self) -> None:
         bounds = ("max_gap", "max_error", "max_disagreement")
@@ -156,6 +161,12 @@ class Certificate(_Tested):
         _checks.integer(self.n_fit_rows, "certificate.n_fit_rows", minimum=0)
         most = 0 if self.max_gap is None else self.n_rows
         _checks.integer(self.n_unlabelled, "certificate.n_unlabelled", minimum=0, maximum=most)
+        if self.joint_delta is not None and _share(self.joint_delta, "joint_delta") < self.delta:
+            msg = (
+                f"`certificate.joint_delta` must be at least its share `delta`, {self.delta:g}, got "
+                f"{self.joint_delta:g}; the certificate was changed."
+            )
+            raise ValueError(msg)
         if not rates:
             names = " or ".join(f"`certificate.{name}`" for name in bounds)
             msg = f"{names} must be given, got None for all; pass one."
@@ -181,6 +192,8 @@ class Certificate(_Tested):
             outcome = f"nothing but the full width could be certified{self._advice()}"
         else:
             outcome = f"p = {self.p_values[self.chosen]:.3g}, {len(self.p_values)} policies tested"
+        if self.joint_delta is not None:
+            promise += f" in all groups at once with probability >= {1 - self.joint_delta:g}, in this one"
         return f"{promise} with probability >= {1 - self.delta:g} over {rows}: {outcome}"
 
     def _advice(self) -> str:

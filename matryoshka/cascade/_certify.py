@@ -168,11 +168,17 @@ def split(known: np.ndarray, n_fit: int, seed: int) -> tuple[np.ndarray, np.ndar
 
 
 def certify(
-    promise: Promise, search: Search, outputs: Outputs, rows: np.ndarray, *, of: str = ""
+    promise: Promise,
+    search: Search,
+    outputs: Outputs,
+    rows: np.ndarray,
+    *,
+    of: str = "",
+    joint_delta: float | None = None,
 ) -> tuple[Certificate, tuple[float, ...] | None]:
     """Certify the cheapest policy of a path on these rows; return also the temperatures it takes, if any.
 
-    `of` says in an error whose rows these are.
+    Where these are the rows of a group, `of` says in an error of which, and `joint_delta` is what all groups share.
     """
     path = promise.choose_path(search.path, len(rows), temperature=search.temperature)
     known = outputs.known[rows] & (promise.max_gap is not None)  # only there does it matter which rows have a label
@@ -199,6 +205,7 @@ def certify(
         chosen=None if thresholds == full_width else last,
         rows_needed=promise.rows_needed,
         n_unlabelled=0 if promise.max_gap is None else int((~known[tested_rows]).sum()),
+        joint_delta=joint_delta,
     )
     return certificate, temperatures
 

@@ -75,6 +75,7 @@ class Cascade(JsonValue):
     """
 
     _kind: ClassVar[str] = "cascade"
+    _before: ClassVar[dict[str, Any]] = {"joint_delta": None}
 
     dims: tuple[int, ...]
     thresholds: tuple[float, ...]
@@ -280,8 +281,8 @@ class Cascade(JsonValue):
         Cascade, or dict of int to Cascade
             With a `certificate`. If nothing passed the test, every threshold is 1, which sends all rows to the full
             width, and the certificate says how many rows are needed at least. With groups, a cascade for each group
-            that has rows, whose certificate states its share of delta; those sent to the full width are the ones whose
-            `certificate.chosen` is None.
+            that has rows, whose certificate states delta and the group's share of it; those sent to the full width are
+            the ones whose `certificate.chosen` is None.
 
         Raises
         ------
@@ -337,8 +338,8 @@ class Cascade(JsonValue):
         promise.check_known(outputs.known)
         outputs.check_calibration()
 
-        def on(rows: np.ndarray, promise: _certify.Promise, of: str = "") -> Cascade:
-            certificate, temperatures = _certify.certify(promise, search, outputs, rows, of=of)
+        def on(rows: np.ndarray, promise: _certify.Promise, **group: Any) -> Cascade:
+            certificate, temperatures = _certify.certify(promise, search, outputs, rows, **group)
             values = {"confidence": outputs.measure, "temperatures": temperatures, "certificate": certificate}
             return cls(dims, certificate.thresholds, **values)  # type: ignore[arg-type]
 
@@ -346,7 +347,8 @@ class Cascade(JsonValue):
             return on(np.arange(outputs.n_rows), promise)
         members = outputs.members(groups)
         share = promise.shared_by([len(rows) for rows in members.values()], search)
-        return {group: on(rows, share, f" in group {group}") for group, rows in members.items()}
+        joint = promise.delta if len(members) > 1 else None
+        return {group: on(rows, share, of=f" in group {group}", joint_delta=joint) for group, rows in members.items()}
 
     @classmethod
     def frontier(
