@@ -290,7 +290,12 @@ def test_groups_get_a_table_and_a_file_each(folder: Path, capsys: Capture, *, la
     assert [group for group, cascade in expected.items() if cascade.certificate.chosen is None] == [90]
     out = capsys.readouterr().out
     tables = out.split("Cascade (certified, confidence margin). Group ")[1:]
-    assert [table.partition(".")[0] for table in tables] == ["-2", "7", "90"]
+    assert [" ".join(table.split()).partition(" from ")[0] for table in tables] == [
+        f"{group}. Chosen on {(groups[chosen] == group).sum()} rows, measured on {(groups[judged] == group).sum()} "
+        "others, drawn"
+        for group in (-2, 7, 90)
+    ]
+    assert "--test" not in out  # which is refused with groups
     for group, table in zip((-2, 7), tables, strict=False):
         part = judged[groups[judged] == group]
         assert f"\n{expected[group].evaluate(probabilities[:, part], *(y[part] for y in truth))}\n" in table
@@ -306,13 +311,22 @@ def test_groups_get_a_table_and_a_file_each(folder: Path, capsys: Capture, *, la
         ("--groups short.npy", "GROUPS.npy must hold an integer for each of 400 rows, got int64 (5,)"),
         ("--groups none.npy", "`GROUPS.npy` must be a file to read, got 'none.npy'"),
         ("--groups y.npy --test p.npy y.npy", "--groups must come without --test and --figure"),
+        ("--groups y.npy -o p.npy", "-o must be a new folder with --groups, got 'p.npy', a file; name another"),
     ],
 )
 def test_groups_that_do_not_fit_are_refused(folder: Path, capsys: Capture, arguments: str, message: str) -> None:
     np.save("short.npy", np.load("y.npy")[:5])
-    assert_refused(f"calibrate p.npy y.npy --dims 8,16,32 --max-gap 0.3 {arguments} -o new", message, capsys)
+    assert_refused(f"calibrate p.npy y.npy --dims 8,16,32 --max-gap 0.3 -o new {arguments}", message, capsys)
 
 
-@pytest.mark.parametrize("arguments", ["--dims 8,x", "-o none/c.json", "--figure none/c.png", "-o ."])
-def test_wrong_options_are_refused_before_any_work(folder: Path, capsys: Capture, arguments: str) -> None:
-    assert_usage_refused(f"calibrate p.npy y.npy {arguments}", "matryoshka: error: argument ", capsys)
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--dims 8,x", "--dims: widths must be integers"),
+        ("-o none/c.json", "-o/--output: 'none/c.json' must be in a folder that exists"),
+        ("--figure none/c.png", "--figure: 'none/c.png' must be in a folder that exists"),
+        ("-o .", "-o/--output: '.' must be new, or a file that may be replaced, got a folder"),
+    ],
+)
+def test_wrong_options_are_refused_before_any_work(folder: Path, capsys: Capture, arguments: str, message: str) -> None:
+    assert_usage_refused(f"calibrate p.npy y.npy {arguments}", f"matryoshka: error: argument {message}", capsys)

@@ -35,8 +35,11 @@ def _integers(text: str, name: str, example: str) -> tuple[int, ...]:
 def new_file(text: str) -> Path:
     """Read the path of a file to write: that it can be written is known before any work is done."""
     path = Path(text)
-    if not path.parent.is_dir() or path.is_dir():
-        msg = f"{text!r} must be a file in a folder that exists"
+    if path.is_dir():
+        msg = f"{text!r} must be new, or a file that may be replaced, got a folder"
+        raise argparse.ArgumentTypeError(msg)
+    if not path.parent.is_dir():
+        msg = f"{text!r} must be in a folder that exists"
         raise argparse.ArgumentTypeError(msg)
     _try_to_write(path.parent, f"{text!r} must be a file in a folder that can be written to")
     return path

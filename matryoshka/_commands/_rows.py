@@ -65,6 +65,10 @@ class Rows(NamedTuple):
         """Return the rows of a group; None stands for all rows."""
         return self if group is None else self._take(np.flatnonzero(self.groups == group))
 
+    def count(self, group: int | None) -> int:
+        """Return how many rows `of` would."""
+        return len(self) if group is None else int(np.count_nonzero(self.groups == group))
+
     def _take(self, rows: np.ndarray) -> Rows:
         labels, groups = (None if each is None else each[rows] for each in (self.labels, self.groups))
         return Rows(self.probabilities[:, rows], labels, groups)

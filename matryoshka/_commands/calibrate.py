@@ -76,15 +76,15 @@ def run(options: argparse.Namespace) -> None:
     """Calibrate, print the result, and then write it."""
     _check_figure(options)
     _check_promise(options)
-    chosen, judged, told = _read(options)
+    chosen, judged = _read(options)
     chosen.doing("choosing thresholds on")
     cascades = _calibrate(options, chosen)
     judged.doing("measuring on")
     contents: dict[Path, bytes] = {}
     for group, cascade in cascades.items():
         curve, oracle = _measured(cascade, judged.of(group), from_logits=options.logits)
-        end = "\n" if group is None else "\n\n"
-        print(report(cascade, curve, oracle, told if group is None else f"Group {group}. {told}"), end=end, flush=True)
+        told = _told(options, chosen.count(group), judged.count(group), group)
+        print(report(cascade, curve, oracle, told), end="\n" if group is None else "\n\n", flush=True)
         if options.output is not None:
             place = options.output if group is None else options.output / f"{group}.json"
             contents[place] = f"{cascade.to_json()}\n".encode()
@@ -149,6 +149,9 @@ def _check_promise(options: argparse.Namespace) -> None:
     if options.groups is not None and (options.test is not None or options.figure is not None):
         msg = "--groups must come without --test and --figure, which are of one cascade; leave them out."
         raise ValueError(msg)
+    if options.groups is not None and options.output is not None and options.output.exists():
+        msg = f"-o must be a new folder with --groups, got '{options.output}', a file; name another."
+        raise ValueError(msg)
     if options.test is not None and len(options.test) > 2:
         msg = f"--test must name probabilities and labels, got {len(options.test)} files; name one or two."
         raise ValueError(msg)
@@ -158,17 +161,23 @@ def _options(names: list[str]) -> str:
     return ", ".join("--" + name.replace("_", "-") for name in names)
 
 
-def _read(options: argparse.Namespace) -> tuple[Rows, Rows, str]:
-    """Read the rows that choose and those that judge, and say which they are."""
+def _read(options: argparse.Namespace) -> tuple[Rows, Rows]:
+    """Read the rows that choose and those that judge."""
     rows = _rows.load(options.probabilities, options.labels, options.dims, options.groups)
     if options.test is None:
         chosen, judged = rows.split(options.seed)
-        judged = judged.labelled()
-        which = f"{len(judged):,} others, drawn from the same file (--test names rows of your own)"
     else:
-        chosen, judged = rows, _rows.load(*_two(options.test), options.dims, name="--test").labelled()
-        which = f"the {len(judged):,} rows of --test"
-    return chosen, judged, f"Chosen on {len(chosen):,} rows, measured on {which}."
+        chosen, judged = rows, _rows.load(*_two(options.test), options.dims, name="--test")
+    return chosen, judged.labelled()
+
+
+def _told(options: argparse.Namespace, n_chosen: int, n_judged: int, group: int | None) -> str:
+    """Say how many rows of a group, or of all, chose and how many judge, and which these are."""
+    others = f"{n_judged:,} others, drawn from the same file"
+    if group is not None:
+        return f"Group {group}. Chosen on {n_chosen:,} rows, measured on {others}."
+    which = f"{others} (--test names rows of your own)" if options.test is None else f"the {n_judged:,} rows of --test"
+    return f"Chosen on {n_chosen:,} rows, measured on {which}."
 
 
 def _two(paths: list[str]) -> tuple[str, str | None]:
