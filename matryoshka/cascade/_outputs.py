@@ -273,9 +273,10 @@ def as_far_as_labelled(probabilities: Prefixes, labels: Array | None, dims: tupl
 
 def _measure(confidence: object) -> str:
     """Return the name of a measure of confidence, after checking that it is one."""
-    if isinstance(confidence, str) and confidence == PRECOMPUTED:
+    if not isinstance(confidence, str) or confidence == PRECOMPUTED:
         msg = (
-            f"`confidence` must be an array (prefixes, rows) where it is given, got {PRECOMPUTED!r}; pass the numbers."
+            "`confidence` must be the name of a measure, or an array (prefixes, rows) of numbers of your own, "
+            f"got {_checks.describe(confidence)}; pass them as one array."
         )
         raise ValueError(msg)
     return _checks.choice(confidence, "confidence", MEASURES)

@@ -62,7 +62,7 @@ def tapered(dims: Sequence[int]) -> list[Policy]:
 
 
 def _above(policy: Policy, widths: Sequence[float], closest: float, count: int) -> list[Policy]:
-    """Return policies that ask for more lead than this one, from just below 1 everywhere down to `closest` above it."""
+    """Return policies that ask for more lead than this one: just below 1 at the widest, down to `closest` above it."""
     taper = (np.asarray(widths[:-1]) / widths[0]) ** -_TAPER
     with np.errstate(divide="ignore"):
         leads = 2.0 * np.arctanh(policy)  # infinite at a threshold of 1, which stays
