@@ -46,6 +46,7 @@ def stages(
     given: bool = False,
     codes: Collection[str] = _checks.CODES,
     starts: Collection[int] | None = None,
+    stored: Collection[int] | None = None,
 ) -> Stages:
     """Check how a search is to go and how many results it is to give.
 
@@ -60,7 +61,10 @@ def stages(
     codes : collection of str, default ("float", "bits")
         Codes in which a funnel may start.
     starts : collection of int, optional
-        Widths at which a funnel may start besides the full one; by default any.
+        The `search_dims` of the engine: widths at which a funnel may start. In numbers it may start at the full width
+        too, which is an exact search; by default anywhere.
+    stored : collection of int, optional
+        Widths at which rows can be compared; by default any.
 
     Returns
     -------
@@ -70,7 +74,7 @@ def stages(
     Raises
     ------
     TypeError, ValueError
-        As for `Corpus.search`, or a funnel starts elsewhere.
+        As for `Corpus.search`, or a funnel starts elsewhere, or a width is not stored.
 
     Examples
     --------
@@ -85,25 +89,39 @@ def stages(
     k = _checks.integer(k, "k", minimum=1)
     _checks.result_size(n_queries, k)
     if funnel is None:
-        return Stages((width if dim is None else _checks.integer(dim, "dim", minimum=1, maximum=width),), (k,))
+        only = width if dim is None else _checks.integer(dim, "dim", minimum=1, maximum=width)
+        _check_stored((only,), stored, "dim")
+        return Stages((only,), (k,))
     if not isinstance(funnel, Funnel):
         msg = f"`funnel` must be a Funnel, got {type(funnel).__name__}; pass Funnel(dims, keep)."
         raise TypeError(msg)
     _checks.dims_within(funnel.dims, width, "funnel.dims")
+    _check_stored(funnel.dims, stored, "funnel.dims")
     if funnel.keep and k > funnel.keep[-1]:
         msg = (
             f"`k` must be at most the last list of the funnel, {funnel.keep[-1]}, got {k}; keep more or ask for fewer."
         )
         raise ValueError(msg)
-    if not given and funnel.code not in codes:
+    if not given:
+        _check_start(funnel, width, codes, starts)
+    return Stages(funnel.dims, (*funnel.keep, k))
+
+
+def _check_start(funnel: Funnel, width: int, codes: Collection[str], starts: Collection[int] | None) -> None:
+    if funnel.code not in codes:
         known = " or ".join(map(repr, codes))
         msg = f"`funnel.code` must be {known} here, got {funnel.code!r}; leave it out."
         raise ValueError(msg)
-    start = funnel.dims[0]
-    if not given and starts is not None and start not in (*starts, width):
-        msg = f"`funnel` must start at a width of an index, one of {tuple(starts)}, got {start}; change one."
+    start, exact = funnel.dims[0], funnel.code == "float" and funnel.dims[0] == width
+    if not (exact or starts is None or start in starts):
+        msg = f"`funnel` must start at one of the `search_dims`, {tuple(starts)}, got {start}; change one."
         raise ValueError(msg)
-    return Stages(funnel.dims, (*funnel.keep, k))
+
+
+def _check_stored(dims: tuple[int, ...], stored: Collection[int] | None, name: str) -> None:
+    if stored is not None and (others := [dim for dim in dims if dim not in stored]):
+        msg = f"`{name}` must be of the widths that are stored, {tuple(stored)}, got {others[0]}; choose among these."
+        raise ValueError(msg)
 
 
 def queries_in_float32(queries: Array, width: int, metric: str) -> np.ndarray:

@@ -100,7 +100,7 @@ def test_an_index_finds_the_candidates(database: Any, rows: np.ndarray, queries:
         assert metrics.overlap_at_k(found[1], expected[1], 9) > 0.95
     agree(corpus.search(queries, 9, dim=6), retrieval_funnel(queries, rows, 9, (6,), (), metric))
     agree(corpus.search(queries, 9, funnel=Funnel((24,))), retrieval_funnel(queries, rows, 9, (24,), (), metric))
-    with pytest.raises(ValueError, match=r"`funnel` must start at a width of an index, one of \(6, 12\), got 8"):
+    with pytest.raises(ValueError, match=r"`funnel` must start at one of the `search_dims`, \(6, 12\), got 8"):
         corpus.search(queries, 9, funnel=Funnel((8, 24), (60,)))
 
 

@@ -1,0 +1,48 @@
+"""matryoshka.retrieval.engine: what engines with some widths or codes only ask of a search, beside `Corpus`'s tests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from matryoshka import Funnel
+from matryoshka.retrieval import engine
+
+SOME: dict[str, Any] = {"starts": (6, 12), "stored": (6, 12, 18, 24)}
+
+
+@pytest.mark.parametrize(
+    ("dim", "funnel", "given", "expected"),
+    [
+        (None, None, False, ((24,), (5,))),
+        (18, None, False, ((18,), (5,))),
+        (None, Funnel((6, 18, 24), (60, 20)), False, ((6, 18, 24), (60, 20, 5))),
+        (None, Funnel((12, 12), (60,), code="bits"), False, ((12, 12), (60, 5))),
+        (None, Funnel((24,)), False, ((24,), (5,))),
+        (None, Funnel((18, 24), (60,)), True, ((18, 24), (60, 5))),
+        (None, Funnel((24,), code="bits"), True, ((24,), (5,))),
+    ],
+)
+def test_stages_where_some_widths_are_stored(dim: Any, funnel: Any, given: bool, expected: Any) -> None:
+    assert engine.stages(24, 2, 5, dim=dim, funnel=funnel, given=given, **SOME) == expected
+
+
+@pytest.mark.parametrize(
+    ("dim", "funnel", "given", "message"),
+    [
+        (7, None, False, r"`dim` must be of the widths that are stored, \(6, 12, 18, 24\), got 7; choose among these"),
+        (None, Funnel((6, 8, 24), (60, 20)), False, "`funnel.dims` must be of the widths that are stored, .*, got 8; "),
+        (None, Funnel((6, 8), (60,)), True, "`funnel.dims` must be of the widths that are stored"),
+        (None, Funnel((18, 24), (60,)), False, r"`funnel` must start at one of the `search_dims`, \(6, 12\), got 18; "),
+        (None, Funnel((24,), code="bits"), False, "`funnel` must start at one of the `search_dims`, .*, got 24; "),
+    ],
+)
+def test_other_widths_are_refused(dim: Any, funnel: Any, given: bool, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        engine.stages(24, 2, 5, dim=dim, funnel=funnel, given=given, **SOME)
+
+
+def test_by_default_any_width_serves() -> None:
+    assert engine.stages(24, 2, 5, dim=None, funnel=Funnel((7, 9), (60,), code="bits")).dims == (7, 9)
+    assert engine.stages(24, 2, 5, dim=7, funnel=None).dims == (7,)
