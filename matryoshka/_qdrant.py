@@ -6,8 +6,7 @@ import importlib
 import json
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
@@ -24,6 +23,9 @@ _PAGE = 10_000
 _LONGEST_REASON = 300
 
 Json = dict[str, Any]
+Vectors = dict[str, list[float]]
+"""Of one row, or one query, the vector of each name."""
+
 Found = list[list[tuple[Any, float]]]
 """For each query the ids and scores that an engine found."""
 
@@ -61,8 +63,7 @@ class Edge:
     def client(self) -> Any:
         """The shard, opened when it is first needed."""
         if self._shard is None:
-            with self._explained():
-                self._shard = self._edge.EdgeShard.load(self.address)
+            self._shard = self._asked(self._edge.EdgeShard.load, self.address)
         return self._shard
 
     def vectors(self) -> dict[str, Json] | None:
@@ -83,60 +84,48 @@ class Edge:
                 distance=getattr(edge.Distance, vector["distance"]),
                 on_disk=vector["on_disk"],
                 hnsw_config=edge.HnswIndexConfig(**vector["hnsw_config"]),
-                quantization_config=edge.BinaryQuantizationConfig(**vector["quantization_config"]["binary"])
-                if vector["quantization_config"]
-                else None,
+                quantization_config=(bits := vector["quantization_config"])
+                and edge.BinaryQuantizationConfig(**bits["binary"]),
             )
             for name, vector in vectors.items()
         }
         config = edge.EdgeConfig(vectors=params, optimizers=edge.EdgeOptimizersConfig(indexing_threshold=1))
-        with self._explained():
-            self._folder.parent.mkdir(parents=True, exist_ok=True)
-            self._shard = edge.EdgeShard.create(self.address, config)
+        self._asked(self._folder.parent.mkdir, parents=True, exist_ok=True)
+        self._shard = self._asked(edge.EdgeShard.create, self.address, config)
 
     def count(self) -> int:
         """Count rows."""
-        with self._explained():
-            return int(self.client.count(self._edge.CountRequest(exact=True)))
+        return int(self._asked(self.client.count, self._edge.CountRequest(exact=True)))
 
     def checksums(self) -> Iterator[tuple[Any, Any]]:
         """Read ids and checksums page by page."""
         offset = 0
         while offset is not None:
-            with self._explained():
-                page = self._edge.ScrollRequest(offset=offset, limit=_PAGE, with_payload=True, with_vector=False)
-                records, offset = self.client.scroll(page)
-            for record in records:
-                yield record.id, (record.payload or {}).get(_CHECKSUM)
+            page = self._edge.ScrollRequest(offset=offset, limit=_PAGE, with_payload=True, with_vector=False)
+            records, offset = self._asked(self.client.scroll, page)
+            yield from ((record.id, (record.payload or {}).get(_CHECKSUM)) for record in records)
 
-    def upsert(self, ids: list[int], vectors: dict[str, Any], checksums: list[int]) -> None:
+    def upsert(self, ids: list[int], vectors: list[Vectors], checksums: list[int]) -> None:
         """Write rows to the log of the engine, where they outlive this process."""
-        rows = zip(ids, zip(*vectors.values(), strict=True), checksums, strict=True)
-        points = [
-            self._edge.Point(i, dict(zip(vectors, row, strict=True)), {_CHECKSUM: checksum})
-            for i, row, checksum in rows
-        ]
-        with self._explained():
-            self.client.update(self._edge.UpdateOperation.upsert_points(points))
+        rows = zip(ids, vectors, checksums, strict=True)
+        points = [self._edge.Point(i, row, {_CHECKSUM: checksum}) for i, row, checksum in rows]
+        self._asked(self.client.update, self._edge.UpdateOperation.upsert_points(points))
 
     def finish(self) -> None:
         """Flush to the disk, build indexes."""
-        with self._explained():
-            self.client.flush()
-            self.client.optimize()
+        self._asked(self.client.flush)
+        self._asked(self.client.optimize)
 
     def close(self) -> None:
         """Close the shard, until it is needed again."""
         if self._shard is not None:
-            with self._explained():
-                self._shard.close()
+            self._asked(self._shard.close)
             self._shard = None
 
     def query(self, requests: list[Json]) -> Found:
         """Run a batch of queries."""
         batch = self._edge.QueryBatchRequest([self._stage(self._edge.QueryRequest, request) for request in requests])
-        with self._explained():
-            return [[(point.id, point.score) for point in points] for points in self.client.query_batch(batch)]
+        return [[(point.id, point.score) for point in found] for found in self._asked(self.client.query_batch, batch)]
 
     def _stage(self, kind: Any, stage: Json) -> Any:
         """Translate a request, and the stages before it."""
@@ -151,11 +140,10 @@ class Edge:
             filter=ids and edge.Filter(must=[ids]),
         )
 
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
+    def _asked(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
         """Turn an error of the engine, which has no kind of its own, into one that names the folder."""
         try:
-            yield
+            return function(*args, **options)
         except Exception as error:
             if type(error) is not Exception and not isinstance(error, OSError):
                 raise
@@ -183,39 +171,34 @@ class Server:
 
     def vectors(self) -> dict[str, Json] | None:
         """Ask for the named vectors."""
-        with self._explained():
-            if not self.client.collection_exists(self._name):
-                return None
-            found = self.client.get_collection(self._name).config.params.vectors
+        if not self._asked(self.client.collection_exists):
+            return None
+        found = self._asked(self.client.get_collection).config.params.vectors
         found = found if isinstance(found, dict) else {"": found}
         return {name: vector.model_dump(mode="json") for name, vector in found.items()}
 
     def create(self, vectors: dict[str, Json]) -> None:
         """Make the collection."""
         params = {name: self._models.VectorParams(**vector) for name, vector in vectors.items()}
-        with self._explained():
-            self.client.create_collection(self._name, vectors_config=params)
+        self._asked(self.client.create_collection, vectors_config=params)
 
     def count(self) -> int:
         """Count rows."""
-        with self._explained():
-            return int(self.client.count(self._name, exact=True).count)
+        return int(self._asked(self.client.count, exact=True).count)
 
     def checksums(self) -> Iterator[tuple[Any, Any]]:
         """Read ids and checksums page by page."""
         offset = 0
         while offset is not None:
-            with self._explained():
-                records, offset = self.client.scroll(self._name, limit=_PAGE, offset=offset, with_payload=[_CHECKSUM])
-            for record in records:
-                yield record.id, (record.payload or {}).get(_CHECKSUM)
+            records, offset = self._asked(self.client.scroll, limit=_PAGE, offset=offset, with_payload=[_CHECKSUM])
+            yield from ((record.id, (record.payload or {}).get(_CHECKSUM)) for record in records)
 
-    def upsert(self, ids: list[int], vectors: dict[str, Any], checksums: list[int]) -> None:
+    def upsert(self, ids: list[int], vectors: list[Vectors], checksums: list[int]) -> None:
         """Send rows and wait until they are applied."""
+        columns = {name: [row[name] for row in vectors] for name in vectors[0]}
         payloads = [{_CHECKSUM: checksum} for checksum in checksums]
-        with self._explained():
-            batch = self._models.Batch(ids=ids, vectors=vectors, payloads=payloads)
-            self.client.upsert(self._name, points=batch, wait=True)
+        batch = self._models.Batch(ids=ids, vectors=columns, payloads=payloads)
+        self._asked(self.client.upsert, points=batch, wait=True)
 
     def finish(self) -> None:
         """Do nothing: the server builds indexes in the background."""
@@ -226,15 +209,13 @@ class Server:
     def query(self, requests: list[Json]) -> Found:
         """Run a batch of queries."""
         batch = [self._models.QueryRequest(**request) for request in requests]
-        with self._explained():
-            found = self.client.query_batch_points(self._name, requests=batch)
+        found = self._asked(self.client.query_batch_points, requests=batch)
         return [[(point.id, point.score) for point in answer.points] for answer in found]
 
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
+    def _asked(self, method: Callable[..., Any], **options: Any) -> Any:
         """Turn an error of the server into one that names the address."""
         try:
-            yield
+            return method(self._name, **options)
         except self._refused as error:
             reason = _short(error)
             msg = f"`client_or_path` must lead to a server that agrees, got from {self.address}: {reason}; look there."

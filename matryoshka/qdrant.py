@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from matryoshka import _checks, _qdrant
-from matryoshka._array import from_numpy, is_integer, namespace, to_numpy
+from matryoshka._array import from_numpy, namespace, to_numpy
 from matryoshka._optional import require
 from matryoshka._typing import Array
 from matryoshka.embeddings import truncate
 from matryoshka.nesting import Nesting
-from matryoshka.retrieval import Funnel
+from matryoshka.retrieval import Funnel, engine
 
 __all__ = ["QdrantCorpus"]
 
@@ -24,17 +25,56 @@ _BATCH_NUMBERS = 1 << 18
 _WIDEST = 65_536
 """Columns of a vector in Qdrant at most."""
 
-_LARGEST_ID = 2**63 - 1
-"""Of what NumPy counts with; Qdrant has UUIDs, and integers of 64 bits without a sign."""
-
 _DISTANCES = {"cosine": "Cosine", "ip": "Dot", "l2": "Euclid"}
 _HNSW = {"m": 16, "ef_construct": 100, "full_scan_threshold": 10}
 """Of the engine, but for the threshold: what is indexed is searched by the index."""
 
-_Layout = tuple[str, tuple[int, ...], tuple[int, ...], bool, bool]
-"""Metric, stored widths, those that funnels start at, and whether these have an index, and bits."""
-_Stages = list[tuple[int, int]]
-"""Widths of stages, and how many rows each leaves."""
+_BITS = {"binary": {"always_ram": True}}
+_EXACT = {"exact": True, "quantization": {"ignore": True}}
+"""A stage that uses neither index nor bits."""
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Metric, stored widths, those that funnels start at, and whether these have an index, and bits."""
+
+    metric: str
+    dims: tuple[int, ...]
+    search_dims: tuple[int, ...]
+    index: bool
+    bits: bool
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
+
+    def vectors(self) -> dict[str, _qdrant.Json]:
+        """Return the named vectors of a collection."""
+        return {
+            str(dim): {
+                "size": dim,
+                "distance": _DISTANCES[self.metric],
+                "on_disk": dim not in self.search_dims,
+                "hnsw_config": _HNSW | {"m": _HNSW["m"] if self.index and dim in self.search_dims else 0},
+                "quantization_config": _BITS if self.bits and dim in self.search_dims else None,
+            }
+            for dim in self.dims
+        }
+
+    @classmethod
+    def of(cls, vectors: dict[str, _qdrant.Json], address: str) -> _Layout:
+        """Return what the named vectors of a collection say of it."""
+        sizes = {vector["size"]: vector for vector in vectors.values()}
+        kinds = {vector["distance"] for vector in vectors.values()}
+        metric = next((metric for metric, distance in _DISTANCES.items() if {distance} == kinds), None)
+        if metric is None or set(map(str, sizes)) != set(vectors):
+            got = f"{', '.join(map(repr, vectors)) or 'none'} ({', '.join(sorted(kinds))})"
+            rule = "`name` must be a collection of vectors named by their widths, of one metric"
+            msg = f"{rule}, got from {address}: {got}; `create` one."
+            raise ValueError(msg)
+        starts = tuple(dim for dim in sorted(sizes) if not sizes[dim].get("on_disk"))
+        index = any((sizes[dim].get("hnsw_config") or _HNSW).get("m") != 0 for dim in starts)
+        bits = any(sizes[dim].get("quantization_config") for dim in starts)
+        return cls(metric, tuple(sorted(sizes)), starts, index, bits)
 
 
 class QdrantCorpus:
@@ -86,8 +126,7 @@ class QdrantCorpus:
         if vectors is None:
             msg = f"`name` must be a collection, got none at {self._engine.address}; check it, or `create` one."
             raise ValueError(msg)
-        self._metric, self._dims, self._search_dims, self._indexed, self._bits = self._read(vectors)
-        self._n = self._engine.count()
+        self._layout, self._n = _Layout.of(vectors, self._engine.address), self._engine.count()
 
     @classmethod
     def create(
@@ -140,8 +179,9 @@ class QdrantCorpus:
         Notes
         -----
         A batch of rows that was acknowledged is there to stay, even if the process is killed. A second call with the
-        same embeddings compares the checksums of the rows that are there, and uploads those that are not. A bar shows
-        how far it is where standard error is a terminal.
+        same embeddings compares the checksums of the rows that are there, and uploads those that are not. Checksums
+        are formed first, so that numbers that are not finite are found before any row is uploaded: `embeddings` are
+        read twice. A bar shows how far it is where standard error is a terminal.
         """
         _checks.choice(metric, "metric", _DISTANCES)
         _checks.floating(embeddings, "embeddings", namespace(("embeddings", embeddings)))
@@ -152,20 +192,17 @@ class QdrantCorpus:
         widths = Nesting.halving(dim, smallest=min(8, dim)).dims if dims is None else _widths(dims, "dims", dim)
         widths = tuple(sorted({*widths, *(starts or ()), dim}))
         starts = widths[:-1] if starts is None else starts
-        layout = (metric, widths, starts, index and bool(starts), bits and bool(starts))
-        engine = _qdrant.engine(client_or_path, name)
-        if engine.vectors() is None:
-            engine.create(_vectors(layout))
+        layout = _Layout(metric, widths, starts, index and bool(starts), bits and bool(starts))
+        made = _qdrant.engine(client_or_path, name)
+        if made.vectors() is None:
+            made.create(layout.vectors())
         corpus = cls(client_or_path, name)
-        found = (corpus._metric, corpus._dims, corpus._search_dims, corpus._indexed, corpus._bits)
-        if found != layout:
-            msg = (
-                f"`name` must be new or a collection of these arguments, got at {engine.address} metric {found[0]!r}, "
-                f"dims={found[1]}, search_dims={found[2]}, index={found[3]}, bits={found[4]}; choose another name."
-            )
+        if corpus._layout != layout:
+            rule = "`name` must be new or a collection of these arguments"
+            msg = f"{rule}, got at {made.address} {corpus._layout}; choose another name."
             raise ValueError(msg)
         corpus._fill(embeddings)
-        return cls(client_or_path, name)
+        return corpus
 
     @property
     def client(self) -> Any:
@@ -175,34 +212,33 @@ class QdrantCorpus:
     @property
     def metric(self) -> str:
         """The similarity: "cosine", "ip" or "l2"."""
-        return self._metric
+        return self._layout.metric
 
     @property
     def dims(self) -> tuple[int, ...]:
         """Widths that are stored, which stages may have."""
-        return self._dims
+        return self._layout.dims
 
     @property
     def dim(self) -> int:
         """Width of the embeddings."""
-        return self._dims[-1]
+        return self.dims[-1]
 
     @property
     def search_dims(self) -> tuple[int, ...]:
         """Widths at which funnels start."""
-        return self._search_dims
+        return self._layout.search_dims
 
     @property
     def codes(self) -> tuple[str, ...]:
         """How a first stage may compare: in numbers, and in bits where these are kept."""
-        return ("float", "bits") if self._bits else ("float",)
+        return ("float", "bits") if self._layout.bits else ("float",)
 
     def __len__(self) -> int:
         return self._n
 
     def __repr__(self) -> str:
-        what = f"{self._engine.address}, {len(self)} x {self.dim}, metric={self.metric!r}, dims={self.dims}"
-        return f"QdrantCorpus({what}, search_dims={self.search_dims}, index={self._indexed}, bits={self._bits})"
+        return f"QdrantCorpus({self._engine.address}, {len(self)} x {self.dim}, {self._layout})"
 
     def search(
         self, queries: Array, k: int, *, dim: int | None = None, funnel: Funnel | None = None
@@ -236,19 +272,17 @@ class QdrantCorpus:
         ConnectionError
             As for the class.
         """
-        if dim is not None and funnel is not None:
-            msg = "at most one of `dim` and `funnel` may be given, got both; leave one out."
-            raise TypeError(msg)
-        asked, stages, code = self._asked(queries, k, dim, funnel)
-        start, starts = stages[0][0], self.search_dims
-        whole = len(stages) == 1 and start == self.dim and code == "float"
-        if funnel is not None and start not in starts and not whole:
-            msg = f"`funnel` must start at one of the `search_dims`, {starts}, got {start}; change one."
-            raise ValueError(msg)
-        if code == "bits" and len(stages) == 1:
-            stages *= 2
-        near = code == "bits" or (funnel is not None and self._indexed and start in starts)
-        return self._run(queries, asked, stages, code=code, near=near)
+        asked, starts = engine.queries_in_float32(queries, self.dim, self.metric), self.search_dims
+        stages = engine.stages(
+            self.dim, len(asked), k, dim=dim, funnel=funnel, codes=self.codes, starts=starts, stored=self.dims
+        )
+        if funnel is None:
+            return self._run(queries, asked, stages, _EXACT)
+        coded, near = funnel.code == "bits", self._layout.index and stages.dims[0] in starts
+        if coded and len(stages.dims) == 1:
+            stages = engine.Stages(stages.dims * 2, stages.lists * 2)
+        first = {"exact": not (near or coded), "quantization": {"ignore": not coded, "rescore": False}}
+        return self._run(queries, asked, stages, first)
 
     def rerank(
         self, queries: Array, ids: Array, k: int, *, dim: int | None = None, funnel: Funnel | None = None
@@ -272,16 +306,9 @@ class QdrantCorpus:
         TypeError, ValueError, ConnectionError
             As for `search` and `Corpus.rerank`.
         """
-        if (dim is None) == (funnel is None):
-            msg = "exactly one of `dim` and `funnel` must be given, got both or neither; leave one out."
-            raise TypeError(msg)
-        asked, stages, _ = self._asked(queries, k, dim, funnel)
-        if not is_integer(ids, namespace(("queries", queries), ("ids", ids))):
-            msg = f"`ids` must hold integers, got dtype {ids.dtype}; pass the ids that a search returned."
-            raise TypeError(msg)
-        _checks.ndim(ids, "ids", 2, "(n_queries, m)")
-        _checks.shape(ids, "ids", (len(asked), ids.shape[1]), "(n_queries, m)")
-        return self._run(queries, asked, stages[1:] or stages, ids=to_numpy(ids))
+        asked = engine.queries_in_float32(queries, self.dim, self.metric)
+        stages = engine.stages(self.dim, len(asked), k, dim=dim, funnel=funnel, given=True, stored=self.dims)
+        return self._run(queries, asked, stages.later, _EXACT, engine.candidate_ids(ids, queries))
 
     def close(self) -> None:
         """Close the folder, so that another process may open it; a client stays open.
@@ -290,156 +317,72 @@ class QdrantCorpus:
         """
         self._engine.close()
 
-    def _read(self, vectors: dict[str, _qdrant.Json]) -> _Layout:
-        """Return what the named vectors of a collection say of it."""
-        sizes, names = (
-            {vector["size"]: vector for vector in vectors.values()},
-            {str(v["size"]) for v in vectors.values()},
-        )
-        kinds = {vector["distance"] for vector in vectors.values()}
-        metric = next((metric for metric, distance in _DISTANCES.items() if {distance} == kinds), None)
-        if metric is None or names != set(vectors):
-            got = f"{', '.join(map(repr, vectors)) or 'none'} ({', '.join(sorted(kinds))})"
-            rule = "`name` must be a collection of vectors named by their widths, of one metric"
-            msg = f"{rule}, got from {self._engine.address}: {got}; `create` one."
-            raise ValueError(msg)
-        dims = tuple(sorted(sizes))
-        starts = tuple(dim for dim in dims if not sizes[dim].get("on_disk"))
-        indexed = any((sizes[dim].get("hnsw_config") or _HNSW).get("m") != 0 for dim in starts)
-        return metric, dims, starts, indexed, any(sizes[dim].get("quantization_config") for dim in starts)
-
     def _fill(self, embeddings: Array) -> None:
         """Compare the rows that are there, then upload those that are not."""
-        n, size = embeddings.shape[0], max(1, _BATCH_NUMBERS // sum(self._dims))
-        there = np.full(n, -1)
-        same = True
-        for i, checksum in self._engine.checksums():
-            same = same and isinstance(i, int) and isinstance(checksum, int) and i < n
-            if same:
-                there[i] = checksum
+        n, size = embeddings.shape[0], max(1, _BATCH_NUMBERS // sum(self.dims))
         blocks = [slice(start, min(start + size, n)) for start in range(0, n, size)]
-        for block in blocks if same else ():
-            held = there[block] >= 0
-            same = same and (not held.any() or bool((_checksums(_rows(embeddings, block)) == there[block])[held].all()))
-        if not same:
-            msg = (
-                f"`name` must be new or a collection of rows of `embeddings`, got others at {self._engine.address}; "
-                "choose another name."
-            )
-            raise ValueError(msg)
+        every = (row for block in blocks for row in _rows(embeddings, block))
+        checksums, new = np.fromiter((zlib.crc32(row.tobytes()) for row in every), np.int64, n), np.ones(n, bool)
+        for i, checksum in self._engine.checksums():
+            if not isinstance(i, int) or i >= n or checksum != checksums[i]:
+                rule = "`name` must be new or a collection of rows of `embeddings`"
+                msg = f"{rule}, got others at {self._engine.address}; choose another name."
+                raise ValueError(msg)
+            new[i] = False
         tqdm = require("tqdm", extra="qdrant", purpose="the progress bar")
         with tqdm.tqdm(total=n, unit="row", disable=None) as bar:
             for block in blocks:
-                new = np.flatnonzero(there[block] < 0)
-                if len(new):
-                    rows = _rows(embeddings, block)[new]
-                    vectors = {str(dim): values for dim, values in self._prefixes(rows, self._dims)}
-                    self._engine.upsert((new + block.start).tolist(), vectors, _checksums(rows).tolist())
+                ids = np.flatnonzero(new[block]) + block.start
+                if len(ids):
+                    vectors = self._prefixes(_rows(embeddings, block)[new[block]], self.dims)
+                    self._engine.upsert(ids.tolist(), vectors, checksums[ids].tolist())
                 bar.update(block.stop - block.start)
         self._engine.finish()
+        self._n = self._engine.count()
 
-    def _prefixes(self, rows: np.ndarray, dims: Iterable[int]) -> Iterator[tuple[int, list[list[float]]]]:
-        """Give prefixes as the metric compares them: the engine leaves short vectors as long as they are."""
-        wide = rows.astype(np.float64)
-        for dim in dims:
-            prefixes = truncate(wide, dim, normalize=self.metric == "cosine")
-            yield dim, prefixes.astype(np.float32).tolist()
-
-    def _asked(self, queries: Array, k: int, dim: int | None, funnel: Funnel | None) -> tuple[np.ndarray, _Stages, str]:
-        """Check what is asked; return the queries, the stages, and the code of the first."""
-        _checks.floating(queries, "queries", namespace(("queries", queries)))
-        _checks.ndim(queries, "queries", 2, "(n_queries, dim)")
-        _checks.shape(queries, "queries", (queries.shape[0], self.dim), "(n_queries, dim)")
-        with np.errstate(over="ignore"):
-            rows = to_numpy(queries).astype(np.float64 if self.metric == "cosine" else np.float32)
-        _checks.finite_rows(rows, "queries", np)
-        k = _checks.integer(k, "k", minimum=1)
-        _checks.result_size(len(rows), k)
-        if funnel is None:
-            funnel = Funnel((self.dim if dim is None else _checks.integer(dim, "dim", minimum=1, maximum=self.dim),))
-        if not isinstance(funnel, Funnel):
-            msg = f"`funnel` must be a Funnel, got {type(funnel).__name__}; pass Funnel(dims, keep)."
-            raise TypeError(msg)
-        _checks.dims_within(funnel.dims, self.dim, "funnel.dims")
-        if not {*funnel.dims} <= {*self.dims}:
-            name, got = ("funnel.dims", funnel.dims) if dim is None else ("dim", dim)
-            msg = f"`{name}` must be of the widths that are stored, {self.dims}, got {got}; `create` it with these."
-            raise ValueError(msg)
-        if funnel.code not in self.codes:
-            msg = f"`funnel.code` must be one of {self.codes}, got {funnel.code!r}; `create` with bits=True."
-            raise ValueError(msg)
-        if funnel.keep and k > funnel.keep[-1]:
-            msg = f"`k` must be at most the last list of the funnel, {funnel.keep[-1]}, got {k}; keep more."
-            raise ValueError(msg)
-        return rows, list(zip(funnel.dims, (*funnel.keep, k), strict=True)), funnel.code
+    def _prefixes(self, rows: np.ndarray, dims: tuple[int, ...]) -> list[_qdrant.Vectors]:
+        """Give the prefixes of each row as the metric compares them: the engine leaves short vectors as they are."""
+        wide, unit = rows.astype(np.float64), self.metric == "cosine"
+        prefixes = (truncate(wide, dim, normalize=unit).astype(np.float32).tolist() for dim in dims)
+        return [dict(zip(map(str, dims), row, strict=True)) for row in zip(*prefixes, strict=True)]
 
     def _run(
-        self,
-        queries: Array,
-        asked: np.ndarray,
-        stages: _Stages,
-        *,
-        code: str = "float",
-        near: bool = False,
-        ids: np.ndarray | None = None,
+        self, queries: Array, asked: np.ndarray, stages: engine.Stages, first: _qdrant.Json, ids: Array | None = None
     ) -> tuple[Array, Array]:
         """Run stages for a batch of queries; return the best in the library of the queries."""
-        best, xp = np.full((len(asked), stages[-1][1]), -1), namespace(("queries", queries))
-        scores, size = np.full(best.shape, -np.inf, np.float32), max(1, _BATCH_NUMBERS // sum(dim for dim, _ in stages))
+        best, xp = np.full((len(asked), stages.lists[-1]), -1), namespace(("queries", queries))
+        scores, size = np.full(best.shape, -np.inf, np.float32), max(1, _BATCH_NUMBERS // sum(stages.dims))
         for start in range(0, len(asked), size):
-            prefixes = dict(self._prefixes(asked[start : start + size], {dim for dim, _ in stages}))
-            requests = []
-            for i in range(len(asked[start : start + size])):
-                vectors = {dim: rows[i] for dim, rows in prefixes.items()}
-                given = None if ids is None else sorted({row for row in ids[start + i].tolist() if row >= 0})
-                requests.append(_request(vectors, stages, code=code, near=near, ids=given))
+            vectors = enumerate(self._prefixes(asked[start : start + size], stages.dims), start)
+            requests = [_request(row, stages, first, None if ids is None else ids[i].tolist()) for i, row in vectors]
             for i, found in enumerate(self._engine.query(requests), start):
-                self._check_ids(row for row, _ in found)
-                ranked = sorted((s if self.metric == "l2" else -s, row) for row, s in found)
-                for place, (cost, row) in enumerate(ranked):
-                    scores[i, place], best[i, place] = -cost * abs(cost) if self.metric == "l2" else -cost, row
+                for row, _ in found:
+                    if not isinstance(row, int) or row > _checks.LARGEST_INTEGER:
+                        rule = "`name` must be a collection with integers for ids"
+                        msg = f"{rule}, got from {self._engine.address} {row!r}; number the points below 2 ** 63."
+                        raise ValueError(msg)
+                ranked = sorted((score**2 if self.metric == "l2" else -score, row) for row, score in found)
+                scores[i, : len(ranked)] = [-cost for cost, _ in ranked]
+                best[i, : len(ranked)] = [row for _, row in ranked]
         return from_numpy(scores, like=queries, xp=xp), from_numpy(best, like=queries, xp=xp)
-
-    def _check_ids(self, ids: Iterable[Any]) -> None:
-        other = next((row for row in ids if not isinstance(row, int) or row > _LARGEST_ID), None)
-        if other is not None:
-            rule = "`name` must be a collection with integers for ids"
-            msg = f"{rule}, got from {self._engine.address} {other!r}; number the points below 2 ** 63."
-            raise ValueError(msg)
 
 
 def _request(
-    vectors: dict[int, list[float]], stages: _Stages, *, code: str, near: bool, ids: list[int] | None
+    vectors: _qdrant.Vectors, stages: engine.Stages, first: _qdrant.Json, ids: list[int] | None
 ) -> _qdrant.Json:
-    """Return one query, each stage of it a prefetch of the next."""
+    """Return one query, each stage of it a prefetch of the next; the first is run as `first` says, among `ids`."""
     request: _qdrant.Json = {}
-    for dim, count in stages:
-        first = not request
-        coded = first and code == "bits"
+    for dim, count in zip(*stages, strict=True):
+        among = None if request or ids is None else sorted({i for i in ids if i >= 0})
         request = {
-            "query": vectors[dim],
+            "query": vectors[str(dim)],
             "using": str(dim),
             "limit": count,
-            "params": {"exact": not (first and near), "quantization": {"ignore": not coded, "rescore": False}},
-            "prefetch": [] if first else [request],
-            "filter": {"must": [{"has_id": ids}]} if first and ids is not None else None,
+            "params": _EXACT if request else first,
+            "prefetch": [request] if request else [],
+            "filter": None if among is None else {"must": [{"has_id": among}]},
         }
     return request
-
-
-def _vectors(layout: _Layout) -> dict[str, _qdrant.Json]:
-    """Return the named vectors of a collection."""
-    metric, dims, starts, index, bits = layout
-    return {
-        str(dim): {
-            "size": dim,
-            "distance": _DISTANCES[metric],
-            "on_disk": dim not in starts,
-            "hnsw_config": _HNSW | {"m": _HNSW["m"] if index and dim in starts else 0},
-            "quantization_config": {"binary": {"always_ram": True}} if bits and dim in starts else None,
-        }
-        for dim in dims
-    }
 
 
 def _widths(values: Iterable[int], name: str, most: int) -> tuple[int, ...]:
@@ -451,11 +394,7 @@ def _widths(values: Iterable[int], name: str, most: int) -> tuple[int, ...]:
 def _rows(embeddings: Array, block: slice) -> np.ndarray:
     """Return a block of rows in float32, which are finite there."""
     with np.errstate(over="ignore"):
-        rows = to_numpy(embeddings[block, :]).astype(np.float32)
+        rows: np.ndarray = to_numpy(embeddings[block, :]).astype("<f4")
     bad = np.flatnonzero(~np.isfinite(rows).all(axis=1)) + block.start
     _checks.no_bad_rows(bad.tolist(), embeddings.shape[0], "embeddings")
     return rows
-
-
-def _checksums(rows: np.ndarray) -> np.ndarray:
-    return np.array([zlib.crc32(row.astype("<f4").tobytes()) for row in rows], np.int64)

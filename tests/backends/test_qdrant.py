@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from oracles import retrieval_funnel, retrieval_rank
 qdrant_edge = load("qdrant_edge")
 qdrant_client = load("qdrant_client")
 
-from matryoshka import Corpus, Funnel, Searchable, metrics  # noqa: E402 (the engine decides whether there is a test)
+from matryoshka import Corpus, Funnel, Searchable, _qdrant, metrics  # noqa: E402 (the engine decides whether there is a test)
 from matryoshka.qdrant import QdrantCorpus  # noqa: E402
 
 METRICS = ["cosine", "ip", "l2"]
@@ -147,7 +147,7 @@ def test_bits_are_signs(tmp_path: Path, rng: np.random.Generator) -> None:
     agree(corpus.search(queries, 9, funnel=Funnel((64, 128), (90,))),
           Corpus(rows).search(queries, 9, funnel=Funnel((64, 128), (90,))))  # fmt: skip
     plain = QdrantCorpus.create(tmp_path, "plain", rows[:9], dims=(64,))
-    with pytest.raises(ValueError, match=r"`funnel.code` must be one of \('float',\), got 'bits'; `create` with bits"):
+    with pytest.raises(ValueError, match="`funnel.code` must be 'float' here, got 'bits'"):
         plain.search(queries, 4, funnel=Funnel((64,), code="bits"))
 
 
@@ -268,14 +268,34 @@ def test_a_killed_upload_keeps_what_it_acknowledged(tmp_path: Path, rng: np.rand
     agree(corpus.search(rows[:50], 9, funnel=PLAN), Corpus(rows).search(rows[:50], 9, funnel=PLAN))
 
 
+def breaking_off(upsert: Callable[..., None]) -> Callable[..., None]:
+    def upsert_some(engine: Any, ids: list[int], *rest: Any) -> None:
+        if ids[-1] > 200:
+            raise KeyboardInterrupt
+        upsert(engine, ids, *rest)
+
+    return upsert_some
+
+
+def test_numbers_that_are_not_finite_are_found_before_any_is_sent(
+    place: Any, rows: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("matryoshka.qdrant._BATCH_NUMBERS", 42 * 64)
+    rows[200, 3] = np.inf
+    with pytest.raises(ValueError, match=r"`embeddings` must be finite, got .* 1 of 300 rows \(first: 200\)"):
+        QdrantCorpus.create(place, "items", rows, dims=DIMS)
+    assert len(QdrantCorpus(place, "items")) == 0
+
+
 def test_an_interrupted_upload_goes_on(
     place: Any, rows: np.ndarray, queries: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("matryoshka.qdrant._BATCH_NUMBERS", 42 * 64)
-    broken = rows.copy()
-    broken[200, 3] = np.inf
-    with pytest.raises(ValueError, match=r"`embeddings` must be finite, got .* 1 of 300 rows \(first: 200\)"):
-        QdrantCorpus.create(place, "items", broken, dims=DIMS)
+    with monkeypatch.context() as patch:
+        for engine in (_qdrant.Edge, _qdrant.Server):
+            patch.setattr(engine, "upsert", breaking_off(engine.upsert))
+        with pytest.raises(KeyboardInterrupt):
+            QdrantCorpus.create(place, "items", rows, dims=DIMS)
     assert len(QdrantCorpus(place, "items")) == 192  # three batches of 64
     monkeypatch.setattr("matryoshka.qdrant._BATCH_NUMBERS", 42 * 50)  # whatever a batch is then
     for _ in range(2):
@@ -315,7 +335,7 @@ def test_a_collection_of_other_content_is_refused_and_stays(place: Any, rows: np
             QdrantCorpus.create(place, "items", other, dims=DIMS)
     for arguments, got in (
         ({"dims": (6, 24)}, r"dims=\(6, 12, 24\)"),
-        ({"metric": "ip", "dims": DIMS}, "metric 'cosine'"),
+        ({"metric": "ip", "dims": DIMS}, "metric='cosine'"),
         ({"dims": DIMS, "search_dims": (6,)}, r"search_dims=\(6, 12\)"),
         ({"dims": DIMS, "index": True}, "index=False"),
         ({"dims": DIMS, "bits": True}, "bits=False"),
@@ -501,7 +521,7 @@ def test_bad_uploads_are_refused(
             ValueError,
             r"`funnel.dims` must be of the widths that are stored",
         ),
-        ({"funnel": Funnel((24,), code="bits")}, ValueError, "`funnel.code` must be one of .*, got 'bits'"),
+        ({"funnel": Funnel((24,), code="bits")}, ValueError, "`funnel.code` must be 'float' here, got 'bits'"),
         ({"dim": 6}, TypeError, "at most one of `dim` and `funnel` may be given, got both"),
         ({"dim": 25, "funnel": None}, ValueError, r"`dim` must be an integer in \[1, 24\], got 25"),
         ({"dim": 7, "funnel": None}, ValueError, r"`dim` must be of the widths that are stored, \(6, 12, 24\), got 7"),
