@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,13 @@ def load(module: str) -> Any:
         if name in REQUIRED:
             pytest.fail(f"{name} is not installed, and MATRYOSHKA_REQUIRE names it")
         pytest.skip(f"{name} is not installed", allow_module_level=True)
+
+
+def import_benchmarks(*needed: str) -> None:
+    """Let a test module import from `benchmarks`; skip it without a library that this needs."""
+    for library in needed:
+        load(library)
+    sys.path.append(str(Path(__file__).parents[1]))  # last, so that `matryoshka` stays the installed one
 
 
 @dataclass(frozen=True)

@@ -5,16 +5,15 @@ What it measures is for the suite itself to say; it needs libraries that tests d
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from conftest import import_benchmarks
 
-sys.path.append(str(Path(__file__).parents[1]))  # last, so that `matryoshka` stays the installed one
+import_benchmarks()
 
-from benchmarks.retrieval import page, real_like
+from benchmarks.retrieval import page, real_like  # noqa: E402
 
 N, QUERIES = 6000, 200
 

@@ -9,7 +9,6 @@ import gzip
 import json
 import re
 import struct
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,14 +16,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import load
+from conftest import import_benchmarks, load
 
-for _needed in ("torch", "sklearn", "matplotlib", "tqdm"):
-    try:
-        load(_needed)
-    except pytest.skip.Exception as _skipped:
-        pytest.skip(str(_skipped), allow_module_level=True)
-sys.path.append(str(Path(__file__).parents[1]))  # last, so that `matryoshka` stays the installed one
+import_benchmarks("torch", "sklearn", "matplotlib", "tqdm")
 
 from benchmarks.demo import __main__ as command  # noqa: E402
 from benchmarks.demo import accuracy, experiment, figures, report, retrieval, tables  # noqa: E402

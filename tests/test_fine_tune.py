@@ -7,21 +7,15 @@ from __future__ import annotations
 
 import copy
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import load
+from conftest import import_benchmarks
 
-for _needed in ("torch", "sklearn", "tqdm"):
-    try:
-        load(_needed)
-    except pytest.skip.Exception as _skipped:
-        pytest.skip(str(_skipped), allow_module_level=True)
+import_benchmarks("torch", "sklearn", "tqdm")
 ROOT = Path(__file__).parents[1]
-sys.path.append(str(ROOT))  # last, so that `matryoshka` stays the installed one
 
 import torch  # noqa: E402
 

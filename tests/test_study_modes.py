@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import json
 import struct
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import load
+from conftest import import_benchmarks, load
 
-for _needed in ("torch", "sklearn", "tqdm"):
-    try:
-        load(_needed)
-    except pytest.skip.Exception as _skipped:
-        pytest.skip(str(_skipped), allow_module_level=True)
-sys.path.append(str(Path(__file__).parents[1]))  # last, so that `matryoshka` stays the installed one
+import_benchmarks("torch", "sklearn", "tqdm")
 
 from benchmarks.study import cells, data, grid, networks, texts, towers  # noqa: E402
 from benchmarks.study.tasks import contrastive, image_text, masked_language  # noqa: E402

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,14 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import study_records
-from conftest import load
+from conftest import import_benchmarks
 
-for _needed in ("torch", "sklearn", "matplotlib", "tqdm"):
-    try:
-        load(_needed)
-    except pytest.skip.Exception as _skipped:
-        pytest.skip(str(_skipped), allow_module_level=True)
-sys.path.append(str(Path(__file__).parents[1]))  # last, so that `matryoshka` stays the installed one
+import_benchmarks("torch", "sklearn", "matplotlib", "tqdm")
 
 from benchmarks.study import __main__ as command  # noqa: E402
 from benchmarks.study.page import cascades, claims, clock, document, draw, instead, records, series, widths  # noqa: E402

@@ -6,20 +6,14 @@ import math
 import sys
 from collections import Counter
 from dataclasses import dataclass, replace
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import load
+from conftest import import_benchmarks
 
-for _needed in ("torch", "sklearn", "tqdm"):
-    try:
-        load(_needed)
-    except pytest.skip.Exception as _skipped:
-        pytest.skip(str(_skipped), allow_module_level=True)
-sys.path.append(str(Path(__file__).parents[1]))  # last, so that `matryoshka` stays the installed one
+import_benchmarks("torch", "sklearn", "tqdm")
 
 from benchmarks.study import corruptions, selections  # noqa: E402
 from benchmarks.study.data import Dataset, Rows, Split  # noqa: E402

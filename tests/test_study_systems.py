@@ -5,7 +5,6 @@ Networks are trained for a few steps only; how good they become is for the study
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,14 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import load
+from conftest import import_benchmarks
 
-for _needed in ("torch", "sklearn", "tqdm"):
-    try:
-        load(_needed)
-    except pytest.skip.Exception as _skipped:
-        pytest.skip(str(_skipped), allow_module_level=True)
-sys.path.append(str(Path(__file__).parents[1]))  # last, so that `matryoshka` stays the installed one
+import_benchmarks("torch", "sklearn", "tqdm")
 
 import torch  # noqa: E402
 from torch.nn import functional  # noqa: E402

@@ -6,7 +6,6 @@ import contextlib
 import io
 import itertools
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,14 +13,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import load
+from conftest import import_benchmarks, load
 
-for _needed in ("torch", "sklearn", "tqdm"):
-    try:
-        load(_needed)
-    except pytest.skip.Exception as _skipped:
-        pytest.skip(str(_skipped), allow_module_level=True)
-sys.path.append(str(Path(__file__).parents[1]))  # last, so that `matryoshka` stays the installed one
+import_benchmarks("torch", "sklearn", "tqdm")
 
 from benchmarks.study import timing  # noqa: E402
 from benchmarks.study.data import Rows, Split  # noqa: E402
