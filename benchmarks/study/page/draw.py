@@ -194,6 +194,7 @@ def _horizontal(axes: Any, panel: Panel, lines: Sequence[Line], *, log: bool, la
     if panel.ticks or log:
         axes.minorticks_off()
     if log and not panel.ticks:
+        axes.locator_params(axis="x", numticks=6)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
 
 
