@@ -10,12 +10,14 @@ import itertools
 import math
 import operator
 from collections.abc import Collection, Iterable, Mapping, Sequence, Set
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from matryoshka._array import count_true, is_floating, is_integer
 from matryoshka._typing import Array, Namespace
+
+Kind = TypeVar("Kind")
 
 LARGEST_INTEGER = 2**63 - 1
 """No count, width or id is larger: arrays of every library hold it."""
@@ -170,6 +172,18 @@ def sequence(value: object, name: str, of: str, example: str, *, unordered: bool
     entries = tuple(itertools.islice(value, LARGEST_SEQUENCE + 1))
     if len(entries) > LARGEST_SEQUENCE:
         msg = f"`{name}` must hold at most {LARGEST_SEQUENCE} {of}, got more; pass fewer."
+        raise ValueError(msg)
+    return entries
+
+
+def instances(values: object, name: str, of: type[Kind], example: str) -> tuple[Kind, ...]:
+    """Return the entries of a sequence, all of one class and at least one."""
+    entries = sequence(values, name, of.__name__, example)
+    if other := [entry for entry in entries if not isinstance(entry, of)]:
+        msg = f"`{name}` must hold nothing but {of.__name__}, got {describe(other[0])} among them; pass {example}."
+        raise TypeError(msg)
+    if not entries:
+        msg = f"`{name}` must hold at least one {of.__name__}, got none; pass {example}."
         raise ValueError(msg)
     return entries
 

@@ -1,4 +1,4 @@
-"""What all figures and tables share: colours, a new figure, its axis of widths and its legend, and aligned columns.
+"""What all figures and tables share: colours and marks, new axes, how these look, aligned columns and tables in HTML.
 
 What a figure shows stands with what it is of. Figures need the extra `cli`, tables nothing.
 """
@@ -7,12 +7,32 @@ from __future__ import annotations
 
 import io
 from collections.abc import Collection, Sequence
-from typing import Any
+from html import escape
+from typing import TYPE_CHECKING, Any
 
+from matryoshka import _checks
 from matryoshka._optional import require
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure, SubFigure
 
 BLUE, RED, GREEN, VIOLET, OCHRE, GREY = "#1f6fb4", "#d1495b", "#2a9d5c", "#8a5cb8", "#c98b1b", "#7f7f7f"
 """Colours of what is drawn, in the order in which they are given out; grey is for what others are compared with."""
+
+_BELOW = 0.65
+"""How far below the axes a legend stands, in inches: turned tick labels and a name of the axis fit in between."""
+
+MARKERS = {"full": "*", "prefix": "o", "adaptive": "s", "funnel": "v", "bits": "P", "calibrated": "D"}
+"""Marks of plans of a search."""
+MEANINGS = {
+    "full": "the full width alone",
+    "prefix": "so many columns alone",
+    "adaptive": "a prefix, then the full width",
+    "funnel": "a prefix, then wider and wider ones",
+    "bits": "a prefix in bits, then the full width",
+    "calibrated": "a funnel certified for its recall",
+}
 
 
 def new(width: float, height: float, *, purpose: str) -> Any:
@@ -23,6 +43,28 @@ def new(width: float, height: float, *, purpose: str) -> Any:
     return Figure(figsize=(width, height), layout="constrained")
 
 
+class Display:
+    """What can be drawn on the caller's axes, or on new ones; where it was drawn last is kept, as in scikit-learn."""
+
+    ax_: Axes
+    figure_: Figure | SubFigure
+
+    def _on(self, ax: Axes | None, *, purpose: str) -> Axes:
+        """Return the axes to draw on: those given, or one of a new figure of pyplot, which a notebook shows."""
+        require("matplotlib", extra="cli", purpose=purpose)
+        from matplotlib.axes import Axes
+
+        if ax is None:
+            from matplotlib import pyplot as plt
+
+            _, ax = plt.subplots(figsize=(6.4, 5.2), layout="constrained")
+        elif not isinstance(ax, Axes):
+            msg = f"`ax` must be Axes of matplotlib, got {_checks.describe(ax)}; pass one, or None for a new figure."
+            raise TypeError(msg)
+        self.ax_, self.figure_ = ax, ax.figure
+        return ax
+
+
 def width_axis(axes: Any, dims: Sequence[int]) -> None:
     """Let the horizontal axis show widths: a doubling is a step, and every width has its tick."""
     axes.set_xscale("log", base=2)
@@ -30,16 +72,53 @@ def width_axis(axes: Any, dims: Sequence[int]) -> None:
     axes.minorticks_off()
 
 
+def cost_axis(axes: Any) -> None:
+    """Let the horizontal axis show costs: each step multiplies them, and the ticks are plain numbers."""
+    from matplotlib import ticker
+
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5), numticks=8))
+    axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda x, _: f"{x:,.0f}" if x >= 1000 else f"{x:g}"))
+    axes.xaxis.set_minor_locator(ticker.NullLocator())
+    axes.tick_params(axis="x", labelrotation=30)
+
+
+def mark(axes: Any, x: float, y: float, kind: str, colour: str, *, label: str | None = None) -> None:
+    """Mark a plan of this kind where it stands."""
+    size = 11 if kind == "full" else 6
+    axes.plot(x, y, MARKERS[kind], color=colour, ms=size, alpha=0.75, label=label)
+
+
+def front(axes: Any, points: Sequence[tuple[float, float]], colour: str) -> None:
+    """Join what no other point beats, cheapest first: what is reached stays until the next one pays more for more."""
+    axes.step([x for x, _ in points], [y for _, y in points], where="post", color=colour, lw=1.5)
+
+
+def ink(axes: Any) -> Any:
+    """Return the colour of writing: dark on light paper, or light where the caller's style is dark."""
+    return axes.xaxis.label.get_color()
+
+
 def light_frame(axes: Any) -> None:
     """Draw a pale grid behind the curves, and spines only where the ticks are."""
-    axes.grid(color="#e5e5e5")
+    axes.grid(color=ink(axes), alpha=0.1)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def legend_below(axes: Any, *entries: Sequence[Any]) -> None:
-    """Put the legend below the axes, where it covers no curve; `entries` as matplotlib takes them."""
-    axes.legend(*entries, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, fontsize=9, frameon=False)
+def legend(axes: Any, *entries: Sequence[Any], ncols: int = 2) -> None:
+    """Put the legend below the axes, where it covers no curve, if the figure's layout makes room for it, else inside.
+
+    `entries` are as matplotlib takes them.
+    """
+    if axes.figure.get_layout_engine() is None:
+        axes.legend(*entries, loc="best", fontsize=8, framealpha=0.9)
+        return
+    from matplotlib.transforms import ScaledTranslation
+
+    below = axes.transAxes + ScaledTranslation(0, -_BELOW, axes.figure.dpi_scale_trans)
+    at: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "bbox_transform": below}
+    axes.legend(*entries, **at, ncols=ncols, fontsize=9, frameon=False)
 
 
 def rendered(figure: Any, *, dpi: int = 150, kind: str = "png") -> bytes:
@@ -54,3 +133,24 @@ def table(rows: Sequence[Sequence[str]], *, left: Collection[int] = ()) -> list[
     columns = enumerate(zip(*rows, strict=True))
     formats = [f"{'<' if i in left else '>'}{max(map(len, cells))}" for i, cells in columns]
     return ["  ".join(map(format, row, formats)).rstrip() for row in rows]
+
+
+def html_table(rows: Sequence[Sequence[str]], *, header: bool = True) -> str:
+    """Return a table for a notebook: the first row names the columns, or else the first column the rows.
+
+    It has no colours of its own, so that it takes those of the page, dark or light.
+    """
+    names, body = (rows[0], rows[1:]) if header else ((), rows)
+    head = "".join(f"<th>{escape(name.strip())}</th>" for name in names)
+    lines = [f"<thead><tr>{head}</tr></thead>"] if header else []
+    left = "" if header else ' style="text-align: left"'
+    lines.append("<tbody>")
+    for first, *others in body:
+        cells = "".join(f"<td{left}>{escape(cell.strip())}</td>" for cell in others)
+        lines.append(f"<tr><th{left}>{escape(first.strip())}</th>{cells}</tr>")
+    return "\n".join(("<table>", *lines, "</tbody>", "</table>"))
+
+
+def html_lines(lines: Sequence[str]) -> str:
+    """Return lines of text as a paragraph for a notebook."""
+    return f"<p>{'<br>'.join(map(escape, lines))}</p>"

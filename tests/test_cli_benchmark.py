@@ -310,6 +310,19 @@ def test_labels_of_the_figure_never_collide_and_names_are_those_of_the_table() -
     assert [name.partition(": ")[0] for name in names[4:]] == ["prefix", "full"]
 
 
+def test_the_legend_of_the_figure_is_not_cut() -> None:
+    load("matplotlib")
+    kinds = ("full", "prefix", "adaptive", "funnel", "bits", "calibrated")
+    measured = [
+        replace(row_of_report(0.5 + i / 10, Plan(kind, Funnel((32,), ())), 1e-3, 1e-3), bytes=1e3)
+        for i, kind in enumerate(kinds)
+    ]
+    (legend,) = _picture.figure(SETTINGS, measured).legends
+    box, whole = legend.get_window_extent(), legend.figure.bbox
+    assert whole.x0 <= box.x0 < box.x1 <= whole.x1
+    assert len(legend.get_texts()) == 1 + len(kinds)
+
+
 def test_the_clock_is_the_ratio_of_two_columns() -> None:
     measured = [row_of_report(1.0, Plan("full", Funnel((32,), ())), 0.599e-3, 2.941e-3)]
     lines = str(Report(SETTINGS, measured, [])).splitlines()

@@ -99,13 +99,14 @@ def test_no_labels_are_needed_for_a_promise_of_agreement(folder: Path, capsys: C
     assert f"\n{cascade.evaluate(probabilities[:, judged])}\n" in out
     assert "certificate: P(disagrees with the full width) <= 0.2" in out
     assert "right" not in out
-    drawing = figure(cascade.curve(probabilities), None)
+    drawing = figure(cascade, cascade.curve(probabilities), None)
     (axes,) = drawing.axes
-    alone, points = (line.get_ydata() for line in axes.get_lines())
+    alone, points, promised = (line.get_ydata() for line in axes.get_lines())
     disagreement = [np.mean(rows.argmax(-1) != probabilities[-1].argmax(-1)) for rows in probabilities]
     np.testing.assert_allclose(alone, 100 - 100 * np.array(disagreement))
     assert points[-1] == pytest.approx(100 - 100 * cascade.evaluate(probabilities).disagreement)
-    assert axes.get_ylabel() == "agreement with the full width [%]"
+    np.testing.assert_allclose(promised, 80)
+    assert axes.get_ylabel() == "agreement with the full width (%)"
 
 
 @pytest.mark.parametrize("terminal", [False, True])
@@ -176,10 +177,10 @@ def test_the_figure_names_the_widths(folder: Path) -> None:
     probabilities, labels = np.load("p.npy"), np.load("y.npy")
     cascade = Cascade.calibrate(probabilities, labels, nesting=(24, 40, 90))
     oracle = oracle_routing(probabilities, labels, nesting=(24, 40, 90))
-    drawing = figure(cascade.curve(probabilities, labels), oracle)
+    drawing = figure(cascade, cascade.curve(probabilities, labels), oracle)
     (axes,) = drawing.axes
     assert [text.get_text() for text in axes.get_xticklabels()] == ["24", "40", "90"]
-    assert "cascade: a point for each widest prefix allowed" in [t.get_text() for t in axes.get_legend().get_texts()]
+    assert "cascade, capped at each width" in [t.get_text() for t in axes.get_legend().get_texts()]
     drawing.draw_without_rendering()
     assert not axes.get_legend().get_window_extent().overlaps(axes.get_window_extent())
 

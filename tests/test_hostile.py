@@ -17,6 +17,7 @@ import decimal
 import fractions
 import functools
 import importlib
+import importlib.util
 import inspect
 import itertools
 import re
@@ -29,12 +30,16 @@ import numpy as np
 import pytest
 from conftest import load
 
-from matryoshka import Cascade, Corpus, Funnel, Nesting, Rotation
-from matryoshka.cascade import CascadeMonitor, Certificate
+from matryoshka import Cascade, Corpus, Funnel, Nesting, Rotation, audit
+from matryoshka.audit import AuditDisplay
+from matryoshka.cascade import CascadeDisplay, CascadeMonitor, Certificate, oracle_routing
+from matryoshka.retrieval import FunnelDisplay
 
 MODULES = ("", "audit", "cascade", "costs", "embeddings", "losses", "metrics", "nesting", "retrieval", "rotation",
            "torch", "faiss")  # fmt: skip
 OPTIONAL = {"torch": "torch", "faiss": "faiss"}
+DRAWN = {"plot"}
+"""Methods that need matplotlib."""
 FOUND_BY_THE_PACKAGE = {
     "Audit", "AuditRow", "CascadeClassifier", "CascadeEvaluation", "Certificate", "ClassTrends", "CorpusBytes",
     "FirstStage", "FunnelPoint", "HardNegativeGradients", "InfoNCEGradients", "MRLEGradients", "MRLGradients",
@@ -78,6 +83,9 @@ CERTIFICATE = Certificate(
 CASCADE = Cascade(DIMS, (0.6,), certificate=CERTIFICATE)
 MONITOR = CASCADE.monitor()
 FUNNEL = Funnel(DIMS, (3,))
+POINTS = Funnel.pareto(CORPUS, QUERIES, 2, dims=DIMS, cost="multiply_adds")
+CALIBRATED = Funnel.calibrate(CORPUS, QUERIES, 2, dims=DIMS, cost="multiply_adds").certificate
+CURVE, FRONTIER = CASCADE.curve(PROBABILITIES, LABELS), Cascade.frontier(PROBABILITIES, LABELS, nesting=DIMS)
 ROTATION = Rotation.fit(ROWS)
 
 
@@ -98,6 +106,7 @@ GOOD: dict[str, tuple[str, Any]] = {
     "after": ("int", 1),
     "answers": ("array", LABELS),
     "arrays": ("array", ROWS),
+    "ax": ("object", None),
     "batch_size": ("int", 2),
     "bias": ("array", BIAS),
     "bound": ("float", 0.1),
@@ -110,6 +119,7 @@ GOOD: dict[str, tuple[str, Any]] = {
     "corpus_labels": ("array", LABELS),
     "cost": ("str", "cumulative_dim"),
     "count": ("int", 3),
+    "curve": ("object", CURVE),
     "delta": ("float", 0.2),
     "dim": ("int", 4),
     "dims": ("ints", DIMS),
@@ -123,6 +133,7 @@ GOOD: dict[str, tuple[str, Any]] = {
     "from_logits": ("flag", True),
     "full_answers": ("array", LABELS[::-1]),
     "gains": ("array", frozen(np.array([[3.0, 0.0, 1.0], [0.0, 2.0, 0.5], [1.0, 1.0, 0.0]]))),
+    "frontier": ("object", FRONTIER),
     "funnel": ("object", FUNNEL),
     "gather": ("flag", True),
     "grid": ("set of floats", (0.5, 0.7)),
@@ -137,6 +148,7 @@ GOOD: dict[str, tuple[str, Any]] = {
     "k": ("int", 2),
     "keep": ("ints", (3,)),
     "keys": ("array", ROWS),
+    "kind": ("str", "energy"),
     "label_smoothing": ("float", 0.1),
     "labels": ("array", LABELS),
     "last": ("int", 2),
@@ -167,10 +179,12 @@ GOOD: dict[str, tuple[str, Any]] = {
     "normalize": ("flag", True),
     "num_classes": ("int", 3),
     "of": ("int", 8),
+    "oracle": ("object", oracle_routing(PROBABILITIES, LABELS, nesting=DIMS)),
     "orders": ("int", 99),
     "p_value": ("float", 0.5),
     "parameters": ("text", ""),
     "path": ("str", "shared"),
+    "points": ("object", POINTS),
     "predictions": ("arrays", frozen(np.array([[0, 1, 1, 0, 1, 2], [0, 1, 2, 0, 2, 2]]))),
     "progress": ("callable", None),
     "probabilities": ("arrays", PROBABILITIES),
@@ -206,11 +220,13 @@ GOOD: dict[str, tuple[str, Any]] = {
 """For each parameter its kind, which says what can be converted, and a good value."""
 
 OWN: dict[tuple[str, str], tuple[str, Any]] = {
+    ("AuditDisplay", "audit"): ("object", audit(AUDITED, k=2)),
     ("Cascade.calibrate", "temperature"): ("flag", True),
     ("MRLHead", "bias"): ("flag", True),
     ("head_parameters", "bias"): ("flag", True),
     ("Cascade.certify", "temperature"): ("flag", False),
     ("Cascade.from_json", "text"): ("json", CASCADE.to_json()),
+    ("CascadeDisplay", "certificate"): ("object", CERTIFICATE),
     ("CascadeMonitor", "cascade"): ("int", 7),
     ("CascadeMonitor.from_json", "text"): ("json", MONITOR.to_json()),
     ("Corpus", "code"): ("str", "float"),  # under "ip" these rows are not of one length
@@ -219,6 +235,7 @@ OWN: dict[tuple[str, str], tuple[str, Any]] = {
     ("Corpus.search", "first_stage"): ("callable", None),
     ("FaissCorpus.rerank", "dim"): ("int", None),
     ("FaissCorpus.search", "dim"): ("int", None),
+    ("FunnelDisplay", "certificate"): ("object", CALIBRATED),
     ("Funnel.from_json", "text"): ("json", FUNNEL.to_json()),
     ("Funnel.calibrate", "queries"): ("array", frozen(rng.normal(size=(12, 4)))),
     ("Funnel.calibrate", "cost"): ("str", "multiply_adds"),
@@ -455,11 +472,12 @@ def methods(kind: type) -> Iterator[tuple[str, Callable[..., Any]]]:
     own = [base for base in kind.__mro__ if base.__module__.startswith("matryoshka")]
     names = {name for base in own for name, value in vars(base).items() if not name.startswith("_") and callable(
         getattr(kind, name)) and not isinstance(value, property)}  # fmt: skip
-    for name in sorted(names - {"extra_repr", "reset_parameters"}):
+    drawn = set() if importlib.util.find_spec("matplotlib") else DRAWN
+    for name in sorted(names - {"extra_repr", "reset_parameters"} - drawn):
         yield f"{kind.__name__}.{name}", functools.partial(_on_an_example, kind, name)
 
 
-def _on_an_example(kind: type, name: str, *args: Any, **kwargs: Any) -> Any:
+def _on_an_example(kind: type, name: str, /, *args: Any, **kwargs: Any) -> Any:
     return getattr(example(kind.__name__), name)(*args, **kwargs)
 
 
@@ -479,7 +497,11 @@ def example(name: str) -> Any:
         return importlib.import_module("matryoshka.faiss").FaissCorpus(CORPUS, "Flat", dim=2)
     if name == "CascadeMonitor":
         return CascadeMonitor.from_json(MONITOR.to_json())  # one of its own, since it is fed
-    examples = {"Corpus": CORPUS, "Funnel": FUNNEL, "Cascade": CASCADE, "Nesting": Nesting(DIMS), "Rotation": ROTATION}
+    examples = {
+        "AuditDisplay": AuditDisplay(good("AuditDisplay", "audit")[1]), "Cascade": CASCADE,
+        "CascadeDisplay": CascadeDisplay(CURVE), "Corpus": CORPUS, "Funnel": FUNNEL,
+        "FunnelDisplay": FunnelDisplay(POINTS), "Nesting": Nesting(DIMS), "Rotation": ROTATION,
+    }  # fmt: skip
     if name not in examples:
         pytest.fail(f"`{name}` is public and new: give `example` one, or name it in FOUND_BY_THE_PACKAGE")
     return examples[name]

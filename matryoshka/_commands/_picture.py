@@ -14,17 +14,10 @@ Point: TypeAlias = tuple[float, float, Measured]
 """Where a plan stands in a panel: what it costs, what it reaches."""
 
 _COLOURS = (_pictures.BLUE, _pictures.RED, _pictures.GREEN, _pictures.VIOLET, _pictures.OCHRE)
-_MARKERS = {"full": "*", "prefix": "o", "adaptive": "s", "funnel": "v", "bits": "P", "calibrated": "D"}
+_WIDEST_ENTRY = 3.2
+"""Inches that a column of the legend takes."""
 _AROUND = (1, -1), (-1, 1), (1, 1), (-1, -1), (1, 0), (-1, 0), (0, -1), (0, 1)
 """Where the label of a point may stand: to its right and below it, ..."""
-_MEANINGS = {
-    "full": "the full width alone",
-    "prefix": "so many columns alone",
-    "adaptive": "a prefix, then the full width",
-    "funnel": "a prefix, then wider and wider ones",
-    "bits": "a prefix in bits, then the full width",
-    "calibrated": "a funnel certified for its recall",
-}
 
 
 def figure(settings: dict[str, Any], measured: Sequence[Measured]) -> Any:
@@ -34,7 +27,8 @@ def figure(settings: dict[str, Any], measured: Sequence[Measured]) -> Any:
     if measured[0].mean_average_precision is not None:
         heights.append((f"mAP@{k}", lambda m: m.mean_average_precision or 0.0))
     costs = _costs(settings["batches"], measured)
-    canvas = _pictures.new(4.6 * len(costs), 4.1 * len(heights) + 1.2, purpose="the figure of a benchmark")
+    width = 4.6 * len(costs)
+    canvas = _pictures.new(width, 4.1 * len(heights) + 1.2, purpose="the figure of a benchmark")
     grid = canvas.subplots(len(heights), len(costs), sharey="row", sharex="col", squeeze=False)
     colours = {name: _COLOURS[i % len(_COLOURS)] for i, name in enumerate(dict.fromkeys(m.engine for m in measured))}
     panels: list[tuple[Any, list[Point]]] = []
@@ -49,7 +43,8 @@ def figure(settings: dict[str, Any], measured: Sequence[Measured]) -> Any:
     for axes, points in panels:
         _draw(axes, points, colours)
     kinds = dict.fromkeys(m.plan.kind for m in measured)
-    canvas.legend(handles=_legend(colours, kinds), loc="outside lower center", ncols=4, fontsize=9, frameon=False)
+    place: dict[str, Any] = {"loc": "outside lower center", "ncols": min(4, int(width / _WIDEST_ENTRY))}
+    canvas.legend(handles=_legend(colours, kinds), **place, fontsize=9, frameon=False)
     canvas.suptitle(
         f"What prefixes save and lose: {settings['n']:,} rows of {settings['dim']:,} columns, up and left is better",
         fontweight="bold",
@@ -78,20 +73,13 @@ def _milliseconds(i: int) -> Cost:
 
 def _draw(axes: Any, points: Sequence[Point], colours: Mapping[str, str]) -> None:
     """Mark every plan, and join those of each engine that no other one beats."""
-    from matplotlib import ticker
-
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5), numticks=8))
-    axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda x, _: f"{x:,.0f}" if x >= 1000 else f"{x:g}"))
-    axes.xaxis.set_minor_locator(ticker.NullLocator())
-    axes.tick_params(axis="x", labelrotation=30)
+    _pictures.cost_axis(axes)
     _pictures.light_frame(axes)
     for engine, colour in colours.items():
         own = [point for point in points if point[2].engine == engine]
         for x, y, row in own:
-            axes.plot(x, y, _MARKERS[row.plan.kind], color=colour, ms=11 if row.plan.kind == "full" else 6, alpha=0.75)
-        front = pareto_front(own, lambda point: point[:2])
-        axes.step([x for x, _, _ in front], [y for _, y, _ in front], where="post", color=colour, lw=1.5)
+            _pictures.mark(axes, x, y, row.plan.kind, colour)
+        _pictures.front(axes, [point[:2] for point in pareto_front(own, lambda point: point[:2])], colour)
 
 
 def _label(axes: Any, points: Sequence[Point], colours: Mapping[str, str]) -> None:
@@ -116,5 +104,8 @@ def _legend(colours: Mapping[str, str], kinds: Iterable[str]) -> list[Any]:
 
     return [
         *(Line2D([], [], color=colour, label=f"{engine}: best plans") for engine, colour in colours.items()),
-        *(Line2D([], [], color="0.3", marker=_MARKERS[k], ls="", label=f"{k}: {_MEANINGS[k]}") for k in kinds),
+        *(
+            Line2D([], [], color="0.3", marker=_pictures.MARKERS[k], ls="", label=f"{k}: {_pictures.MEANINGS[k]}")
+            for k in kinds
+        ),
     ]

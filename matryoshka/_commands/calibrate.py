@@ -11,7 +11,7 @@ from matryoshka import _files, _pictures
 from matryoshka._commands import _rows
 from matryoshka._commands._options import new_file, require_plots, widths
 from matryoshka._commands._rows import Rows
-from matryoshka.cascade import Cascade, CascadeEvaluation, OracleRouting, oracle_routing
+from matryoshka.cascade import Cascade, CascadeDisplay, CascadeEvaluation, OracleRouting, oracle_routing
 
 BOUNDS = ("max_gap", "max_error", "max_disagreement")
 FOR_CERTIFY = (*BOUNDS, "delta", "path", "cost")
@@ -89,7 +89,7 @@ def run(options: argparse.Namespace) -> None:
             place = options.output if group is None else options.output / f"{group}.json"
             contents[place] = f"{cascade.to_json()}\n".encode()
         if options.figure is not None:
-            contents[options.figure] = _pictures.rendered(figure(curve, oracle), kind=_kind(options.figure))
+            contents[options.figure] = _pictures.rendered(figure(cascade, curve, oracle), kind=_kind(options.figure))
     if options.groups is not None and contents:
         _files.write_together(options.output, {path.name: data for path, data in contents.items()})
     else:
@@ -216,20 +216,8 @@ def report(cascade: Cascade, curve: list[CascadeEvaluation], oracle: OracleRouti
     return "\n".join(lines)
 
 
-def figure(curve: list[CascadeEvaluation], oracle: OracleRouting | None) -> Any:
-    """Draw accuracy, or agreement with the full width, against the expected dimension: of every cap, of each width."""
-    drawing = _pictures.new(6.4, 4.4, purpose="--figure")
-    axes = drawing.subplots()
-    whole = curve[-1]
-    alone = whole.prefix_accuracy or [1.0 - share for share in whole.prefix_disagreement]
-    reached = [1.0 - point.disagreement if point.accuracy is None else point.accuracy for point in curve]
-    axes.plot(whole.dims, [100 * share for share in alone], "s--", color="0.5", label="one width alone")
-    label = "cascade: a point for each widest prefix allowed"
-    axes.plot([point.expected_dim for point in curve], [100 * share for share in reached], "o-", label=label)
-    if oracle is not None:
-        axes.axhline(100 * oracle.accuracy, linestyle=":", color="0.3", label="perfect router")
-    _pictures.width_axis(axes, whole.dims)
-    axes.set_xlabel("expected dimension")
-    axes.set_ylabel("agreement with the full width [%]" if oracle is None else "accuracy [%]")
-    _pictures.legend_below(axes)
+def figure(cascade: Cascade, curve: list[CascadeEvaluation], oracle: OracleRouting | None) -> Any:
+    """Draw accuracy, or agreement with the full width, against the expected dimension, with what was promised."""
+    drawing = _pictures.new(6.4, 5.2, purpose="--figure")
+    CascadeDisplay(curve, oracle=oracle, certificate=cascade.certificate).plot(drawing.subplots())
     return drawing

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
-from matryoshka import _checks
+from matryoshka import _checks, _pictures
 
 
 class _Tested:
@@ -16,6 +16,7 @@ class _Tested:
     _kind: ClassVar[str]
     _maker: ClassVar[str]
     _subject: ClassVar[str]
+    delta: float
 
     @classmethod
     def from_record(cls, record: Any) -> Self | None:
@@ -55,8 +56,23 @@ class _Tested:
             )
             raise ValueError(msg)
 
+    def __str__(self) -> str:
+        promise, rows, outcome = self._parts()
+        return f"{promise} with probability >= {1 - self.delta:g} over {rows}: {outcome}"
+
     def __repr__(self) -> str:
         return f"<{type(self).__name__}: {self}>"
+
+    def _repr_html_(self) -> str:
+        """Return what is printed, for a notebook."""
+        promise, rows, outcome = self._parts()
+        probability = f">= {1 - self.delta:g}"
+        lines = ("promise", promise), ("with probability", probability), ("over", rows), ("outcome", outcome)
+        return _pictures.html_table(lines, header=False)
+
+    def _parts(self) -> tuple[str, str, str]:
+        """Return what is promised, over which rows, and how the test came out."""
+        raise NotImplementedError
 
     def _check_fields(
         self, *, shares: Iterable[str], counts: Iterable[str], options: Mapping[str, Collection[str]]
@@ -178,7 +194,7 @@ class Certificate(_Tested):
         if self.chosen is None:
             self._agree("thresholds", self.thresholds, (1.0,) * len(self.thresholds), "as nothing else passed")
 
-    def __str__(self) -> str:
+    def _parts(self) -> tuple[str, str, str]:
         targets = {
             "P(wrong, full width right)": self.max_gap,
             "P(wrong)": self.max_error,
@@ -194,7 +210,7 @@ class Certificate(_Tested):
             outcome = f"p = {self.p_values[self.chosen]:.3g}, {len(self.p_values)} policies tested"
         if self.joint_delta is not None:
             promise += f" in all groups at once with probability >= {1 - self.joint_delta:g}, in this one"
-        return f"{promise} with probability >= {1 - self.delta:g} over {rows}: {outcome}"
+        return promise, rows, outcome
 
     def _advice(self) -> str:
         """Say how many rows to bring, where their number alone rules a promise out."""
@@ -280,10 +296,9 @@ class RecallCertificate(_Tested):
             self._agree("keep", self.keep, (), "as nothing but the exact search passed")
             self._agree("code", self.code, "float", "as nothing but the exact search passed")
 
-    def __str__(self) -> str:
-        promise = f"expected recall@{self.k} >= {self.recall:g} with probability >= {1 - self.delta:g}"
+    def _parts(self) -> tuple[str, str, str]:
         queries = f"{self.n_queries} queries ({self.n_choice_queries} others chose the candidates)"
-        return f"{promise} over {queries}: {self._outcome()}"
+        return f"expected recall@{self.k} >= {self.recall:g}", queries, self._outcome()
 
     def _outcome(self) -> str:
         if self.chosen is not None:

@@ -11,13 +11,14 @@ from matryoshka import _checks
 from matryoshka._array import namespace
 from matryoshka._typing import Array
 from matryoshka.audit import _neighbours, _rotation, _rule
+from matryoshka.audit._figure import AuditDisplay
 from matryoshka.audit._report import Audit
 from matryoshka.audit._rows import AuditRow
 from matryoshka.audit._rule import FirstStage
 from matryoshka.audit._sample import Sample, draw
 from matryoshka.nesting import Nesting
 
-__all__ = ["Audit", "AuditRow", "FirstStage", "audit"]
+__all__ = ["Audit", "AuditDisplay", "AuditRow", "FirstStage", "audit"]
 
 _MOST_ORDERS = 100_000
 

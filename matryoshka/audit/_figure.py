@@ -3,29 +3,109 @@
 from __future__ import annotations
 
 import textwrap
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from matryoshka import _pictures
+from matryoshka import _checks, _pictures
 from matryoshka.audit._report import Audit
 from matryoshka.audit._rule import KEPT
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _PREFIX, _RANDOM, _OTHER = _pictures.BLUE, _pictures.GREY, _pictures.GREEN
 
 
+@dataclass(repr=False)
+class AuditDisplay(_pictures.Display):
+    """The picture of an audit: what prefixes keep beside random, last and rotated columns, width by width.
+
+    Parameters
+    ----------
+    audit : Audit
+        What `audit` found.
+
+    Attributes
+    ----------
+    ax_ : matplotlib.axes.Axes
+        The axes that `plot` drew on last.
+    figure_ : matplotlib.figure.Figure
+        The figure of these.
+
+    Raises
+    ------
+    TypeError
+        `audit` is no Audit.
+
+    See Also
+    --------
+    Audit.figure : Both panels, under the verdict.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from matryoshka import audit
+    >>> from matryoshka.audit import AuditDisplay
+    >>> rows = np.random.default_rng(0).normal(size=(500, 64)) * 0.95 ** np.arange(64)
+    >>> display = AuditDisplay(audit(rows)).plot()
+    >>> display.ax_.get_xlabel()
+    'columns compared, of 64'
+    """
+
+    audit: Audit
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.audit, Audit):
+            msg = f"`audit` must be an Audit, got {_checks.describe(self.audit)}; pass what `audit(rows)` returns."
+            raise TypeError(msg)
+
+    def plot(self, ax: Axes | None = None, *, kind: str = "kept") -> AuditDisplay:
+        """Draw one panel, without showing it.
+
+        Parameters
+        ----------
+        ax : matplotlib.axes.Axes, optional
+            Where to draw, by default on a new figure of pyplot. The legend stands below the axes if the figure has a
+            layout, such as ``layout="constrained"``, else inside.
+        kind : {"kept", "energy", "accuracy"}, default "kept"
+            The nearest neighbours that are kept, the squared length in the first columns, or, where labels were given,
+            accuracy.
+
+        Returns
+        -------
+        AuditDisplay
+            Itself, with `ax_` and `figure_`.
+
+        Raises
+        ------
+        TypeError
+            `ax` are no axes.
+        ValueError
+            There is no such panel, or none of accuracy for want of labels.
+        ImportError
+            matplotlib is not installed.
+        """
+        panels = {"kept": _kept, "energy": _energy, "accuracy": _accuracy}
+        kind = _checks.choice(kind, "kind", panels)
+        if kind == "accuracy" and self.audit.rows[0].nearest_neighbor_accuracy is None:
+            msg = "`kind` must be 'kept' or 'energy' for an audit without labels, got 'accuracy'; audit with labels."
+            raise ValueError(msg)
+        axes = self._on(ax, purpose="the picture of an audit")
+        panels[kind](axes, self.audit)
+        _pictures.width_axis(axes, _dims(self.audit))
+        _pictures.light_frame(axes)
+        axes.set_xlabel(f"columns compared, of {self.audit.dim:,}")
+        axes.set_ylim(0, 102)
+        return self
+
+
 def figure(audit: Audit) -> Any:
-    """Draw neighbours kept, and beside it accuracy where labels were given, energy where not."""
+    """Draw neighbours kept, and beside it accuracy where labels were given, energy where not, under the verdict."""
     canvas = _pictures.new(11, 5.5, purpose="the figure of an audit")
     left, right = canvas.subplots(1, 2, width_ratios=(3, 2))
-    _kept(left, audit)
-    if audit.rows[0].nearest_neighbor_accuracy is None:
-        _energy(right, audit)
-    else:
-        _accuracy(right, audit)
-    for axes in (left, right):
-        _pictures.width_axis(axes, _dims(audit))
-        _pictures.light_frame(axes)
-        axes.set_xlabel(f"columns compared, of {audit.dim:,}")
-        axes.set_ylim(0, 102)
+    display = AuditDisplay(audit)
+    display.plot(left)
+    display.plot(right, kind="energy" if audit.rows[0].nearest_neighbor_accuracy is None else "accuracy")
     canvas.suptitle(textwrap.fill(audit.verdict, 100), fontsize=12, fontweight="bold")
     return canvas
 
@@ -40,25 +120,25 @@ def _kept(axes: Any, audit: Audit) -> None:
     axes.fill_between(dims, _percent(audit, "random_low"), _percent(audit, "random_high"), color=_RANDOM, alpha=0.25)
     random = f"random columns (mean and range of {audit.orders} orders)"
     axes.plot(dims, _percent(audit, "random"), color=_RANDOM, label=random)
-    axes.plot(dims, _percent(audit, "last"), ":", color="black", lw=1.2, label="last columns")
+    axes.plot(dims, _percent(audit, "last"), ":", color=_pictures.ink(axes), lw=1.2, label="last columns")
     below = [100 * (row.kept - row.kept_low) for row in audit.rows]
     above = [100 * (row.kept_high - row.kept) for row in audit.rows]
     axes.errorbar(
         dims, kept, yerr=(below, above), fmt="-o", color=_PREFIX, capsize=3, lw=2, label="first columns (95 % interval)"
     )
-    axes.axhline(100 * KEPT, color="black", lw=0.8, alpha=0.6)
+    axes.axhline(100 * KEPT, color=_pictures.ink(axes), lw=0.8, alpha=0.6)
     axes.text(dims[-1], 100 * KEPT + 1, "half", va="bottom", ha="right", fontsize=9)
     if audit.smallest_dim is not None:
         axes.axvline(audit.smallest_dim, color=_PREFIX, lw=1, alpha=0.6)
         axes.text(audit.smallest_dim, 2, " truncates down to here", rotation=90, color=_PREFIX, ha="right", fontsize=9)
     handles, names = axes.get_legend_handles_labels()
-    _pictures.legend_below(axes, handles[::-1], names[::-1])
+    _pictures.legend(axes, handles[::-1], names[::-1])
 
 
 def _accuracy(axes: Any, audit: Audit) -> None:
     axes.plot(_dims(audit), _percent(audit, "nearest_neighbor_accuracy"), "-o", color=_PREFIX)
     axes.plot(_dims(audit), _percent(audit, "nearest_class_mean_accuracy"), "--s", color=_OTHER)
-    _pictures.legend_below(axes, ["nearest neighbour", "nearest class mean"])
+    _pictures.legend(axes, ["nearest neighbour", "nearest class mean"])
     axes.set_ylabel("accuracy of the first columns (%)")
     axes.set_title("against the labels", fontsize=10)
 
@@ -66,7 +146,7 @@ def _accuracy(axes: Any, audit: Audit) -> None:
 def _energy(axes: Any, audit: Audit) -> None:
     axes.plot(_dims(audit), _percent(audit, "energy"), "-o", color=_PREFIX)
     axes.plot(_dims(audit), [100 * dim / audit.dim for dim in _dims(audit)], color=_RANDOM)
-    _pictures.legend_below(axes, ["first columns", "no order: in proportion"])
+    _pictures.legend(axes, ["first columns", "no order: in proportion"])
     axes.set_ylabel("share of squared length (%)")
     axes.set_title("energy", fontsize=10)
 

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from matryoshka._pictures import table
+from matryoshka import _pictures
 from matryoshka.audit import _words
 from matryoshka.audit._rows import AuditRow
 from matryoshka.audit._rule import LOST, SHARE, FirstStage
@@ -152,7 +152,21 @@ class Audit:
         return figure(self)
 
     def __str__(self) -> str:
-        return "\n".join((self.verdict, "", *_table(self), "", *_advice(self), *self.notes, "", self.recommendation))
+        table = (_title(self), *_pictures.table(_cells(self)), "", *_LEGEND)
+        return "\n".join((self.verdict, "", *table, "", *_advice(self), *self.notes, "", self.recommendation))
+
+    def _repr_html_(self) -> str:
+        """Return what is printed, for a notebook."""
+        return "\n".join(
+            (
+                _pictures.html_lines([self.verdict]),
+                _pictures.html_lines([_title(self)]),
+                _pictures.html_table(_cells(self)),
+                _pictures.html_lines(_LEGEND),
+                _pictures.html_lines([*_advice(self), *self.notes]),
+                _pictures.html_lines([self.recommendation]),
+            )
+        )
 
 
 _DERIVED = ("truncates", "smallest_dim", "ladder", "verdict", "recommendation", "notes")
@@ -164,7 +178,14 @@ _LEGEND = (
 )
 
 
-def _table(audit: Audit) -> list[str]:
+def _title(audit: Audit) -> str:
+    return (
+        f"Share of the {audit.k} nearest neighbours kept: {audit.n_queries:,} queries among {audit.n_audited:,} rows, "
+        f"{audit.orders} random column orders"
+    )
+
+
+def _cells(audit: Audit) -> list[list[str]]:
     labelled = audit.rows[0].nearest_neighbor_accuracy is not None
     header = ["dim", "energy", "kept", "95 %", "random", "range", "last", "rotated", "gain", "worth", "p"]
     lines = [header + (["1-NN", "class mean"] if labelled else []) + [""]]
@@ -186,11 +207,7 @@ def _table(audit: Audit) -> list[str]:
         if row.nearest_neighbor_accuracy is not None and row.nearest_class_mean_accuracy is not None:
             cells += [f"{100 * row.nearest_neighbor_accuracy:.1f} %", f"{100 * row.nearest_class_mean_accuracy:.1f} %"]
         lines.append([*cells, "passes" if row.passes and not full else ""])
-    title = (
-        f"Share of the {audit.k} nearest neighbours kept: {audit.n_queries:,} queries among {audit.n_audited:,} rows, "
-        f"{audit.orders} random column orders"
-    )
-    return [title, *table(lines), "", *_LEGEND]
+    return lines
 
 
 def _advice(audit: Audit) -> list[str]:

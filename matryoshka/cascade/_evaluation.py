@@ -112,12 +112,21 @@ class CascadeEvaluation:
         return None if dim is None else float(dim / getattr(self, cost))
 
     def __str__(self) -> str:
-        known = "" if self.accuracy is not None else ", without labels: held against the answers of the full width"
-        rows = f"{self.n_rows:,} rows of {self.n_classes:,} classes{known}."
-        return "\n".join([rows, "", *self._table(), "", *self._rates(), "", *self._costs()])
+        table, rates, costs = _pictures.table(self._cells()), _aligned(self._rates()), _aligned(self._costs())
+        return "\n".join([self._title(), "", *table, "", *rates, "", *costs])
 
-    def _table(self) -> list[str]:
-        """Return a line for each width: where rows exit, and how good it is there and alone."""
+    def _repr_html_(self) -> str:
+        """Return what is printed, for a notebook."""
+        sums = [*self._rates(), *self._costs()]
+        tables = _pictures.html_table(self._cells()), _pictures.html_table(sums, header=False)
+        return "\n".join((_pictures.html_lines([self._title()]), *tables))
+
+    def _title(self) -> str:
+        known = "" if self.accuracy is not None else ", without labels: held against the answers of the full width"
+        return f"{self.n_rows:,} rows of {self.n_classes:,} classes{known}."
+
+    def _cells(self) -> list[list[str]]:
+        """Return a row for each width, after the header: where rows exit, and how good it is there and alone."""
         alone = "as the full width if alone" if self.prefix_accuracy is None else "right if alone"
         cells = [["width".rjust(8), "threshold", "rows exiting", "right among them", alone]]
         goods = self.prefix_accuracy or [1.0 - share for share in self.prefix_disagreement]
@@ -126,24 +135,22 @@ class CascadeEvaluation:
             exiting = f"{share:.1%}" if i == len(self.thresholds) or is_asked(self.thresholds[i]) else "passed over"
             among = "-" if there is None else _rate(there, round(share * self.n_rows))
             cells.append([str(dim), threshold, exiting, among, _rate(goods[i], self.n_rows)])
-        if self.prefix_accuracy is None:
-            cells = [[*row[:3], row[4]] for row in cells]
-        return _pictures.table(cells)
+        return [[*row[:3], row[4]] for row in cells] if self.prefix_accuracy is None else cells
 
-    def _rates(self) -> list[str]:
-        """Return a line for each share of rows, with its interval."""
+    def _rates(self) -> list[tuple[str, str, str]]:
+        """Return the name of each share of rows, the share with its interval, and what it is."""
         lines = []
         if self.accuracy is not None and self.gap is not None and self.prefix_accuracy is not None:
             lines = [
-                f"accuracy        {_rate(self.accuracy, self.n_rows)}",
-                f"{f'width {self.dims[-1]}':<14}  {_rate(self.prefix_accuracy[-1], self.n_rows)}",
-                f"gap             {_rate(self.gap, self.n_rows)}  wrong where the full width is right",
+                ("accuracy", _rate(self.accuracy, self.n_rows), ""),
+                (f"width {self.dims[-1]}", _rate(self.prefix_accuracy[-1], self.n_rows), ""),
+                ("gap", _rate(self.gap, self.n_rows), "wrong where the full width is right"),
             ]
         disagreement = _rate(self.disagreement, self.n_rows)
-        return [*lines, f"disagreement    {disagreement}  answered otherwise than by the full width"]
+        return [*lines, ("disagreement", disagreement, "answered otherwise than by the full width")]
 
-    def _costs(self) -> list[str]:
-        """Return what the cascade costs, beside the last width and the cheapest fixed one that is as good."""
+    def _costs(self) -> list[tuple[str, str, str]]:
+        """Return the same of what the cascade costs, and of the cheapest fixed width that is as good."""
         fixed, lines = self.fixed_dim, []
         for name, cost, work, head in (
             ("expected dim", "expected_dim", self.tied_multiply_adds, "a tied head"),
@@ -153,7 +160,7 @@ class CascadeEvaluation:
             found = f"{_held_against(self.dims[-1] / dim)} {self.dims[-1]}"
             if fixed is not None and fixed < self.dims[-1]:
                 found += f", {_held_against(fixed / dim)} a fixed {fixed}"
-            lines.append(f"{name:<14}  {dim:7.1f}  {found}; {work:,.0f} multiply-adds of {head}")
+            lines.append((name, f"{dim:7.1f}", f"{found}; {work:,.0f} multiply-adds of {head}"))
         good = "is right" if self.accuracy is not None else "agrees with the full width"
         which = (
             "no width"
@@ -162,7 +169,11 @@ class CascadeEvaluation:
             if fixed == self.dims[-1]
             else "the narrowest width that"
         )
-        return [*lines, f"fixed width     {fixed or 'none':>7}  {which}, alone, {good} as often"]
+        return [*lines, ("fixed width", f"{fixed or 'none':>7}", f"{which}, alone, {good} as often")]
+
+
+def _aligned(lines: Sequence[tuple[str, str, str]]) -> list[str]:
+    return [f"{name:<14}  {value}  {told}".rstrip() for name, value, told in lines]
 
 
 def _rate(share: float, n: int) -> str:

@@ -6,7 +6,8 @@ a plan can run on.
 
 from matryoshka._promises.certificates import RecallCertificate
 from matryoshka.retrieval._bytes import CorpusBytes
+from matryoshka.retrieval._figure import FunnelDisplay
 from matryoshka.retrieval.corpus import Corpus
 from matryoshka.retrieval.funnel import Funnel, FunnelPoint, Searchable
 
-__all__ = ["Corpus", "CorpusBytes", "Funnel", "FunnelPoint", "RecallCertificate", "Searchable"]
+__all__ = ["Corpus", "CorpusBytes", "Funnel", "FunnelDisplay", "FunnelPoint", "RecallCertificate", "Searchable"]
