@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Collection, Sequence
-from html import escape
 from typing import TYPE_CHECKING, Any
 
 from matryoshka import _checks
@@ -141,16 +140,22 @@ def html_table(rows: Sequence[Sequence[str]], *, header: bool = True) -> str:
     It has no colours of its own, so that it takes those of the page, dark or light.
     """
     names, body = (rows[0], rows[1:]) if header else ((), rows)
-    head = "".join(f"<th>{escape(name.strip())}</th>" for name in names)
+    head = "".join(f"<th>{_escaped(name)}</th>" for name in names)
     lines = [f"<thead><tr>{head}</tr></thead>"] if header else []
     left = "" if header else ' style="text-align: left"'
     lines.append("<tbody>")
     for first, *others in body:
-        cells = "".join(f"<td{left}>{escape(cell.strip())}</td>" for cell in others)
-        lines.append(f"<tr><th{left}>{escape(first.strip())}</th>{cells}</tr>")
+        cells = "".join(f"<td{left}>{_escaped(cell)}</td>" for cell in others)
+        lines.append(f"<tr><th{left}>{_escaped(first)}</th>{cells}</tr>")
     return "\n".join(("<table>", *lines, "</tbody>", "</table>"))
 
 
 def html_lines(lines: Sequence[str]) -> str:
     """Return lines of text as a paragraph for a notebook."""
-    return f"<p>{'<br>'.join(map(escape, lines))}</p>"
+    return f"<p>{'<br>'.join(map(_escaped, lines))}</p>"
+
+
+def _escaped(text: str) -> str:
+    from html import escape  # whose table of names would slow down every import
+
+    return escape(text.strip())
