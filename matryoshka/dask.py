@@ -51,8 +51,8 @@ class DaskCorpus(ShardedCorpus):
 
     Notes
     -----
-    Work goes to the scheduler that Dask has when the corpus is built and when it is searched: a ``distributed.Client``
-    if there is one, else threads of this process. Of a search, queries go to the workers, ids and sums from worker to
+    Work goes to the scheduler that Dask has when the corpus is built: a ``distributed.Client`` if there is one, else
+    threads of this process. A search asks that one, whatever else was started since. Of a search, queries go to the workers, ids and sums from worker to
     worker, 12 bytes for each candidate in float32 and 16 under "cosine", and what comes back are results: those of a
     `Corpus` of the same rows, to the last bit.
 
@@ -81,15 +81,12 @@ class DaskCorpus(ShardedCorpus):
         super().__init__(outlines, metric=metric)
         if metric == "cosine" and not all(outline.safe for outline in outlines):
             shards = dask.persist(*(shard.scaled() for shard in shards))
-        self._shards, self._scheduler = shards, dask.base.get_scheduler()
+        self._shards, self._scheduler = shards, dask.base.get_scheduler() or "threads"
 
     def _run(self, queries: np.ndarray, stages: Stages, given: Candidates | None) -> tuple[np.ndarray, np.ndarray]:
-        if dask.base.get_scheduler() != self._scheduler:
-            msg = (
-                "`rows` must be searched by the scheduler that holds them, got another one, or its client is closed; "
-                "build the corpus anew after distributed.Client(...)."
-            )
-            raise ValueError(msg)
+        if getattr(getattr(self._scheduler, "__self__", None), "status", "") == "closed":
+            msg = "`rows` must lie with a client that is open, got a closed one; build the corpus anew with another."
+            raise ConnectionError(msg)
         asked = dask.delayed(queries, pure=False)
         found: Any = None if given is None else dask.delayed(given, pure=False, traverse=False)
         done = 0
@@ -100,7 +97,7 @@ class DaskCorpus(ShardedCorpus):
             else:
                 lists = [shard.rerank(asked, found, (done, dim), keep, start, pure=False) for shard, start in shards]
             found, done = _merged(lists, keep), dim
-        result: tuple[np.ndarray, np.ndarray] = found.ranked(stages.lists[-1]).compute()
+        result: tuple[np.ndarray, np.ndarray] = found.ranked(stages.lists[-1]).compute(scheduler=self._scheduler)
         return result
 
 

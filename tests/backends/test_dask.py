@@ -247,10 +247,21 @@ def test_rows_never_travel(two_processes: Any, rows: np.ndarray, queries: np.nda
     assert_same(corpus.search(queries, 9), Corpus(np.tile(rows, (50, 1))).search(queries, 9))
 
 
-def test_the_client_must_be_the_one_that_holds_the_rows(two_processes: Any, rows: np.ndarray) -> None:
-    corpus = DaskCorpus(cut(rows, CUTS[1]))
-    with dask.config.set(scheduler="threads"), pytest.raises(ValueError, match="`rows` must be searched by the"):
-        corpus.search(rows[:1], 1)
+def test_the_scheduler_that_holds_the_rows_is_asked(
+    two_processes: Any, rows: np.ndarray, queries: np.ndarray, tmp_path: Path
+) -> None:
+    expected = Corpus(rows).search(queries, 9)
+    with dask.config.set(scheduler="threads"):
+        on_threads = DaskCorpus(saved(rows, tmp_path))
+    with distributed.Client(two_processes.cluster, set_as_default=False) as client:
+        with client.as_current():
+            corpus = DaskCorpus(tmp_path)
+        with dask.config.set(scheduler="threads"):
+            assert_same(corpus.search(queries, 9), expected)
+        assert_same(corpus.search(queries, 9), expected)
+        assert_same(on_threads.search(queries, 9), expected)
+    with pytest.raises(ConnectionError, match="`rows` must lie with a client that is open, got a closed one; build"):
+        corpus.search(queries, 9)
 
 
 @pytest.mark.parametrize(
