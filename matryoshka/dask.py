@@ -52,9 +52,9 @@ class DaskCorpus(ShardedCorpus):
     Notes
     -----
     Work goes to the scheduler that Dask has when the corpus is built: a ``distributed.Client`` if there is one, else
-    threads of this process. A search asks that one, whatever else was started since. Of a search, queries go to the workers, ids and sums from worker to
-    worker, 12 bytes for each candidate in float32 and 16 under "cosine", and what comes back are results: those of a
-    `Corpus` of the same rows, to the last bit.
+    threads of this process. A search asks that one, whatever else was started since. Of a search, queries go to the
+    workers, ids and sums from worker to worker, 12 bytes for each candidate in float32 and 16 under "cosine", and what
+    comes back are results: those of a `Corpus` of the same rows, to the last bit.
 
     A worker that is lost takes its chunks with it: Dask computes them anew on the others, and the search goes on.
 
@@ -115,8 +115,9 @@ def _merge(lists: Sequence[Candidates], keep: int) -> Candidates:
 
 def _shard(chunk: np.ndarray | str, metric: str, search_dims: tuple[int, ...]) -> Shard:
     """Make a shard, on the worker that is to hold it."""
-    rows = _files.load_array(chunk, mmap=True) if isinstance(chunk, str) else chunk
-    return Shard(rows, metric=metric, search_dims=search_dims)
+    if isinstance(chunk, str):
+        return Shard(_files.load_array(chunk, "rows", mmap=True), metric=metric, search_dims=search_dims, name=chunk)
+    return Shard(chunk, metric=metric, search_dims=search_dims)
 
 
 def _chunks_of_array(rows: Any) -> list[Any]:

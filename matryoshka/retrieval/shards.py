@@ -153,6 +153,8 @@ class Shard:
         The similarity.
     search_dims : sequence of int, default ()
         Widths whose blocks of prefixes are built now.
+    name : str, default "rows"
+        What errors call the rows, such as the path of their file.
 
     Raises
     ------
@@ -164,15 +166,17 @@ class Shard:
     It can be pickled as a `Corpus` can. `ShardedCorpus` has checked and prepared what it is asked.
     """
 
-    def __init__(self, rows: np.ndarray, *, metric: str = "cosine", search_dims: Sequence[int] = ()) -> None:
+    def __init__(
+        self, rows: np.ndarray, *, metric: str = "cosine", search_dims: Sequence[int] = (), name: str = "rows"
+    ) -> None:
         if not isinstance(rows, np.ndarray):
-            msg = f"`rows` must be NumPy arrays in all parts, got {type(rows).__name__}; convert them."
+            msg = f"`{name}` must be NumPy arrays in all parts, got {type(rows).__name__}; convert them."
             raise TypeError(msg)
-        _checks.floating(rows, "rows", np)
-        _storable(rows.dtype, "rows")
-        _checks.ndim(rows, "rows", 2, "(n, dim)")
-        _checks.not_empty(rows, "rows")
-        _checks.not_empty(rows, "rows", axis=1)
+        _checks.floating(rows, name, np)
+        _storable(rows.dtype, name)
+        _checks.ndim(rows, name, 2, "(n, dim)")
+        _checks.not_empty(rows, name)
+        _checks.not_empty(rows, name, axis=1)
         self._metric, self._search_dims = metric, _search_dims(search_dims, rows.shape[1])
         self._rows = HostRows(rows)
         seen = _prefix.look(self._rows, self._search_dims, metric)
@@ -211,8 +215,14 @@ class Shard:
         -------
         Candidates
             By their numbers within the whole corpus.
+
+        Raises
+        ------
+        ValueError
+            Rows are mapped from a file that became shorter: to read on would end the process.
         """
         corpus = self._corpus
+        self._rows.check()
         count, prefix, found = min(keep, len(corpus)), corpus._prefix(dim), []
         for part in corpus._parts(len(queries), count):
             near = Candidates(corpus._first_stage(prefix, queries[part], count))
@@ -239,7 +249,13 @@ class Shard:
         -------
         Candidates
             The best of them, by their numbers within the whole corpus.
+
+        Raises
+        ------
+        ValueError
+            As for `search`.
         """
+        self._rows.check()
         own = found.within(start, start + len(self._corpus))
         return _numbered(self._compared(queries, own, columns).best(keep), start)
 

@@ -298,8 +298,10 @@ def test_rows_that_are_not_finite_are_counted_over_all_chunks(rows: np.ndarray) 
             "one width and one dtype in all parts, got 23 columns",
         ),
         (np.ones((5, 24)), ValueError, "one width and one dtype in all parts, got 24 columns of float32 and 24"),
-        (np.ones((5, 24), int), TypeError, "`rows` must hold floating-point numbers, got dtype int64"),
-        (np.ones(24), ValueError, r"`rows` must have shape \(n, dim\), got \(24,\)"),
+        (np.ones((5, 24), int), TypeError, "part-4.npy` must hold floating-point numbers, got dtype int64"),
+        (np.ones((5, 24), ">f4"), TypeError, "part-4.npy` must hold float16, float32 or float64 in the byte order"),
+        (np.ones(24), ValueError, r"part-4.npy` must have shape \(n, dim\), got \(24,\)"),
+        (np.ones((0, 24)), ValueError, r"part-4.npy` must have at least one row, got shape \(0, 24\)"),
     ],
 )
 def test_files_must_fit_each_other(
@@ -345,6 +347,14 @@ def test_bad_searches_are_refused(
         corpus.search(**{"queries": queries, "k": 5, "funnel": PLANS[2]} | arguments)
     with pytest.raises(ValueError, match=r"`ids` must lie within \[-1, 300\), got 0 to 300"):
         corpus.rerank(queries, np.array([[0, 300]] * 7), 1, dim=6)
+
+
+def test_a_file_that_became_shorter_ends_no_worker(rows: np.ndarray, queries: np.ndarray, tmp_path: Path) -> None:
+    corpus = DaskCorpus(saved(np.tile(rows, (100, 1)), tmp_path))
+    os.truncate(tmp_path / "part-3.npy", 5000)
+    for ask in (lambda: corpus.search(queries, 9), lambda: corpus.rerank(queries, np.full((7, 1), 29_999), 1, dim=24)):
+        with pytest.raises(ValueError, match="`embeddings` must keep the file it is mapped from, .* got 5000; restore"):
+            ask()
 
 
 def test_without_dask_the_command_to_install_it_is_named() -> None:
