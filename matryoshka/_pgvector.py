@@ -48,7 +48,8 @@ METRICS = {
 of use there."""
 
 ALL = "SELECT {id} AS id, {embedding} AS embedding, {prefix} AS prefix FROM {table} AS t WHERE {embedding} IS NOT NULL"
-NEAR = "SELECT {id} AS id, {embedding} AS embedding FROM {table} AS t ORDER BY {prefix} {by} q.{p} LIMIT %(near)s"
+NEAR = """SELECT {id} AS id, {embedding} AS embedding FROM {table} AS t WHERE {embedding} IS NOT NULL
+    ORDER BY {prefix} {by} q.{p} LIMIT %(near)s"""
 GIVEN = """SELECT t.{id} AS id, t.{embedding} AS embedding
     FROM unnest((%(ids)b::bigint[])[((q.n - 1) * %(m)s + 1)::int : (q.n * %(m)s)::int]) AS c (id)
     JOIN {table} AS t ON t.{id} = c.id WHERE t.{embedding} IS NOT NULL"""
@@ -67,13 +68,19 @@ ADD = "ALTER TABLE {table} ADD COLUMN embedding_{dim} vector({dim}) GENERATED AL
 INDEX = "CREATE INDEX ON {table} USING hnsw (({prefix}) vector_{metric}_ops)"
 COPY = "COPY {table} ({id}, {embedding}) FROM STDIN (FORMAT binary)"
 
-TUNED = """SELECT current_setting('enable_seqscan'), current_setting('hnsw.iterative_scan', true),
-    current_setting('hnsw.ef_search', true), set_config('enable_seqscan', 'off', true),
-    set_config('hnsw.iterative_scan', 'relaxed_order', true),
-    set_config('hnsw.ef_search', greatest(current_setting('hnsw.ef_search', true)::int, %s)::text, true)"""
-RESTORED = """SELECT set_config('enable_seqscan', %s, true), set_config('hnsw.iterative_scan', %s, true),
-    set_config('hnsw.ef_search', %s, true)"""
-"""Settings for a search, and what they were: the transaction may be one that the caller goes on with."""
+_SCAN = {
+    "enable_seqscan": "'off'",
+    "hnsw.iterative_scan": "'relaxed_order'",
+    "hnsw.max_scan_tuples": "'2147483647'",
+    "hnsw.scan_mem_multiplier": "'1000'",
+    "hnsw.ef_search": "greatest(current_setting('hnsw.ef_search', true)::int, %s)::text",
+}
+TUNED = "SELECT {}, {}".format(
+    ", ".join(f"current_setting('{name}', true)" for name in _SCAN),
+    ", ".join(f"set_config('{name}', {value}, true)" for name, value in _SCAN.items()),
+)
+RESTORED = "SELECT " + ", ".join(f"set_config('{name}', %s, true)" for name in _SCAN)
+"""Settings by which a scan gives the whole list, and what they were: the caller may go on with the transaction."""
 
 
 class _Binary(bytes):
@@ -170,7 +177,8 @@ def _address(parts: dict[str, Any]) -> str:
 @contextmanager
 def transaction(connection: Any, address: str) -> Iterator[Any]:
     """Give a cursor within a transaction, or within a savepoint of the one that is open."""
-    with _explained(address), connection.transaction(), connection.cursor(binary=True) as cursor:
+    options = {"binary": True, "row_factory": psycopg.rows.tuple_row}
+    with _explained(address), connection.transaction(), connection.cursor(**options) as cursor:
         cursor.adapters.register_dumper(_Binary, _AsItIs)
         yield cursor
 
@@ -236,7 +244,7 @@ def found(connection: Any, address: str, statement: str, values: dict[str, Any])
     """Return the rows that a search finds; one that asks an index, for so many `near` rows, has settings of its own."""
     near = values.get("near")
     with transaction(connection, address) as cursor:
-        before = cursor.execute(TUNED, [min(near, _MOST_EF_SEARCH)]).fetchone()[:3] if near else None
+        before = cursor.execute(TUNED, [min(near, _MOST_EF_SEARCH)]).fetchone()[: len(_SCAN)] if near else None
         cursor.execute(statement, values, prepare=True)
         rows = np.array(cursor.fetchall(), FOUND)
         if near:

@@ -59,8 +59,9 @@ class PgvectorCorpus:
     for its `search_dims`, and one of yours is known by its definition (docs/postgres.md shows it).
 
     An index is asked for as many candidates as the list is long: ``hnsw.ef_search`` is raised to that for this one
-    statement, up to 1,000, beyond which the scan goes on in steps. What is exact uses no index, not even one of the
-    full width. A table may change: `len` is that at construction, and `rerank` passes over ids that are not there.
+    statement, up to 1,000, beyond which the scan goes on in steps, over as many rows as it takes. What is exact uses no
+    index, not even one of the full width. A table may change: `len` is that at construction, and `rerank` passes over
+    ids that are not there.
 
     Examples
     --------

@@ -118,6 +118,20 @@ def test_an_index_is_asked_for_the_whole_list_and_settings_stay(
     assert settings == ["70", "off", "on"]
 
 
+def test_lists_of_more_rows_than_a_scan_visits_by_default(
+    database: Any, rng: np.random.Generator, queries: np.ndarray
+) -> None:
+    rows = rng.normal(size=(3000, 24)).astype(np.float32)
+    corpus = PgvectorCorpus.create(database, "items", rows, search_dims=(6,), index=True)
+    database.execute("SET hnsw.max_scan_tuples = 1500")  # 20,000 by default, for tables of more rows than this
+    assert (corpus.search(queries, 2900, funnel=Funnel((6,)))[1] >= 0).all()
+    with database.transaction():
+        corpus.search(queries, 2900, funnel=Funnel((6,)))
+        assert database.execute("SHOW hnsw.max_scan_tuples").fetchone() == ("1500",)
+    database.execute("SET work_mem = '64kB'")
+    assert (corpus.search(queries, 2900, funnel=Funnel((6,)))[1] >= 0).all()
+
+
 def test_a_longer_look_into_an_index_stays(database: Any, rng: np.random.Generator, queries: np.ndarray) -> None:
     rows = rng.normal(size=(1500, 24)).astype(np.float32)
     exact = PgvectorCorpus.create(database, "items", rows, search_dims=(6,)).search(queries, 5, dim=6)[1]
@@ -186,6 +200,22 @@ def test_a_table_of_ones_own(database: Any, rows: np.ndarray, queries: np.ndarra
     assert metrics.overlap_at_k(found, corpus.search(queries, 9, funnel=PLAN)[1], 9) > 0.95
     with pytest.raises(ValueError, match="`search_dims` must have HNSW indexes for 'l2'"):
         PgvectorCorpus(database, "q", metric="l2", search_dims=(6,), id=key, embedding=vector)
+
+
+def test_rows_without_an_embedding_are_passed_over_where_no_index_is_scanned(database: Any) -> None:
+    database.execute("CREATE TABLE items (id int PRIMARY KEY, embedding vector(2))")
+    database.execute("INSERT INTO items VALUES (1, '[1,0]'), (2, NULL), (3, '[0,1]')")
+    database.execute("CREATE INDEX ON items USING hnsw (embedding vector_cosine_ops)")
+    corpus = PgvectorCorpus(database, "items", search_dims=(2,))
+    database.execute("SET enable_indexscan = off")
+    assert corpus.search(np.array([[1.0, 0.0]]), 3, funnel=Funnel((2,)))[1].tolist() == [[1, 3, -1]]
+
+
+def test_a_connection_may_give_rows_in_another_form(server: str, database: Any, rows: np.ndarray) -> None:
+    for form in (psycopg.rows.dict_row, psycopg.rows.namedtuple_row):
+        with psycopg.connect(server, row_factory=form, options="-csearch_path=test,public") as connection:
+            corpus = PgvectorCorpus.create(connection, "items", rows, search_dims=(6,), index=True)
+            assert corpus.search(rows[:2], 1, funnel=Funnel((6, 24), (9,)))[1].tolist() == [[0], [1]]
 
 
 def test_only_a_column_that_is_the_prefix_is_taken_for_it(database: Any, rows: np.ndarray, queries: np.ndarray) -> None:
