@@ -188,8 +188,10 @@ def instances(values: object, name: str, of: type[Kind], example: str) -> tuple[
     return entries
 
 
-def dims(values: object, name: str = "dims", *, code: str = "float") -> tuple[int, ...]:
-    """Return widths as a tuple of ints: at least one, positive, strictly increasing.
+def dims(
+    values: object, name: str = "dims", *, code: str = "float", most: int | None = None, of: str = "embeddings"
+) -> tuple[int, ...]:
+    """Return widths as a tuple of ints: at least one, positive, strictly increasing, none above `most`.
 
     After a first stage that is searched in a code the second width may be the first once more, in numbers.
     """
@@ -203,6 +205,8 @@ def dims(values: object, name: str = "dims", *, code: str = "float") -> tuple[in
         remedy = "drop what is below 1" if min(widths) < 1 else "sort it and drop duplicates"
         msg = f"`{name}` must be positive and strictly increasing, got {widths}; {remedy}."
         raise ValueError(msg)
+    if most is not None:
+        dims_within(widths, most, name, of=of)
     return widths
 
 

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from matryoshka import _checks
-from matryoshka._array import to_numpy
 from matryoshka._optional import require
 from matryoshka._typing import Array
+from matryoshka.retrieval import engine
 
 psycopg = require("psycopg", extra="postgres", purpose="`matryoshka.postgres`")
 
@@ -57,8 +57,7 @@ GIVEN = """SELECT t.{id} AS id, t.{embedding} AS embedding
 
 STAGE = "SELECT s.id, s.embedding, {score} AS score FROM ({rows}) AS s ORDER BY score DESC, id LIMIT %(keep{i})s"
 BATCH = """WITH q AS MATERIALIZED (SELECT n, {prefixes} FROM unnest(%(queries)b::vector[]) WITH ORDINALITY AS u (v, n))
-    SELECT q.n, r.id, r.score FROM q CROSS JOIN LATERAL ({stages}) AS r ORDER BY q.n, r.score DESC, r.id"""
-FOUND = [("query", "i8"), ("id", "i8"), ("score", "f4")]
+    SELECT q.n - 1, r.id, r.score FROM q CROSS JOIN LATERAL ({stages}) AS r ORDER BY q.n, r.score DESC, r.id"""
 
 COUNT = "SELECT min({id}), max({id}), count(*), count({embedding}) FROM {table}"
 CHECKSUM = """SELECT sha256(string_agg(vector_send({embedding}), '' ORDER BY {id})) FROM {table}
@@ -119,10 +118,7 @@ def vectors(rows: np.ndarray) -> np.ndarray:
 
 def records(embeddings: Array, start: int, stop: int) -> np.ndarray:
     """Return rows of a new table in binary form: the number of fields, an id and a vector."""
-    with np.errstate(over="ignore"):
-        rows = to_numpy(embeddings[start:stop, :]).astype(np.float32)
-    bad = np.flatnonzero(~np.isfinite(rows).all(axis=1)) + start
-    _checks.no_bad_rows(bad.tolist(), embeddings.shape[0], "embeddings")
+    rows = engine.rows_in_float32(embeddings, slice(start, stop))
     ids, values = elements(">i8", np.arange(start, stop)), vectors(rows)
     found = np.empty(len(rows), [("n_fields", ">i2"), ("id", ids.dtype), ("vector", values.dtype)])
     found["n_fields"], found["id"], found["vector"] = 2, ids, values
@@ -246,7 +242,7 @@ def found(connection: Any, address: str, statement: str, values: dict[str, Any])
     with transaction(connection, address) as cursor:
         before = cursor.execute(TUNED, [min(near, _MOST_EF_SEARCH)]).fetchone()[: len(_SCAN)] if near else None
         cursor.execute(statement, values, prepare=True)
-        rows = np.array(cursor.fetchall(), FOUND)
+        rows = np.array(cursor.fetchall(), engine.FOUND)
         if near:
             cursor.execute(RESTORED, before)
     return rows

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from matryoshka import _checks, _pgvector
-from matryoshka._array import from_numpy, namespace
 from matryoshka._typing import Array
 from matryoshka.retrieval import Funnel, engine
 
@@ -96,7 +95,9 @@ class PgvectorCorpus:
         with _pgvector.connected(connection) as (self._connection, self._address), self._transaction() as cursor:
             found = _pgvector.columns(cursor, self._name, self._address, id=id, embedding=embedding)
             self._names, self._type, self._dim, self._prefixes = found
-            self._search_dims = None if search_dims is None else _widths(search_dims, self._dim)
+            self._search_dims = (
+                None if search_dims is None else _checks.dims(search_dims, "search_dims", most=self._dim)
+            )
             indexed = {dim: self._indexed(cursor, dim) for dim in self._search_dims or ()}
             least, _, _, count = cursor.execute(_pgvector.COUNT.format(**self._names), []).fetchone()
             self._n = int(count)
@@ -159,11 +160,9 @@ class PgvectorCorpus:
         a transaction of yours nothing stays unless you commit it.
         """
         metric, index = _checks.choice(metric, "metric", _pgvector.METRICS), _checks.flag(index, "index")
-        _checks.floating(embeddings, "embeddings", namespace(("embeddings", embeddings)))
-        _checks.ndim(embeddings, "embeddings", 2, "(n, dim)")
-        dim = _checks.integer(embeddings.shape[1], "embeddings.shape[1]", minimum=1, maximum=_WIDEST)
+        dim = engine.width(embeddings, _WIDEST)
         dims = tuple(_checks.sequence(search_dims, "search_dims", "integers", "for instance (16,)"))
-        dims = _widths(dims, dim) if dims or index else ()
+        dims = _checks.dims(dims, "search_dims", most=dim) if dims or index else ()
         if index:
             _checks.integer(dims[-1], f"search_dims[{len(dims) - 1}]", minimum=1, maximum=_WIDEST_INDEX)
         with _pgvector.connected(connection) as (connection, address):
@@ -301,17 +300,13 @@ class PgvectorCorpus:
         self, queries: Array, asked: np.ndarray, rows: str, stages: engine.Stages, **values: Any
     ) -> tuple[Array, Array]:
         """Run stages on the candidates that `rows` gives; return the best in the library of the queries."""
-        best, xp = np.full((len(asked), stages.lists[-1]), -1), namespace(("queries", queries))
-        scores = np.full(best.shape, -np.inf, np.float32)
         values |= {f"keep{i}": count for i, count in enumerate(stages.lists)}
         values["queries"] = _pgvector.array(self._type, _pgvector.vectors(asked))
+        found = np.empty(0, engine.FOUND)
         if asked.size and values.get("m") != 0:
             statement = self._statement(rows, stages.dims, values.get("start"))
             found = _pgvector.found(self._connection, self._address, statement, values)
-            query = found["query"] - 1
-            place = np.arange(len(found)) - np.searchsorted(query, query)
-            scores[query, place], best[query, place] = found["score"], found["id"]
-        return from_numpy(scores, like=queries, xp=xp), from_numpy(best, like=queries, xp=xp)
+        return engine.results(found, queries, stages.lists[-1])
 
     def _statement(self, rows: str, dims: tuple[int, ...], start: int | None) -> str:
         operator, score = _pgvector.METRICS[self._metric]
@@ -323,9 +318,3 @@ class PgvectorCorpus:
             rows = _pgvector.STAGE.format(score=score.format(column, f"q.p{dim}"), rows=rows, i=i)
         prefixes = ", ".join(f"{self._cut(dim, 'v', typed=True)} AS p{dim}" for dim in sorted({start, *dims}))
         return _pgvector.BATCH.format(prefixes=prefixes, stages=rows)
-
-
-def _widths(values: Iterable[int], most: int) -> tuple[int, ...]:
-    dims = _checks.dims(values, "search_dims")
-    _checks.dims_within(dims, most, "search_dims")
-    return dims

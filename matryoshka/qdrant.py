@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from matryoshka import _checks, _qdrant
-from matryoshka._array import from_numpy, namespace, to_numpy
 from matryoshka._optional import require
 from matryoshka._typing import Array
 from matryoshka.embeddings import truncate
@@ -184,12 +183,12 @@ class QdrantCorpus:
         read twice. A bar shows how far it is where standard error is a terminal.
         """
         _checks.choice(metric, "metric", _DISTANCES)
-        _checks.floating(embeddings, "embeddings", namespace(("embeddings", embeddings)))
-        _checks.ndim(embeddings, "embeddings", 2, "(n, dim)")
-        dim = _checks.integer(embeddings.shape[1], "embeddings.shape[1]", minimum=1, maximum=_WIDEST)
+        dim = engine.width(embeddings, _WIDEST)
         index, bits = _checks.flag(index, "index"), _checks.flag(bits, "bits")
-        starts = None if search_dims is None else _widths(search_dims, "search_dims", dim)
-        widths = Nesting.halving(dim, smallest=min(8, dim)).dims if dims is None else _widths(dims, "dims", dim)
+        starts = None if search_dims is None else _checks.dims(search_dims, "search_dims", most=dim)
+        widths = (
+            Nesting.halving(dim, smallest=min(8, dim)).dims if dims is None else _checks.dims(dims, "dims", most=dim)
+        )
         widths = tuple(sorted({*widths, *(starts or ()), dim}))
         starts = widths[:-1] if starts is None else starts
         layout = _Layout(metric, widths, starts, index and bool(starts), bits and bool(starts))
@@ -321,7 +320,7 @@ class QdrantCorpus:
         """Compare the rows that are there, then upload those that are not."""
         n, size = embeddings.shape[0], max(1, _BATCH_NUMBERS // sum(self.dims))
         blocks = [slice(start, min(start + size, n)) for start in range(0, n, size)]
-        every = (row for block in blocks for row in _rows(embeddings, block))
+        every = (row for block in blocks for row in engine.rows_in_float32(embeddings, block))
         checksums, new = np.fromiter((zlib.crc32(row.tobytes()) for row in every), np.int64, n), np.ones(n, bool)
         for i, checksum in self._engine.checksums():
             if not isinstance(i, int) or i >= n or checksum != checksums[i]:
@@ -334,7 +333,7 @@ class QdrantCorpus:
             for block in blocks:
                 ids = np.flatnonzero(new[block]) + block.start
                 if len(ids):
-                    vectors = self._prefixes(_rows(embeddings, block)[new[block]], self.dims)
+                    vectors = self._prefixes(engine.rows_in_float32(embeddings, block)[new[block]], self.dims)
                     self._engine.upsert(ids.tolist(), vectors, checksums[ids].tolist())
                 bar.update(block.stop - block.start)
         self._engine.finish()
@@ -350,8 +349,7 @@ class QdrantCorpus:
         self, queries: Array, asked: np.ndarray, stages: engine.Stages, first: _qdrant.Json, ids: Array | None = None
     ) -> tuple[Array, Array]:
         """Run stages for a batch of queries; return the best in the library of the queries."""
-        best, xp = np.full((len(asked), stages.lists[-1]), -1), namespace(("queries", queries))
-        scores, size = np.full(best.shape, -np.inf, np.float32), max(1, _BATCH_NUMBERS // sum(stages.dims))
+        answers, size = [], max(1, _BATCH_NUMBERS // sum(stages.dims))
         for start in range(0, len(asked), size):
             vectors = enumerate(self._prefixes(asked[start : start + size], stages.dims), start)
             requests = [_request(row, stages, first, None if ids is None else ids[i].tolist()) for i, row in vectors]
@@ -362,9 +360,8 @@ class QdrantCorpus:
                         msg = f"{rule}, got from {self._engine.address} {row!r}; number the points below 2 ** 63."
                         raise ValueError(msg)
                 ranked = sorted((score**2 if self.metric == "l2" else -score, row) for row, score in found)
-                scores[i, : len(ranked)] = [-cost for cost, _ in ranked]
-                best[i, : len(ranked)] = [row for _, row in ranked]
-        return from_numpy(scores, like=queries, xp=xp), from_numpy(best, like=queries, xp=xp)
+                answers += [(i, row, -cost) for cost, row in ranked]
+        return engine.results(np.array(answers, engine.FOUND), queries, stages.lists[-1])
 
 
 def _request(
@@ -383,18 +380,3 @@ def _request(
             "filter": None if among is None else {"must": [{"has_id": among}]},
         }
     return request
-
-
-def _widths(values: Iterable[int], name: str, most: int) -> tuple[int, ...]:
-    found = _checks.dims(values, name)
-    _checks.dims_within(found, most, name)
-    return found
-
-
-def _rows(embeddings: Array, block: slice) -> np.ndarray:
-    """Return a block of rows in float32, which are finite there."""
-    with np.errstate(over="ignore"):
-        rows: np.ndarray = to_numpy(embeddings[block, :]).astype("<f4")
-    bad = np.flatnonzero(~np.isfinite(rows).all(axis=1)) + block.start
-    _checks.no_bad_rows(bad.tolist(), embeddings.shape[0], "embeddings")
-    return rows

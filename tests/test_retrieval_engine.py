@@ -1,9 +1,10 @@
-"""matryoshka.retrieval.engine: what engines with some widths or codes only ask of a search, beside `Corpus`'s tests."""
+"""matryoshka.retrieval.engine: what engines with some widths or codes are asked and answer, beside `Corpus`'s tests."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from matryoshka import Funnel
@@ -46,3 +47,21 @@ def test_other_widths_are_refused(dim: Any, funnel: Any, given: bool, message: s
 def test_by_default_any_width_serves() -> None:
     assert engine.stages(24, 2, 5, dim=None, funnel=Funnel((7, 9), (60,), code="bits")).dims == (7, 9)
     assert engine.stages(24, 2, 5, dim=7, funnel=None).dims == (7,)
+
+
+def test_what_was_found_is_laid_out_by_query() -> None:
+    found = np.array([(0, 7, 0.5), (0, 2, 0.25), (2, 9, 1), (2, 1, 0.5), (2, 3, 0.5)], engine.FOUND)
+    scores, ids = engine.results(found, np.zeros((4, 6)), 3)
+    assert ids.tolist() == [[7, 2, -1], [-1] * 3, [9, 1, 3], [-1] * 3]
+    assert scores.tolist() == [[0.5, 0.25, -np.inf], [-np.inf] * 3, [1, 0.5, 0.5], [-np.inf] * 3]
+    assert (scores.dtype, ids.dtype) == (np.float32, np.int64)
+    assert engine.results(found[:0], np.zeros((0, 6)), 3)[1].shape == (0, 3)
+
+
+def test_rows_are_stored_in_float32_and_named_where_they_are_not_finite() -> None:
+    rows = np.arange(24.0).reshape(8, 3)
+    stored = engine.rows_in_float32(rows, slice(2, 5))
+    assert (stored.dtype, stored.tolist()) == (np.dtype("<f4"), rows[2:5].tolist())
+    rows[6, 1] = 1e39  # which float32 does not hold
+    with pytest.raises(ValueError, match=r"`embeddings` must be finite, got .* in 1 of 8 rows \(first: 6\)"):
+        engine.rows_in_float32(rows, slice(5, 8))

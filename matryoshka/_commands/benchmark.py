@@ -203,8 +203,7 @@ def _benchmark(options: argparse.Namespace, vectors: Vectors, rotation: Rotation
     k = _checks.integer(options.k, "k", minimum=1, maximum=len(vectors.rows))
     wanted = _checks.dims(options.batch, "batch")
     dim = vectors.rows.shape[1]
-    dims = _checks.dims(options.dims or Nesting.halving(dim, smallest=min(8, dim)))
-    _checks.dims_within(dims, dim, of="corpus")
+    dims = _checks.dims(options.dims or Nesting.halving(dim, smallest=min(8, dim)), most=dim, of="corpus")
     dims = dims if dims[-1] == dim else (*dims, dim)
     for engine in options.engine:
         engine.check(dims, options.metric)

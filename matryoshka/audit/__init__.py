@@ -203,8 +203,7 @@ def _widths(dims: Iterable[int] | None, dim: int) -> tuple[int, ...]:
         raise ValueError(msg)
     if dims is None:
         return Nesting.halving(dim, smallest=min(8, dim // 2)).dims
-    widths = _checks.dims(dims)
-    _checks.dims_within(widths, dim)
+    widths = _checks.dims(dims, most=dim)
     if widths == (dim,):
         msg = f"`dims` must hold a width below the full one, got only {dim}; add narrower ones."
         raise ValueError(msg)

@@ -469,8 +469,4 @@ def _rows_of(embeddings: Array | Sliceable, xp: Namespace) -> Rows:
 
 def _search_dims(values: Iterable[int], dim: int) -> tuple[int, ...]:
     found = _checks.sequence(values, "search_dims", "integers", "for instance (8, 16, 32)")
-    if not found:
-        return ()
-    widths = _checks.dims(found, "search_dims")
-    _checks.dims_within(widths, dim, "search_dims")
-    return widths
+    return _checks.dims(found, "search_dims", most=dim) if found else ()

@@ -1,4 +1,4 @@
-"""What is asked of a search, checked: an engine of any kind takes what `Corpus` takes, and refuses it in its words."""
+"""What any engine is asked, and what it answers: it takes what `Corpus` takes, and refuses it in its words."""
 
 from __future__ import annotations
 
@@ -8,12 +8,24 @@ from typing import NamedTuple
 import numpy as np
 
 from matryoshka import _checks
-from matryoshka._array import is_integer, namespace, to_numpy
+from matryoshka._array import from_numpy, is_integer, namespace, to_numpy
 from matryoshka._typing import Array
 from matryoshka.embeddings import truncate
 from matryoshka.retrieval.funnel import Funnel
 
-__all__ = ["Stages", "candidate_ids", "queries_in_float32", "stages"]
+__all__ = [
+    "FOUND",
+    "Stages",
+    "candidate_ids",
+    "queries_in_float32",
+    "results",
+    "rows_in_float32",
+    "stages",
+    "width",
+]
+
+FOUND = np.dtype([("query", "i8"), ("id", "i8"), ("score", "f4")])
+"""What a query has found: its number, the id of a row, and the score."""
 
 
 class Stages(NamedTuple):
@@ -183,3 +195,79 @@ def candidate_ids(ids: Array, queries: Array) -> np.ndarray:
     _checks.shape(ids, "ids", (queries.shape[0], ids.shape[1]), "(n_queries, m)")
     found: np.ndarray = to_numpy(ids)
     return found
+
+
+def results(found: np.ndarray, queries: Array, k: int) -> tuple[Array, Array]:
+    """Lay out what queries have found, as every search returns it.
+
+    Parameters
+    ----------
+    found : array (n,), FOUND
+        In the order of queries, the rows of each best first, at most `k`.
+    queries : array (n_queries, dim)
+        The queries, of any library.
+    k : int
+        Results per query.
+
+    Returns
+    -------
+    scores, ids : array (n_queries, k)
+        In float32 and the library of `queries`; where fewer were found, the rest has id -1 and score -inf.
+    """
+    xp, query = namespace(("queries", queries)), found["query"]
+    scores, ids = np.full((queries.shape[0], k), -np.inf, np.float32), np.full((queries.shape[0], k), -1)
+    at = query, np.arange(len(found)) - np.searchsorted(query, query)
+    scores[at], ids[at] = found["score"], found["id"]
+    return from_numpy(scores, like=queries, xp=xp), from_numpy(ids, like=queries, xp=xp)
+
+
+def width(embeddings: Array, most: int) -> int:
+    """Return the width of embeddings that are to be stored in an engine.
+
+    Parameters
+    ----------
+    embeddings : array (n, dim), floating
+        Of any array library.
+    most : int
+        Columns that the engine takes.
+
+    Returns
+    -------
+    int
+        At least 1.
+
+    Raises
+    ------
+    TypeError, ValueError
+        They are no such array, or have more columns.
+    """
+    _checks.floating(embeddings, "embeddings", namespace(("embeddings", embeddings)))
+    _checks.ndim(embeddings, "embeddings", 2, "(n, dim)")
+    return _checks.integer(embeddings.shape[1], "embeddings.shape[1]", minimum=1, maximum=most)
+
+
+def rows_in_float32(embeddings: Array, block: slice) -> np.ndarray:
+    """Return consecutive rows as an engine stores them.
+
+    Parameters
+    ----------
+    embeddings : array (n, dim), floating
+        Of any array library.
+    block : slice
+        Which rows.
+
+    Returns
+    -------
+    array (rows, dim), float32
+        NumPy, the same bytes on every machine.
+
+    Raises
+    ------
+    ValueError
+        They are not finite in float32.
+    """
+    with np.errstate(over="ignore"):
+        rows: np.ndarray = to_numpy(embeddings[block, :]).astype("<f4")
+    bad = np.flatnonzero(~np.isfinite(rows).all(axis=1)) + block.start
+    _checks.no_bad_rows(bad.tolist(), embeddings.shape[0], "embeddings")
+    return rows
