@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from matryoshka.cascade import CascadeEvaluation as CascadeEvaluation
     from matryoshka.cascade import CascadeMonitor as CascadeMonitor
     from matryoshka.embeddings import truncate as truncate
+    from matryoshka.evaluation import Evaluation as Evaluation
+    from matryoshka.evaluation import evaluate as evaluate
     from matryoshka.losses import info_nce as info_nce
     from matryoshka.losses import info_nce_with_grad as info_nce_with_grad
     from matryoshka.losses import mrl_cross_entropy as mrl_cross_entropy
@@ -39,11 +41,13 @@ _HOMES = {
     "CascadeEvaluation": "cascade",
     "CascadeMonitor": "cascade",
     "Corpus": "retrieval",
+    "Evaluation": "evaluation",
     "Funnel": "retrieval",
     "Nesting": "nesting",
     "Rotation": "rotation",
     "Searchable": "retrieval",
     "audit": "audit",
+    "evaluate": "evaluation",
     "info_nce": "losses",
     "info_nce_with_grad": "losses",
     "mrl_cross_entropy": "losses",
@@ -56,7 +60,7 @@ _HOMES = {
 }
 """Where each public name lives: it is loaded when it is first asked for (PEP 562)."""
 
-_MODULES = ("cascade", "costs", "embeddings", "losses", "metrics", "nesting", "retrieval", "rotation")
+_MODULES = ("cascade", "costs", "embeddings", "evaluation", "losses", "metrics", "nesting", "retrieval", "rotation")
 
 __all__ = sorted([*_HOMES, "costs", "metrics"])
 

@@ -1,31 +1,39 @@
-"""Losses for `SentenceTransformerTrainer`: InfoNCE on every prefix, for hardly more than the price of one.
+"""Losses and an evaluator for `SentenceTransformerTrainer`: every prefix, for hardly more than the price of one.
 
-They stand in for `MatryoshkaLoss` around a `MultipleNegativesRankingLoss`, cached or not, have the same value and
-gradients, and work on the embeddings as the model gives them: nothing of the model is replaced on the way.
+The losses stand in for `MatryoshkaLoss` around a `MultipleNegativesRankingLoss`, cached or not, have the same value and
+gradients, and work on the embeddings as the model gives them: nothing of the model is replaced on the way. The
+evaluator stands in for one `InformationRetrievalEvaluator` for each width.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
-
-import torch
 
 from matryoshka import _checks
 from matryoshka._optional import require
+from matryoshka.evaluation import MEASURES, Evaluation, cutoffs, evaluate
 from matryoshka.nesting import Nesting, NestingLike, as_nesting
-from matryoshka.torch import InfoNCE
 
-require("sentence_transformers", extra="sentence-transformers", purpose="`matryoshka.sentence_transformers`")
+for _module in ("torch", "sentence_transformers"):
+    require(_module, extra="sentence-transformers", purpose="`matryoshka.sentence_transformers`")
 
-from sentence_transformers import SentenceTransformer  # noqa: E402 (only now is its absence explained)
+import torch  # noqa: E402 (only now is its absence explained)
+from sentence_transformers import SentenceTransformer  # noqa: E402
+from sentence_transformers.base.evaluation import SentenceEvaluator  # noqa: E402
 from sentence_transformers.sentence_transformer.losses import (  # noqa: E402
     CachedMultipleNegativesRankingLoss,
     MultipleNegativesRankingLoss,
 )
 
-__all__ = ["CachedMatryoshkaMultipleNegativesRankingLoss", "MatryoshkaMultipleNegativesRankingLoss"]
+from matryoshka.torch import InfoNCE  # noqa: E402
+
+__all__ = [
+    "CachedMatryoshkaMultipleNegativesRankingLoss",
+    "MatryoshkaInformationRetrievalEvaluator",
+    "MatryoshkaMultipleNegativesRankingLoss",
+]
 
 _CITATION = """
 @inproceedings{kusupati2022matryoshka,
@@ -91,6 +99,15 @@ class _Nested:
         anchors, *candidates = embeddings
         total, parts = self.info_nce(anchors, torch.cat(candidates), return_parts=True)
         return total, parts
+
+    def _named(self, total: torch.Tensor, parts: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return the weighted loss of each prefix by its name; the last entry alone has a gradient, that of the sum."""
+        weighted = [
+            part * importance if importance else torch.zeros_like(part)
+            for part, importance in zip(parts, self.nesting.importance, strict=True)
+        ]
+        weighted[-1] = total - sum(weighted[:-1])
+        return {f"dim_{m}": loss for m, loss in zip(self.nesting, weighted, strict=True)}
 
     def get_config_dict(self) -> dict[str, Any]:
         """Return what the model card says of this loss."""
@@ -210,14 +227,7 @@ class MatryoshkaMultipleNegativesRankingLoss(_Nested, MultipleNegativesRankingLo
             There are no positives, or embeddings of another width than the nesting's.
         """
         total, parts = self._losses(embeddings)
-        if not self.return_parts:
-            return total
-        weighted = [
-            part * importance if importance else torch.zeros_like(part)
-            for part, importance in zip(parts, self.nesting.importance, strict=True)
-        ]
-        weighted[-1] = total - sum(weighted[:-1])
-        return {f"dim_{m}": loss for m, loss in zip(self.nesting, weighted, strict=True)}
+        return self._named(total, parts) if self.return_parts else total
 
 
 class CachedMatryoshkaMultipleNegativesRankingLoss(_Nested, CachedMultipleNegativesRankingLoss):
@@ -231,6 +241,8 @@ class CachedMatryoshkaMultipleNegativesRankingLoss(_Nested, CachedMultipleNegati
         Texts embedded at a time. More need more memory and are faster.
     mini_batch_num_tokens, show_progress_bar
         As for `CachedMultipleNegativesRankingLoss`.
+    return_parts : bool, default False
+        Return the loss of each prefix by its name, for the trainer to log, as the loss without caching does.
 
     Raises
     ------
@@ -245,8 +257,8 @@ class CachedMatryoshkaMultipleNegativesRankingLoss(_Nested, CachedMultipleNegati
 
     Notes
     -----
-    A drop-in for `MatryoshkaLoss` around a `CachedMultipleNegativesRankingLoss`, and, as that, one number without
-    entries for single prefixes. Embedding in pieces is left to sentence-transformers: it takes every option and model
+    A drop-in for `MatryoshkaLoss` around a `CachedMultipleNegativesRankingLoss`, and, as that, one number unless parts
+    are asked for. Embedding in pieces is left to sentence-transformers: it takes every option and model
     that this does. The loss of all embeddings is `InfoNCE`, in the memory of some rows of one similarity matrix.
 
     References
@@ -278,7 +290,9 @@ class CachedMatryoshkaMultipleNegativesRankingLoss(_Nested, CachedMultipleNegati
         partition_mode: str = "joint",
         mini_batch_num_tokens: int | None = None,
         show_progress_bar: bool = False,
+        return_parts: bool = False,
     ) -> None:
+        return_parts = _checks.flag(return_parts, "return_parts")
         others = {} if mini_batch_num_tokens is None else {"mini_batch_num_tokens": mini_batch_num_tokens}  # since 6.0
         self._build(
             model,
@@ -292,6 +306,27 @@ class CachedMatryoshkaMultipleNegativesRankingLoss(_Nested, CachedMultipleNegati
             show_progress_bar=show_progress_bar,
             **others,
         )
+        self.return_parts = return_parts
+
+    def forward(
+        self, sentence_features: Iterable[dict[str, Any]], labels: Any = None
+    ) -> dict[str, torch.Tensor] | torch.Tensor:
+        """Return the loss of a batch, or with `return_parts` the weighted loss of each prefix by its name.
+
+        Parameters
+        ----------
+        sentence_features : iterable of dict
+            For each column what the model takes.
+        labels : None
+            Not used.
+
+        Returns
+        -------
+        tensor (), or dict of tensor ()
+            Their sum is the loss, the last entry alone has a gradient: that of the sum.
+        """
+        total = super().forward(sentence_features, labels)
+        return self._named(total, self._parts) if self.return_parts else total
 
     def calculate_loss(
         self, reps: list[list[torch.Tensor]], labels: Any = None, *, with_backward: bool = False
@@ -312,7 +347,7 @@ class CachedMatryoshkaMultipleNegativesRankingLoss(_Nested, CachedMultipleNegati
         tensor ()
             The weighted sum over prefixes.
         """
-        total, _ = self._losses([torch.cat(pieces) for pieces in reps])
+        total, self._parts = self._losses([torch.cat(pieces) for pieces in reps])
         if with_backward:
             total.backward()  # type: ignore[no-untyped-call]
             total = total.detach()
@@ -321,6 +356,178 @@ class CachedMatryoshkaMultipleNegativesRankingLoss(_Nested, CachedMultipleNegati
     def get_config_dict(self) -> dict[str, Any]:
         """Return what the model card says of this loss."""
         return super().get_config_dict() | {"mini_batch_size": self.mini_batch_size}
+
+
+class MatryoshkaInformationRetrievalEvaluator(SentenceEvaluator):
+    """Evaluate retrieval at each width, from texts that are encoded once.
+
+    Parameters
+    ----------
+    queries : dict of str to str
+        Queries by id.
+    corpus : dict of str to str
+        Documents by id.
+    relevant_docs : dict of str to set of str, or to dict of str to int
+        For queries the ids of relevant documents, or these with their grades, 0 or more. Queries that it does not name,
+        or without a grade above 0, are left out; what it says of others than `queries` is not read.
+    dims : sequence of int
+        Widths in ascending order, the largest at most that of the model's embeddings.
+    measures : sequence of str, default ("ndcg@10", "mrr@10", "map@100", "recall@100")
+        What to measure, the main thing first, as for `matryoshka.evaluate`.
+    name : str, default ""
+        Of the data: what metrics begin with.
+    query_prompt, corpus_prompt : str, optional
+        What is put before queries and documents; by default what the model puts there.
+    batch_size : int, default 32
+        Texts embedded at a time.
+    show_progress_bar : bool, default False
+        Show how far the embedding is.
+
+    Attributes
+    ----------
+    evaluation : matryoshka.Evaluation or None
+        What the last call found: a table when printed, `to_markdown` for a model card.
+    primary_metric : str or None
+        The main measure at the largest width, since the first call.
+
+    Raises
+    ------
+    TypeError, ValueError
+        When it is built: arguments of other kinds, documents that are not in the corpus, nothing to find. When it is
+        called: a width beyond that of the model, or a model that compares by Manhattan distance.
+
+    Notes
+    -----
+    In the place of a `SequentialEvaluator` of one `InformationRetrievalEvaluator` with a `truncate_dim` for each width,
+    it encodes once instead of once for each, and its values are the same: the model's own similarity, of embeddings
+    whose first columns are taken as they are. A call returns ``dim_64_cosine_ndcg@10`` and so on; the trainer logs
+    ``eval_dim_64_cosine_ndcg@10``, which `metric_for_best_model` takes, and writes them into the model card. Equal
+    scores come in the order of `corpus`.
+
+    Examples
+    --------
+    >>> from sentence_transformers import SentenceTransformer
+    >>> from sentence_transformers.sentence_transformer.modules import BoW
+    >>> from matryoshka.sentence_transformers import MatryoshkaInformationRetrievalEvaluator
+    >>> model = SentenceTransformer(modules=[BoW(["warm", "sunny", "car", "drive"])], device="cpu")
+    >>> corpus = {"a": "warm sunny", "b": "sunny car", "c": "car drive"}
+    >>> evaluator = MatryoshkaInformationRetrievalEvaluator(
+    ...     {"q": "drive sunny"}, corpus, {"q": {"c"}}, dims=(2, 4), measures=["mrr@10"]
+    ... )
+    >>> {name: round(value, 3) for name, value in evaluator(model).items()}
+    {'dim_2_cosine_mrr@10': 0.333, 'dim_4_cosine_mrr@10': 0.333}
+    """
+
+    def __init__(
+        self,
+        queries: Mapping[Any, Any],
+        corpus: Mapping[Any, Any],
+        relevant_docs: Mapping[Any, Collection[Any]],
+        dims: Iterable[int],
+        *,
+        measures: Iterable[str] = MEASURES,
+        name: str = "",
+        query_prompt: str | None = None,
+        corpus_prompt: str | None = None,
+        batch_size: int = 32,
+        show_progress_bar: bool = False,
+    ) -> None:
+        super().__init__()
+        self.dims, self.measures = _checks.dims(dims), tuple(cutoffs(measures))
+        self.name = _checks.text(name, "name")
+        self.query_prompt, self.corpus_prompt = query_prompt, corpus_prompt
+        self.batch_size = _checks.integer(batch_size, "batch_size", minimum=1)
+        self.show_progress_bar = _checks.flag(show_progress_bar, "show_progress_bar")
+        self.queries, self.corpus, self.qrels = _judgements(queries, corpus, relevant_docs)
+        self.evaluation: Evaluation | None = None
+
+    def __call__(
+        self, model: SentenceTransformer, output_path: str | None = None, epoch: int = -1, steps: int = -1
+    ) -> dict[str, float]:
+        """Encode queries and documents, and measure every width.
+
+        Parameters
+        ----------
+        model : SentenceTransformer
+            The model as it is now.
+        output_path : str, optional
+            Not used: nothing is written.
+        epoch, steps : int
+            Where in the training the model is, for the logs in its card.
+
+        Returns
+        -------
+        dict of str to float
+            Each measure at each width: ``dim_64_cosine_ndcg@10``, with `name` before it if there is one.
+        """
+        similarity = str(model.similarity_fn_name)
+        if similarity not in _METRICS:
+            msg = f"`model` must compare by one of {', '.join(_METRICS)}, got {similarity!r}; set similarity_fn_name."
+            raise ValueError(msg)
+        options = {"batch_size": self.batch_size, "show_progress_bar": self.show_progress_bar}
+        with model.truncate_embeddings(None):  # the widths are cut here
+            queries = model.encode_query(self.queries, prompt=self.query_prompt, convert_to_tensor=True, **options)
+            corpus = model.encode_document(self.corpus, prompt=self.corpus_prompt, convert_to_tensor=True, **options)
+        qrels = torch.tensor(self.qrels, device=corpus.device)
+        self.evaluation = evaluate(
+            corpus, queries, qrels=qrels, dims=self.dims, measures=self.measures, metric=_METRICS[similarity]
+        )
+        self.primary_metric = f"dim_{self.dims[-1]}_{similarity}_{self.measures[0]}"
+        scores = {
+            f"dim_{dim}_{similarity}_{measure}": value
+            for dim, of in self.evaluation.scores.items()
+            for measure, value in of.items()
+        }
+        scores = self.prefix_name_to_metrics(scores, self.name)
+        self.store_metrics_in_model_card_data(model, scores, epoch, steps)
+        return scores
+
+    @property
+    def description(self) -> str:
+        """The task, as the model card names it."""
+        return "Information Retrieval"
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """Return what the model card says of this evaluation."""
+        prompts = {"query_prompt": self.query_prompt, "corpus_prompt": self.corpus_prompt}
+        return {"matryoshka_dims": self.dims, **{key: text for key, text in prompts.items() if text is not None}}
+
+
+_METRICS = {"cosine": "cosine", "dot": "ip", "euclidean": "l2"}
+"""Similarities of sentence-transformers, and of a `Corpus`."""
+
+
+def _judgements(
+    queries: Mapping[Any, Any], corpus: Mapping[Any, Any], relevant_docs: Mapping[Any, Collection[Any]]
+) -> tuple[list[Any], list[Any], list[tuple[int, int, int]]]:
+    """Return queries to which something is relevant, the documents, and (query, document, grade) by their places."""
+    for value, argument in ((queries, "queries"), (corpus, "corpus"), (relevant_docs, "relevant_docs")):
+        if not isinstance(value, Mapping):
+            msg = f"`{argument}` must be a dict by id, got {_checks.describe(value)}; pass a dict."
+            raise TypeError(msg)
+    rows = {document: row for row, document in enumerate(corpus)}
+    asked: list[Any] = []
+    qrels: list[tuple[int, int, int]] = []
+    unknown = 0
+    for query in queries:
+        judged = relevant_docs.get(query, {})
+        if isinstance(judged, str) or not isinstance(judged, Collection):
+            msg = f"`relevant_docs` must hold sets or dicts of ids, got {_checks.describe(judged)}; pass these."
+            raise TypeError(msg)
+        graded = dict(judged) if isinstance(judged, Mapping) else dict.fromkeys(judged, 1)
+        graded = {document: _checks.integer(grade, "relevant_docs", minimum=0) for document, grade in graded.items()}
+        if not any(graded.values()):
+            continue
+        unknown += sum(document not in rows for document in graded)
+        qrels += [(len(asked), rows.get(document, -1), grade) for document, grade in graded.items()]
+        asked.append(queries[query])
+    if unknown:
+        msg = f"`relevant_docs` must name documents of `corpus`, got {unknown} others; add these, or drop them."
+        raise ValueError(msg)
+    if not qrels:
+        msg = "`relevant_docs` must name a document for at least one of `queries`, got none; check the ids."
+        raise ValueError(msg)
+    return asked, list(corpus.values()), qrels
 
 
 def _is_symmetric(directions: Sequence[str], partition_mode: str) -> bool:

@@ -35,15 +35,15 @@ from matryoshka.audit import AuditDisplay
 from matryoshka.cascade import CascadeDisplay, CascadeMonitor, Certificate, oracle_routing
 from matryoshka.retrieval import FunnelDisplay
 
-MODULES = ("", "audit", "cascade", "costs", "embeddings", "losses", "metrics", "nesting", "retrieval", "rotation",
-           "torch", "faiss")  # fmt: skip
+MODULES = ("", "audit", "cascade", "costs", "embeddings", "evaluation", "losses", "metrics", "nesting", "retrieval",
+           "rotation", "torch", "faiss")  # fmt: skip
 OPTIONAL = {"torch": "torch", "faiss": "faiss"}
 DRAWN = {"plot"}
 """Methods that need matplotlib."""
 FOUND_BY_THE_PACKAGE = {
     "Audit", "AuditRow", "CascadeClassifier", "CascadeEvaluation", "Certificate", "ClassTrends", "CorpusBytes",
-    "FirstStage", "FunnelPoint", "HardNegativeGradients", "InfoNCEGradients", "MRLEGradients", "MRLGradients",
-    "OracleRouting", "RecallCertificate", "Searchable",
+    "Evaluation", "FirstStage", "FunnelPoint", "HardNegativeGradients", "InfoNCEGradients", "MRLEGradients",
+    "MRLGradients", "OracleRouting", "RecallCertificate", "Searchable",
 }  # fmt: skip
 """Results, which nobody builds, and a protocol."""
 
@@ -166,6 +166,7 @@ GOOD: dict[str, tuple[str, Any]] = {
     "max_gap": ("float", 0.5),
     "max_queries": ("int", 20),
     "max_rows": ("int", 30),
+    "measures": ("names", ("ndcg@2", "map@3")),
     "metric": ("str", "ip"),
     "mini_batch": ("int", 2),
     "mmap": ("flag", True),
@@ -248,6 +249,7 @@ OWN: dict[tuple[str, str], tuple[str, Any]] = {
     ("audit", "dims"): ("ints", (2, 4)),
     ("audit", "embeddings"): ("array", AUDITED),
     ("audit", "labels"): ("array", frozen(np.arange(16) % 2)),
+    ("evaluate", "qrels"): ("array", None),  # beside labels
     ("info_nce", "queries"): ("array", QUERIES),
     ("nearest_class_mean_accuracy", "queries"): ("array", QUERIES),
     ("superclass_accuracy", "predictions"): ("array", LABELS),

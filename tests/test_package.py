@@ -32,7 +32,7 @@ MODULES = [
 NAMED_ALIKE = {"dask", "faiss", "keras", "sentence_transformers", "torch"}  # the module here and what it needs
 OPTIONAL = {name: name for name in NAMED_ALIKE} | {"postgres": "psycopg"}
 SHARED = {"as_nesting"}  # modules of the package share it; users need not know it
-RESULTS = {"Audit", "CascadeEvaluation"}  # the examples of what returns them show them
+RESULTS = {"Audit", "CascadeEvaluation", "Evaluation"}  # the examples of what returns them show them
 API = Path(__file__).parents[1].joinpath("docs", "api.md").read_text(encoding="utf-8")
 
 

@@ -26,7 +26,7 @@ TIERS = (
     ("_hooks", "_promises"),
     ("embeddings", "rotation", "losses", "costs", "metrics"),
     ("cascade", "retrieval"),
-    ("audit",),
+    ("audit", "evaluation"),
     (
         "_gradient_cache",
         "_pgvector",

@@ -1,8 +1,10 @@
-"""The losses for SentenceTransformerTrainer, against those of sentence-transformers that they stand in for."""
+"""Losses and evaluator for SentenceTransformerTrainer, against those of sentence-transformers they stand in for."""
 
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,13 @@ from matryoshka import Nesting
 
 torch = load("torch")
 st = load("sentence_transformers")
+evaluation = load("sentence_transformers.sentence_transformer.evaluation")
 losses = load("sentence_transformers.sentence_transformer.losses")
 modules = load("sentence_transformers.sentence_transformer.modules")
 tokenizers = load("tokenizers")
 transformers = load("transformers")
 ours = load("matryoshka.sentence_transformers")
+Evaluator = ours.MatryoshkaInformationRetrievalEvaluator
 Loss, Cached = ours.MatryoshkaMultipleNegativesRankingLoss, ours.CachedMatryoshkaMultipleNegativesRankingLoss
 
 # Warnings that torch and its users give about one another.
@@ -227,6 +231,34 @@ def test_trainer_learns_with_caching(bag: Any, tmp_path: Path) -> None:
     assert logs[-1] < 0.5 * logs[0]
 
 
+@pytest.mark.parametrize("importance", [(2.0, 0.25, 0.5), (0.0, 1.0, 0.0)])
+def test_cached_names_the_losses_of_the_prefixes_where_it_is_asked_to(bag: Any, importance: Any) -> None:
+    ladder = Nesting(NESTING.dims, importance)
+    loss = Cached(bag.eval(), ladder, mini_batch_size=4, scale=SCALE, return_parts=True)
+    other = copy.deepcopy(bag)
+    assert_trains_alike(loss, Loss(other, ladder, scale=SCALE), 3)
+    parts, expected = loss(features_of(bag, 3), None), Loss(other, ladder, scale=SCALE)(features_of(bag, 3), None)
+    assert [part.requires_grad for part in parts.values()] == [False, False, True]
+    assert list(parts) == list(expected)
+    for name, part in parts.items():
+        torch.testing.assert_close(part, expected[name], rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        again = loss(features_of(bag, 3), None)
+    assert not any(part.requires_grad for part in again.values())
+    torch.testing.assert_close(again, {name: part.detach() for name, part in parts.items()})
+
+
+def test_trainer_logs_the_losses_of_the_prefixes_with_caching(bag: Any, tmp_path: Path) -> None:
+    loss = Cached(bag, NESTING, mini_batch_size=4, scale=SCALE, return_parts=True)
+    trainer = trainer_of(bag, tmp_path, loss=loss, num_train_epochs=2)
+    trainer.train()
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert len(logs) == 2
+    for entry in logs:
+        assert sum(entry[f"dim_{m}"] for m in NESTING) == pytest.approx(entry["loss"], abs=2e-4)
+    assert any("eval_dim_2" in entry for entry in trainer.state.log_history)
+
+
 def test_cached_refuses_what_cannot_be_cut(model: Any, bag: Any) -> None:
     with pytest.raises(ValueError, match="StaticEmbedding"):
         Cached(model, NESTING)
@@ -255,7 +287,7 @@ def test_no_gradient_is_formed_in_evaluation(model: Any) -> None:
     assert not any(part.requires_grad for part in parts.values())
 
 
-def trainer_of(model: Any, folder: Path, loss: Any = None, **options: Any) -> Any:
+def trainer_of(model: Any, folder: Path, loss: Any = None, evaluator: Any = None, **options: Any) -> Any:
     dataset = load("datasets").Dataset.from_dict(COLUMNS)
     arguments = st.SentenceTransformerTrainingArguments(
         output_dir=str(folder),
@@ -264,14 +296,14 @@ def trainer_of(model: Any, folder: Path, loss: Any = None, **options: Any) -> An
         learning_rate=0.2,
         logging_steps=1,
         eval_strategy="epoch",
-        save_strategy="no",
         report_to="none",
         disable_tqdm=True,
         use_cpu=True,
-        **options,
+        **({"save_strategy": "no"} | options),
     )
     loss = loss or Loss(model, NESTING, scale=SCALE)
-    return st.SentenceTransformerTrainer(model, arguments, train_dataset=dataset, eval_dataset=dataset, loss=loss)
+    datasets = {"train_dataset": dataset, "eval_dataset": dataset}
+    return st.SentenceTransformerTrainer(model, arguments, **datasets, loss=loss, evaluator=evaluator)
 
 
 def test_trainer_learns_every_prefix_and_logs_its_loss(model: Any, tmp_path: Path) -> None:
@@ -388,3 +420,164 @@ def test_embeddings_cut_by_a_loss_around_are_an_error(model: Any) -> None:
     around = losses.MatryoshkaLoss(model, inner, [DIM // 2])
     with pytest.raises(ValueError, match=rf"the {DIM} columns of the nesting, got {DIM // 2}; a MatryoshkaLoss around"):
         around(features_of(model, 2), None)
+
+
+# Evaluation
+
+CORPUS = {f"d{i}": text for i, text in enumerate(COLUMNS["positive"] + COLUMNS["negative_1"])}
+QUERIES = {f"q{i}": text for i, text in enumerate([*COLUMNS["anchor"], "the a", "ask1 ask2"])}
+RELEVANT = {"q0": {"d0"}, "q1": {"d1", "d7", "d3"}, "q2": {"d2"}, "q4": {"d4", "d11"}, "q5": set(), "q7": {"d1", "d2"},
+            "elsewhere": {"d0"}}  # fmt: skip
+CUTOFFS = ("ndcg@3", "mrr@10", "map@4", "map@100", "recall@3", "precision@100", "accuracy@1")
+
+
+def by_width(model: Any, name: str = "") -> dict[str, float]:
+    """What evaluators of sentence-transformers give that encode anew for each width."""
+    found = {}
+    for m in NESTING:
+        counts = {"mrr_at_k": [10], "ndcg_at_k": [3], "accuracy_at_k": [1], "map_at_k": [4, 100]}
+        counts["precision_recall_at_k"] = [3, 100]
+        one = evaluation.InformationRetrievalEvaluator(QUERIES, CORPUS, RELEVANT, truncate_dim=m, **counts)
+        scores = {key.partition("_")[::2]: value for key, value in one(model).items()}
+        found |= {f"{name}dim_{m}_{of}_{measure}": value for (of, measure), value in scores.items()}
+    return found
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "dot", "euclidean"])
+def test_evaluator_gives_what_an_evaluator_for_each_width_gives(model: Any, similarity: str) -> None:
+    model.similarity_fn_name = similarity
+    model.truncate_dim = 2
+    evaluator = Evaluator(QUERIES, CORPUS, RELEVANT, NESTING, measures=CUTOFFS)
+    found = evaluator(model)
+    expected = by_width(model)
+    assert list(found) == [f"dim_{m}_{similarity}_{measure}" for m in NESTING for measure in CUTOFFS]
+    assert found == pytest.approx({name: expected[name] for name in found}, rel=1e-5)
+    assert len(set(found.values())) > 10
+    assert evaluator.primary_metric == f"dim_7_{similarity}_ndcg@3"
+    assert model.truncate_dim == 2
+    assert evaluator.evaluation.n_queries == 5
+    assert evaluator.evaluation.scores[3]["map@4"] == found[f"dim_3_{similarity}_map@4"]
+    model.similarity_fn_name = "dot" if similarity == "cosine" else "cosine"
+    assert evaluator.primary_metric not in evaluator(model)
+    assert evaluator.primary_metric == f"dim_7_{model.similarity_fn_name}_ndcg@3"
+
+
+def test_evaluator_encodes_once_and_puts_prompts_before_texts(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    for kind in ("encode_query", "encode_document"):
+        whole = getattr(model, kind)
+
+        def encode(texts: Any, whole: Any = whole, **options: Any) -> Any:
+            asked.append((len(texts), options["prompt"], options["batch_size"]))
+            return whole(texts, **options)
+
+        monkeypatch.setattr(model, kind, encode)
+    prompts = {"query_prompt": "ask3 ", "corpus_prompt": "wrong2 the "}
+    evaluator = Evaluator(QUERIES, CORPUS, RELEVANT, NESTING, batch_size=5, **prompts)
+    with_prompts = evaluator(model)
+    assert asked == [(5, "ask3 ", 5), (12, "wrong2 the ", 5)]
+    assert evaluator.get_config_dict() == {"matryoshka_dims": (2, 3, DIM), **prompts}
+    queries = {key: f"ask3 {text}" for key, text in QUERIES.items()}
+    corpus = {key: f"wrong2 the {text}" for key, text in CORPUS.items()}
+    assert Evaluator(queries, corpus, RELEVANT, NESTING)(model) == pytest.approx(with_prompts, rel=1e-5)
+
+
+def test_evaluator_takes_grades_as_benchmarks_give_them(model: Any) -> None:
+    graded = {"q0": {"d0": 1, "d6": 3, "d3": 0}, "q1": {"d1": 2}, "q2": {"d2": 0}}
+    evaluator = Evaluator(QUERIES, CORPUS, graded, (2, DIM), measures=["ndcg@3", "recall@12"])
+    found = evaluator(model)
+    queries, rows = (model.encode(list(texts.values())) for texts in (QUERIES, CORPUS))
+    for m in (2, DIM):
+        ratios = []
+        for query, grades in (("q0", [1, 0, 0, 0, 0, 0, 3]), ("q1", [0, 2])):
+            row = list(QUERIES).index(query)
+            order = st.util.cos_sim(queries[row, :m], rows[:, :m])[0].argsort(descending=True, stable=True)
+            grades = grades + [0] * (12 - len(grades))
+            gains = [grades[i] for i in order.tolist()]
+            ideal = sorted(grades, reverse=True)
+            ratios.append(evaluator_dcg(gains) / evaluator_dcg(ideal))
+        assert found[f"dim_{m}_cosine_ndcg@3"] == pytest.approx(sum(ratios) / 2)
+        assert found[f"dim_{m}_cosine_recall@12"] == 1.0
+
+
+def evaluator_dcg(gains: list[int]) -> float:
+    return float(evaluation.InformationRetrievalEvaluator.compute_dcg_at_k(gains, 3))
+
+
+def test_trainer_logs_every_width_and_keeps_the_best_model(model: Any, tmp_path: Path) -> None:
+    evaluator = Evaluator(QUERIES, CORPUS, RELEVANT, NESTING, name="toy")
+    best = {"metric_for_best_model": "eval_toy_dim_2_cosine_ndcg@10", "load_best_model_at_end": True}
+    trainer = trainer_of(model, tmp_path, evaluator=evaluator, num_train_epochs=8, save_strategy="best", **best)
+    trainer.train()
+    logs = [entry for entry in trainer.state.log_history if "eval_toy_dim_2_cosine_ndcg@10" in entry]
+    assert len(logs) == 8
+    assert {f"eval_toy_dim_{m}_cosine_map@100" for m in NESTING} <= set(logs[0])
+    assert logs[-1]["eval_toy_dim_7_cosine_ndcg@10"] > logs[0]["eval_toy_dim_7_cosine_ndcg@10"]
+    assert evaluator.primary_metric == "toy_dim_7_cosine_ndcg@10"
+    now = evaluator(trainer.model)
+    assert now["toy_dim_2_cosine_ndcg@10"] == pytest.approx(trainer.state.best_metric)
+    assert trainer.state.best_metric == max(entry["eval_toy_dim_2_cosine_ndcg@10"] for entry in logs)
+    model.save_pretrained(str(tmp_path / "saved"))
+    card = (tmp_path / "saved" / "README.md").read_text(encoding="utf-8")
+    assert "type: dim_2_cosine_ndcg@10" in card
+    assert "task:\n      type: information-retrieval" in card
+    assert "**dim_7_cosine_ndcg@10**" in card
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "error", "message"),
+    [
+        ((list(QUERIES), CORPUS, RELEVANT, (2,)), {}, TypeError, "`queries` must be a dict by id, got list"),
+        (
+            (QUERIES, CORPUS, {"q0": "d0"}, (2,)),
+            {},
+            TypeError,
+            "`relevant_docs` must hold sets or dicts of ids, got str",
+        ),
+        (
+            (QUERIES, CORPUS, {"q0": {"d0": -1}}, (2,)),
+            {},
+            ValueError,
+            "`relevant_docs` must be an integer >= 0, got -1",
+        ),
+        (
+            (QUERIES, CORPUS, {"q0": {"d0", "e"}}, (2,)),
+            {},
+            ValueError,
+            "`relevant_docs` must name .* got 1 others; add",
+        ),
+        (
+            (QUERIES, CORPUS, {"q0": {"d0": 0}}, (2,)),
+            {},
+            ValueError,
+            "`relevant_docs` must name a document for at least",
+        ),
+        ((QUERIES, CORPUS, RELEVANT, (7, 2)), {}, ValueError, "`dims` must be positive and strictly increasing"),
+        ((QUERIES, CORPUS, RELEVANT, (2,)), {"measures": ["ndcg"]}, ValueError, r"`measures\[0\]` must be one of"),
+        ((QUERIES, CORPUS, RELEVANT, (2,)), {"batch_size": 0}, ValueError, "`batch_size` must be an integer >= 1"),
+    ],
+)
+def test_bad_evaluators_are_errors_when_they_are_built(
+    arguments: Any, options: Any, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        Evaluator(*arguments, **options)
+
+
+def test_models_that_do_not_fit_are_errors(model: Any) -> None:
+    with pytest.raises(ValueError, match=r"`dims` must lie within \[1, 7\]"):
+        Evaluator(QUERIES, CORPUS, RELEVANT, (2, 8))(model)
+    model.similarity_fn_name = "manhattan"
+    with pytest.raises(ValueError, match="`model` must compare by one of cosine, dot, euclidean, got 'manhattan'"):
+        Evaluator(QUERIES, CORPUS, RELEVANT, (2,))(model)
+
+
+@pytest.mark.parametrize("missing", ["torch", "sentence_transformers"])
+def test_what_is_missing_is_named_with_the_extra_that_brings_it(missing: str) -> None:
+    there = "sys.modules['torch'] = types.ModuleType('torch')"  # which need not be loaded to say what is missing
+    code = f"import sys, types; {there}; sys.modules[{missing!r}] = None; import matryoshka.sentence_transformers"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1
+    error = done.stderr.strip().splitlines()[-1]
+    assert error.startswith(f"ImportError: `matryoshka.sentence_transformers` needs {missing}, which is not installed")
+    assert "[sentence-transformers]" in error

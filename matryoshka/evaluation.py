@@ -1,0 +1,377 @@
+"""How well each width of the same embeddings retrieves what is known to be relevant.
+
+`audit` asks of embeddings alone what cutting them loses; here people or labels have said what ought to be found.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from matryoshka import _checks, metrics
+from matryoshka._array import is_integer, namespace, take_rows, to_numpy
+from matryoshka._pictures import table
+from matryoshka._typing import Array
+from matryoshka.audit import Audit
+from matryoshka.nesting import Nesting
+from matryoshka.retrieval import Corpus
+
+__all__ = ["Evaluation", "evaluate"]
+
+MEASURES = ("ndcg@10", "mrr@10", "map@100", "recall@100")
+"""What is measured unless something else is asked for; the first one is the main one."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Quality of retrieval at each width of the same embeddings; printed, a table.
+
+    Attributes
+    ----------
+    scores : dict of int to dict of str to float
+        For each width, narrowest first, the value of each measure by its name: ``scores[64]["ndcg@10"]``.
+    metric : {"cosine", "ip", "l2"}
+        The similarity of two prefixes.
+    n_rows, n_queries : int
+        Rows searched, and queries for which one of them is relevant: the mean is over these.
+    """
+
+    scores: dict[int, dict[str, float]]
+    metric: str
+    n_rows: int
+    n_queries: int
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """The widths, narrowest first."""
+        return tuple(self.scores)
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """The names of the measures, the main one first."""
+        return tuple(self.scores[self.dims[-1]])
+
+    @property
+    def kept(self) -> dict[int, float]:
+        """What each width keeps of the main measure of the widest; NaN where that is 0."""
+        main = self.measures[0]
+        widest = self.scores[self.dims[-1]][main]
+        return {dim: of[main] / widest if widest else float("nan") for dim, of in self.scores.items()}
+
+    def to_json(self) -> str:
+        """Return scores and settings as JSON text.
+
+        Returns
+        -------
+        str
+            An object of kind "evaluation".
+        """
+        return json.dumps({"kind": "evaluation", "version": 1, **vars(self)})
+
+    def to_markdown(self, audit: Audit | None = None) -> str:
+        """Return a section for a model card: what the model may be cut to, and what that costs.
+
+        Parameters
+        ----------
+        audit : Audit, optional
+            What `matryoshka.audit` said of embeddings of the model: its verdict is cited.
+
+        Returns
+        -------
+        str
+            Markdown that starts with a heading of the second level and ends with a newline. It holds a table of widths
+            and measures, the verdict, and the entries ``is_matryoshka`` and ``matryoshka_dimensions`` of the model's
+            ``config.json``, by which vLLM knows that a client may ask for these widths. They are left out where the
+            verdict is no.
+
+        Raises
+        ------
+        TypeError
+            `audit` is no `Audit`.
+        """
+        if not (audit is None or isinstance(audit, Audit)):
+            msg = f"`audit` must be what `matryoshka.audit` returned, got {_checks.describe(audit)}; pass that."
+            raise TypeError(msg)
+        header, *rows = self._cells()
+        lines = [header, ["---:"] * len(header), *rows]
+        parts = [
+            "## Matryoshka dimensions",
+            f"The first numbers of an embedding are an embedding by themselves. {_CUT[self.metric]}",
+            "\n".join(f"| {' | '.join(cells)} |" for cells in lines),
+            f"{self._of()} `kept` is the share of {_titled(self.measures[0])} at {self.dims[-1]} dimensions.",
+        ]
+        if audit is not None:
+            parts.append(f"Audit of {audit.n_audited:,} embeddings without labels. {audit.verdict}")
+        if audit is None or audit.truncates:
+            entries = json.dumps({"is_matryoshka": True, "matryoshka_dimensions": self.dims})
+            parts += ["In `config.json`, for servers that cut:", f"```json\n{entries}\n```"]
+        return "\n\n".join(parts) + "\n"
+
+    def _cells(self) -> list[list[str]]:
+        """Return the table: a header, and a row of text for each width."""
+        header = ["dim", *map(_titled, self.measures), "kept"]
+        rows = [
+            [str(dim), *(f"{value:.4f}" for value in of.values()), f"{100 * self.kept[dim]:.1f} %"]
+            for dim, of in self.scores.items()
+        ]
+        return [header, *rows]
+
+    def _of(self) -> str:
+        return f"{self.n_queries:,} queries among {self.n_rows:,} rows, by {_METRICS[self.metric]}."
+
+    def __str__(self) -> str:
+        return "\n".join((self._of(), "", *table(self._cells())))
+
+
+_METRICS = {"cosine": "cosine similarity", "ip": "inner product", "l2": "Euclidean distance"}
+_CUT = {
+    "cosine": "Cut it, then bring it back to unit length.",
+    "ip": "Cut it, and compare what is left as it is.",
+    "l2": "Cut it, and compare what is left as it is.",
+}
+
+
+def evaluate(
+    embeddings: Array,
+    queries: Array,
+    /,
+    *,
+    qrels: Array | None = None,
+    labels: Array | None = None,
+    query_labels: Array | None = None,
+    dims: Iterable[int] | None = None,
+    measures: Iterable[str] = MEASURES,
+    metric: str = "cosine",
+) -> Evaluation:
+    """Measure at each width what a search finds of what is relevant, all from one encoding.
+
+    Parameters
+    ----------
+    embeddings : array (n, dim), floating
+        The rows that are searched, at full width; they may be memory-mapped.
+    queries : array (n_queries, dim), floating
+        What is searched for, of the library, the device and the dtype of `embeddings`.
+    qrels : array (m, 2) or (m, 3), integer, optional
+        What is relevant: a query, a row, and the grade of that row for that query, which is 1 where there is no third
+        column and at least 0. No pair may stand twice; what is not named is not relevant.
+    labels, query_labels : array (n,), (n_queries,), integer, optional
+        Instead of `qrels`: rows with the label of a query are relevant to it, all alike.
+    dims : sequence of int, optional
+        Widths in ascending order; by default halvings of the full width down to 8.
+    measures : sequence of str, default ("ndcg@10", "mrr@10", "map@100", "recall@100")
+        What to measure, the main thing first: "ndcg", "mrr", "map", "recall", "precision" or "accuracy" (something
+        relevant among the first k), and after an @ how many results count.
+    metric : {"cosine", "ip", "l2"}, default "cosine"
+        Similarity of two prefixes, as for `Corpus`.
+
+    Returns
+    -------
+    Evaluation
+        Each measure at each width; printed, a table.
+
+    Raises
+    ------
+    TypeError
+        Arrays of other kinds or of two libraries; not exactly one of `qrels` and the pair of labels.
+    ValueError
+        Shapes, widths, names or numbers that do not fit; or nothing is relevant to any query.
+
+    Notes
+    -----
+    The mean is over queries to which something is relevant; others are not searched for. The names are those of
+    sentence-transformers (MTEB writes ndcg_at_10), and so are the definitions: "map" is divided by min(k, relevant
+    rows), where trec_eval divides by all of them. Only "ndcg" minds how large a grade is, and takes it as it is; to all
+    others a grade above 0 is relevant. Equal scores are ordered by row. A query that is a row of the corpus finds
+    itself: leave such rows out of one of the two.
+
+    Each width is searched exactly: sum(`dims`) · n · n_queries multiply-adds, and memory for the prefixes of one width
+    at a time.
+
+    References
+    ----------
+    Thakur et al. (2021), "BEIR", arXiv 2104.08663; Muennighoff et al. (2022), "MTEB", arXiv 2210.07316: nDCG@10 as the
+    main measure. The functions are those of `matryoshka.metrics`.
+
+    Examples
+    --------
+    >>> rows = np.array([[1.0, 0.0, 0.0], [0.8, 0.6, 0.0], [0.8, 0.0, 0.6]])
+    >>> qrels = np.array([[0, 0], [1, 1], [2, 2]])
+    >>> found = evaluate(rows, rows + 0.01, qrels=qrels, dims=(1, 2, 3), measures=["mrr@2"])
+    >>> print(found)
+    3 queries among 3 rows, by cosine similarity.
+    <BLANKLINE>
+    dim   MRR@2     kept
+      1  0.5000   50.0 %
+      2  0.8333   83.3 %
+      3  1.0000  100.0 %
+    >>> found.scores[2]
+    {'mrr@2': 0.8333333333333334}
+    """
+    asked = cutoffs(measures)
+    optional = [("qrels", qrels), ("labels", labels), ("query_labels", query_labels)]
+    xp = namespace(("embeddings", embeddings), ("queries", queries), optional=optional)
+    corpus = Corpus(embeddings, metric=metric)
+    _checks.shape(queries, "queries", (_rows(queries), corpus.dim), "(n_queries, dim)")
+    _checks.same_dtype(xp, ("embeddings", embeddings), ("queries", queries))
+    widths = Nesting.halving(corpus.dim, smallest=min(8, corpus.dim)).dims if dims is None else _checks.dims(dims)
+    _checks.dims_within(widths, corpus.dim)
+    k = min(len(corpus), max(k for _, k in asked.values()))
+    shape = (queries.shape[0], len(corpus))
+    judged = _of_qrels(qrels, labels, query_labels, shape, k) or _of_labels(labels, query_labels, shape, k)
+    rows = take_rows(queries, judged.queries, xp)
+    scores = {}
+    for dim in widths:
+        _, ids = copy.copy(corpus).search(rows, k, dim=dim)  # a copy, with which its prefixes go
+        gains = judged.gains(to_numpy(ids))
+        scores[dim] = {name: _measured(*which, gains, judged) for name, which in asked.items()}
+    return Evaluation(scores, corpus.metric, len(corpus), len(judged.queries))
+
+
+class _Judged(NamedTuple):
+    """What is known to be relevant."""
+
+    queries: np.ndarray
+    """(q,): the queries to which something is."""
+    n_relevant: np.ndarray
+    """(q,): how many rows are."""
+    ideal: np.ndarray
+    """(q, k): the largest gains, largest first."""
+    gains: Callable[[np.ndarray], np.ndarray]
+    """Of ids (q, k) what each is worth."""
+
+
+def _of_labels(labels: Array | None, query_labels: Array | None, shape: tuple[int, int], k: int) -> _Judged:
+    """Take rows of the label of a query as relevant to it; `shape` is queries by rows."""
+    for name, array, count in (("labels", labels, shape[1]), ("query_labels", query_labels, shape[0])):
+        if array is None:
+            msg = "`qrels`, or both `labels` and `query_labels`, must say what is relevant, got neither; pass one."
+            raise TypeError(msg)
+        _checks.labels(array, name, (count,), namespace((name, array)))
+    of_rows, of_queries = to_numpy(labels), to_numpy(query_labels)
+    counts = metrics.count_relevant(of_rows, of_queries)
+    known = _known(counts > 0, "labels")
+    wanted, counts = of_queries[known], counts[known]
+    ideal = np.arange(k) < counts[:, None]
+    return _Judged(known, counts, ideal, lambda ids: metrics.relevance(ids, of_rows, wanted))
+
+
+def _of_qrels(
+    qrels: Array | None, labels: Array | None, query_labels: Array | None, shape: tuple[int, int], k: int
+) -> _Judged | None:
+    """Read judgements; None if there are none. Their pairs are looked up as one number each, query · rows + row."""
+    if qrels is None:
+        return None
+    if labels is not None or query_labels is not None:
+        msg = "`qrels` must stand alone, got `labels` or `query_labels` beside it; pass one or the other."
+        raise TypeError(msg)
+    pairs, grades = _pairs(qrels, shape)
+    keys = pairs[:, 0] * shape[1] + pairs[:, 1]
+    order = np.lexsort((-grades, pairs[:, 0]))
+    counts = np.bincount(pairs[grades > 0, 0], minlength=shape[0])
+    starts = np.searchsorted(pairs[order, 0], np.arange(shape[0]))
+    known = _known(counts > 0, "qrels")
+    place = np.arange(min(k, counts.max()))
+    best = grades[order][np.minimum(starts[known, None] + place, len(order) - 1)]
+    ideal = np.where(place < counts[known, None], best, 0)
+    order = np.argsort(keys)
+    keys, grades = keys[order], grades[order]
+
+    def gains(ids: np.ndarray) -> np.ndarray:
+        asked = known[:, None] * shape[1] + ids
+        at = np.minimum(np.searchsorted(keys, asked), len(keys) - 1)
+        return np.where(keys[at] == asked, grades[at], 0)
+
+    return _Judged(known, counts[known], ideal, gains)
+
+
+def _pairs(qrels: Array, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Check judgements; return queries and rows (m, 2), and grades (m,)."""
+    axes = "(m, 2) or (m, 3), a query, a row and a grade"
+    if not is_integer(qrels, namespace(("qrels", qrels))):
+        msg = f"`qrels` must hold integers, a query, a row and a grade, got dtype {qrels.dtype}; cast it to int64."
+        raise TypeError(msg)
+    _checks.ndim(qrels, "qrels", 2, axes)
+    if qrels.shape[1] not in (2, 3):
+        msg = f"`qrels` must have shape {axes}, got {tuple(qrels.shape)}; give these columns."
+        raise ValueError(msg)
+    _checks.not_empty(qrels, "qrels")
+    judged = to_numpy(qrels).astype(np.int64)
+    for column, (of, stop) in enumerate((("queries", shape[0]), ("rows of `embeddings`", shape[1]))):
+        if outside := int(((judged[:, column] < 0) | (judged[:, column] >= stop)).sum()):
+            msg = f"`qrels` must name {of} within [0, {stop}), got {outside} outside it; count from 0, or drop these."
+            raise ValueError(msg)
+    pairs = judged[:, :2]
+    grades = judged[:, 2] if judged.shape[1] == 3 else np.ones(len(judged), np.int64)
+    if below := int((grades < 0).sum()):
+        msg = f"`qrels` must hold grades of at least 0, got {below} below; give what is not relevant 0."
+        raise ValueError(msg)
+    if twice := len(pairs) - len(np.unique(pairs, axis=0)):
+        msg = f"`qrels` must judge each pair of query and row once, got {twice} again; drop these."
+        raise ValueError(msg)
+    return pairs, grades
+
+
+def _known(mask: np.ndarray, name: str) -> np.ndarray:
+    """Return the numbers of the queries that count, of which there must be some."""
+    if not mask.any():
+        msg = f"`{name}` must make a row relevant to at least one query, got none; there is nothing to find."
+        raise ValueError(msg)
+    return np.flatnonzero(mask)
+
+
+def _measured(name: str, k: int, gains: np.ndarray, judged: _Judged) -> float:
+    """Measure lists of gains (q, k or all rows), best first: a longer one would end in padding."""
+    hits, length = gains > 0, min(k, len(gains[0]))
+    if name == "ndcg":
+        return metrics.ndcg_at_k(gains, length, ideal=judged.ideal)
+    if name == "mrr":
+        return metrics.mean_reciprocal_rank(hits, length)
+    if name == "map":
+        return metrics.mean_average_precision(hits, length, n_relevant=judged.n_relevant)
+    if name == "recall":
+        return metrics.label_recall_at_k(hits, length, judged.n_relevant)
+    if name == "precision":  # in which padding counts
+        return metrics.precision_at_k(hits, length) * length / k
+    return metrics.hit_rate_at_k(hits, length)
+
+
+_NAMES = ("ndcg", "mrr", "map", "recall", "precision", "accuracy")
+_TITLES = {"ndcg": "nDCG", "mrr": "MRR", "map": "mAP"}
+
+
+def _titled(measure: str) -> str:
+    """Return a measure as it is written in tables."""
+    name, _, k = measure.partition("@")
+    return f"{_TITLES.get(name, name)}@{k}"
+
+
+def cutoffs(measures: Any) -> dict[str, tuple[str, int]]:
+    """Return what to measure, and of how many results, by name."""
+    names = _checks.sequence(measures, "measures", "names", 'for instance ("ndcg@10", "mrr@10")')
+    if not names:
+        msg = '`measures` must hold at least one name, got none; pass for instance ("ndcg@10",).'
+        raise ValueError(msg)
+    found = {}
+    for i, name in enumerate(names):
+        name = _checks.text(name, f"measures[{i}]")
+        match = re.fullmatch(rf"({'|'.join(_NAMES)})@([1-9][0-9]{{0,8}})", name, flags=re.ASCII)
+        if match is None:
+            msg = (
+                f"`measures[{i}]` must be one of {', '.join(_NAMES)}, with @ and a number of results, got "
+                f'{_checks.describe(name)}; write for instance "ndcg@10".'
+            )
+            raise ValueError(msg)
+        found[name] = (match[1], int(match[2]))
+    return found
+
+
+def _rows(array: Array) -> int:
+    """Return the length of the first axis, which there must be."""
+    _checks.ndim(array, "queries", 2, "(n_queries, dim)")
+    return int(array.shape[0])
