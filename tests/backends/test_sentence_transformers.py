@@ -467,15 +467,15 @@ def test_evaluator_encodes_once_and_puts_prompts_before_texts(model: Any, monkey
     for kind in ("encode_query", "encode_document"):
         whole = getattr(model, kind)
 
-        def encode(texts: Any, whole: Any = whole, **options: Any) -> Any:
-            asked.append((len(texts), options["prompt"], options["batch_size"]))
+        def encode(texts: Any, kind: str = kind, whole: Any = whole, **options: Any) -> Any:
+            asked.append((kind, len(texts), options["prompt"], options["batch_size"]))
             return whole(texts, **options)
 
         monkeypatch.setattr(model, kind, encode)
     prompts = {"query_prompt": "ask3 ", "corpus_prompt": "wrong2 the "}
     evaluator = Evaluator(QUERIES, CORPUS, RELEVANT, NESTING, batch_size=5, **prompts)
     with_prompts = evaluator(model)
-    assert asked == [(5, "ask3 ", 5), (12, "wrong2 the ", 5)]
+    assert asked == [("encode_query", 5, "ask3 ", 5), ("encode_document", 12, "wrong2 the ", 5)]
     assert evaluator.get_config_dict() == {"matryoshka_dims": (2, 3, DIM), **prompts}
     queries = {key: f"ask3 {text}" for key, text in QUERIES.items()}
     corpus = {key: f"wrong2 the {text}" for key, text in CORPUS.items()}
