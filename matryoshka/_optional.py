@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import re
+from pathlib import Path
 from types import ModuleType
+
+PACKAGE = "matryoshka-mrl"
 
 
 def require(module: str, *, extra: str, purpose: str) -> ModuleType:
@@ -28,5 +32,21 @@ def require(module: str, *, extra: str, purpose: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] != module.partition(".")[0]:
             raise
-        msg = f'{purpose} needs {error.name}, which is not installed; run: pip install "matryoshka-mrl[{extra}]"'
+        msg = f"{purpose} needs {error.name}, which is not installed; run: {command(extra)}"
         raise ImportError(msg) from error
+
+
+def command(extra: str) -> str:
+    """Return what installs an extra, wherever this package came from: what it requires, then its name in a registry."""
+    import importlib.metadata  # which takes longer to load than the rest of the package
+
+    named = f'pip install "{PACKAGE}[{extra}]"'
+    try:
+        every = importlib.metadata.requires(PACKAGE) or []
+    except importlib.metadata.PackageNotFoundError:
+        every = []
+    marker = re.compile(rf"""\s*;\s*extra\s*==\s*["']{re.escape(extra)}["']""")
+    wanted = [f'"{marker.sub("", each)}"' for each in every if marker.search(each)]
+    if not wanted:  # a checkout that was put on the path, and is not what is installed
+        wanted = [f'"{Path(__file__).parents[1]}[{extra}]"']
+    return f"pip install {' '.join(wanted)} (with this package from a registry: {named})"

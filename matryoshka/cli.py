@@ -3,22 +3,43 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
+import textwrap
 import warnings
 from collections.abc import Sequence
 from typing import NoReturn
 
 import matryoshka
-from matryoshka._commands import apply, audit, benchmark, calibrate
 
 __all__ = ["main"]
 
-COMMANDS = (audit, benchmark, calibrate, apply)
+COMMANDS = {
+    "audit": "tell whether embeddings can be truncated",
+    "benchmark": "measure what searches with prefixes save and lose",
+    "calibrate": "choose the thresholds of a cascade",
+    "apply": "let a saved cascade answer new rows",
+}
+"""Each has a module of its name, which is loaded with all that it needs once the command is asked for."""
+
+INPUTS = """Where an array is asked for as .npy: FILE.npy, FILE.npz:NAME, and with the extra
+`datasets` FILE.parquet:COLUMN or FOLDER:COLUMN, a data set of Hugging Face on
+disk. A name may be left out where there is but one. Nothing read is executed."""
+
+STATUS = """exit status:
+  0    done
+  1    whoever reads the output stopped reading
+  2    wrong usage or input: one line on standard error says what,
+       and no file is written
+  130  interrupted"""
 
 
 class _Parser(argparse.ArgumentParser):
     """A parser whose errors are one line, like all others; its subparsers are of the same class."""
+
+    def __init__(self, **options: object) -> None:
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)  # type: ignore[arg-type]
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"matryoshka: error: {message}; see {self.prog} --help\n")
@@ -36,14 +57,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     -------
     int
         The exit status: 0, or 2 with one line on standard error about what is wrong, in which case no file was
-        written; 1 if whoever reads the output stopped reading.
+        written; 1 if whoever reads the output stopped reading, 130 if the user interrupted.
     """
-    parser = _Parser(prog="matryoshka", description="Matryoshka representation learning: tools for .npy files.")
-    parser.add_argument("--version", action="version", version=f"matryoshka {matryoshka.__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in COMMANDS:
-        command.add(commands)
-    options = parser.parse_args(arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options = _parser(next((word for word in arguments if not word.startswith("-")), "")).parse_args(arguments)
     with warnings.catch_warnings():
         warnings.simplefilter("always", UserWarning)
         warnings.showwarning = lambda message, *_, **__: print(f"matryoshka: warning: {message}", file=sys.stderr)
@@ -53,10 +70,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains once more at exit
             return 1
+        except KeyboardInterrupt:
+            print("matryoshka: interrupted", file=sys.stderr)
+            return 130
         except (ImportError, MemoryError, OSError, TypeError, ValueError) as error:
             print(f"matryoshka: error: {' '.join(_reason(error).split())}", file=sys.stderr)
             return 2
     return 0
+
+
+def _parser(chosen: str) -> _Parser:
+    """Describe all commands, and the options of the chosen one, whose module alone is loaded."""
+    parser = _Parser(
+        prog="matryoshka",
+        description="Matryoshka representation learning: tools for arrays in files.",
+        epilog=f"example:\n  matryoshka audit EMB.npy\n\nmatryoshka COMMAND --help tells of each.\n\n{STATUS}",
+    )
+    parser.add_argument("--version", action="version", version=f"matryoshka {matryoshka.__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for name, purpose in COMMANDS.items():
+        command = commands.add_parser(name, help=purpose)
+        if name == chosen:
+            module = importlib.import_module(f"matryoshka._commands.{name}")
+            command.description = f"{textwrap.fill(module.DESCRIPTION, 79, break_on_hyphens=False)}\n\n{INPUTS}"
+            command.epilog = f"example:\n  {module.EXAMPLE}\n\n{STATUS}"
+            module.add(command)
+    return parser
 
 
 def _reason(error: Exception) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import types
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,35 +16,51 @@ import matryoshka
 from matryoshka import cli
 
 
-def command(action: Any) -> SimpleNamespace:
-    """A command of its own, `try`, that does `action`."""
-    return SimpleNamespace(add=lambda commands: commands.add_parser("try").set_defaults(run=lambda options: action()))
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], None]:
+    """Make a command of its own, `try`, that does an action."""
+
+    def make(action: Callable[[], object]) -> None:
+        module = types.ModuleType("try")
+        module.DESCRIPTION, module.EXAMPLE = "", ""
+        module.add = lambda parser: parser.set_defaults(run=lambda options: action())
+        monkeypatch.setitem(cli.COMMANDS, "try", "")
+        monkeypatch.setitem(sys.modules, "matryoshka._commands.try", module)
+
+    return make
 
 
 @pytest.mark.parametrize(
     "error", [ValueError("a\n  b"), TypeError("a b"), OSError("a b"), ImportError("a b"), MemoryError("a b")]
 )
 def test_what_is_wrong_is_one_line_and_status_2(
-    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    error: Exception, command: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail() -> None:
         raise error
 
-    monkeypatch.setattr(cli, "COMMANDS", (command(fail),))
+    command(fail)
     assert cli.main(["try"]) == 2
     assert capsys.readouterr() == ("", "matryoshka: error: a b\n")
 
 
-def test_warnings_are_one_line_and_no_error(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(cli, "COMMANDS", (command(lambda: warnings.warn("few rows", stacklevel=1)),))
+def test_warnings_are_one_line_and_no_error(command: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    command(lambda: warnings.warn("few rows", stacklevel=1))
     assert cli.main(["try"]) == 0
     assert capsys.readouterr() == ("", "matryoshka: warning: few rows\n")
 
 
-def test_mistakes_in_the_program_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "COMMANDS", (command(lambda: {}["missing"]),))
+def test_an_interrupt_is_no_traceback(command: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    command(interrupt)
+    assert cli.main(["try"]) == 130
+    assert capsys.readouterr() == ("", "matryoshka: interrupted\n")
+
+
+def test_mistakes_in_the_program_are_not_hidden(command: Any) -> None:
+    command(lambda: {}["missing"])
     with pytest.raises(KeyError):
         cli.main(["try"])
 
@@ -67,13 +84,37 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
         assert text in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_each_command_tells_of_itself_with_an_example_that_parses(
+    name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        cli.main([name, "--help"])
+    assert stop.value.code == 0
+    out = capsys.readouterr().out
+    assert out.isascii()
+    assert max(map(len, out.splitlines())) <= 100
+    assert out.endswith(cli.STATUS + "\n")
+    example = out.partition("\nexample:\n  ")[2].splitlines()[0].split()
+    assert example[:2] == ["matryoshka", name]
+    assert cli._parser(name).parse_args(example[1:]).run.__module__ == f"matryoshka._commands.{name}"
+
+
+def test_the_help_costs_less_than_numpy() -> None:
+    code = "import sys; from matryoshka import cli; sys.argv[1:] = ['--help']; sys.exit(cli.main())"
+    code = f"import atexit, sys; atexit.register(lambda: print('numpy' in sys.modules)); {code}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False"
+
+
 def test_python_m_runs_it_and_a_closed_pipe_is_no_error(tmp_path: Path) -> None:
     process = subprocess.run([sys.executable, "-m", "matryoshka", "--version"], capture_output=True, text=True)
     assert (process.returncode, process.stdout) == (0, f"matryoshka {matryoshka.__version__}\n")
     code = (
-        "import sys; from matryoshka import cli; from types import SimpleNamespace as S; "
-        "cli.COMMANDS = (S(add=lambda c: c.add_parser('try').set_defaults(run=lambda o: print('x' * 10**6))),); "
-        "sys.exit(cli.main(['try']))"
+        "import sys; from matryoshka import cli; from matryoshka._commands import audit; "
+        "audit.add = lambda parser: parser.set_defaults(run=lambda o: print('x' * 10**6)); "
+        "sys.exit(cli.main(['audit']))"
     )
     with subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

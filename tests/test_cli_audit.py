@@ -149,7 +149,7 @@ def save_bad_files() -> None:
     np.save("few.npy", np.eye(12))
     np.save("short.npy", np.arange(119))
     np.save("fractions.npy", np.ones(120))
-    np.savez("archive.npz", np.eye(50))
+    np.savez("archive.npz", a=np.eye(50), b=np.eye(50))
     Path("text.npy").write_text("not an array", encoding="utf-8")
     Path("cut.npy").write_bytes(Path("rows.npy").read_bytes()[:500])
     Path("head.npy").write_bytes(Path("rows.npy").read_bytes()[:40])
@@ -167,7 +167,7 @@ def save_bad_files() -> None:
         ("cut.npy", "`cut.npy` must be a .npy file of numbers, got a damaged or shortened one; save a numeric array"),
         ("head.npy", "`head.npy` must be a .npy file of numbers, got a damaged one; save a numeric array"),
         (".", "`EMB.npy` must be a file to read, got '.': Is a directory"),
-        ("archive.npz", "must hold one array, got an .npz archive"),
+        ("archive.npz", "`archive.npz` must be followed by the name of one of its arrays (a, b), got none; write arc"),
         ("flat.npy", "`embeddings` must have shape (n, dim), got (5,)"),
         ("empty.npy", "`embeddings` must have at least one row, got shape (0, 5)"),
         ("bits.npy", "`embeddings` must hold floating-point numbers or signed integers, got dtype uint8"),

@@ -10,6 +10,7 @@ import pkgutil
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,6 +21,7 @@ import pytest
 from conftest import load
 
 import matryoshka
+from matryoshka import _optional
 
 MODULES = [
     "matryoshka",
@@ -33,6 +35,8 @@ NAMED_ALIKE = {"dask", "faiss", "keras", "sentence_transformers", "torch"}  # th
 OPTIONAL = {name: name for name in NAMED_ALIKE} | {"postgres": "psycopg"}
 SHARED = {"as_nesting"}  # modules of the package share it; users need not know it
 RESULTS = {"Audit", "CascadeEvaluation", "Evaluation"}  # the examples of what returns them show them
+PROJECT = Path(__file__).parents[1] / "pyproject.toml"
+SOURCES = sorted(Path(matryoshka.__file__).parent.rglob("*.py"))
 API = Path(__file__).parents[1].joinpath("docs", "api.md").read_text(encoding="utf-8")
 
 
@@ -106,6 +110,38 @@ def test_what_is_imported_is_what_is_installed() -> None:
     root = url2pathname(urlparse(origin["url"]).path) if editable else installed.locate_file("")
     assert Path(matryoshka.__file__).parent.samefile(Path(str(root), "matryoshka"))
     assert installed.version == matryoshka.__version__
+
+
+@pytest.mark.parametrize(
+    ("distribution", "said"),
+    [
+        (["numpy>=2.0", "keras>=3; extra == 'keras'", 'jax[cpu]>=0.5 ; extra == "keras"'], '"keras>=3" "jax[cpu]>=0.5"'),
+        (["torch>=2.4; extra == 'torch'"], f'"{Path(matryoshka.__file__).parents[1]}[keras]"'),
+        (None, f'"{Path(matryoshka.__file__).parents[1]}[keras]"'),
+    ],
+)  # fmt: skip
+def test_a_missing_extra_is_named_by_what_it_requires(
+    distribution: list[str] | None, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def requires(name: str) -> list[str]:
+        assert name == "matryoshka-mrl"
+        if distribution is None:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return distribution
+
+    monkeypatch.setattr(importlib.metadata, "requires", requires)
+    with pytest.raises(ImportError) as missing:
+        _optional.require("no_such_module", extra="keras", purpose="`this`")
+    assert str(missing.value) == (
+        f"`this` needs no_such_module, which is not installed; run: pip install {said} (with this package from a "
+        'registry: pip install "matryoshka-mrl[keras]")'
+    )
+
+
+def test_extras_that_are_asked_for_are_those_there_are() -> None:
+    wanted = tomllib.loads(PROJECT.read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    asked = re.findall(r'require\([^)]*extra="([\w-]+)"', "".join(map(Path.read_text, SOURCES)))
+    assert set(asked) == set(wanted) - {"jax"}  # which Keras asks for
 
 
 def test_all_names_what_is_public() -> None:

@@ -71,6 +71,16 @@ def require_plots(path: Path | None, option: str) -> None:
         require("matplotlib", extra="cli", purpose=option)
 
 
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """Describe the option for programs that read on."""
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON object, and nothing else")
+
+
+def wrote(options: argparse.Namespace, what: str) -> None:
+    """Say what was written: to standard error if standard output is for JSON."""
+    print(f"wrote {what}", file=sys.stderr if options.json else sys.stdout)
+
+
 class Publishable(Protocol):
     """A result that is a text, a JSON record and a figure."""
 
@@ -83,29 +93,29 @@ class Publishable(Protocol):
         """Draw it with matplotlib."""
 
 
-def publish(report: Publishable, name: str, place: Path | None, *, dpi: int) -> None:
-    """Print a report, and then write it to a folder if there is one."""
-    print(report, flush=True)
-    write(report, name, place, dpi=dpi)
+def publish(report: Publishable, name: str, options: argparse.Namespace, *, dpi: int) -> None:
+    """Print a report, and then write it to the folder `-o` if there is one."""
+    print(report.to_json() if options.json else report, flush=True)
+    write(report, name, options, dpi=dpi)
 
 
-def write(report: Publishable, name: str, place: Path | None, *, dpi: int) -> None:
-    """Write a report to a folder if there is one: text, record and figure together, or nothing."""
-    if place is not None:
+def write(report: Publishable, name: str, options: argparse.Namespace, *, dpi: int) -> None:
+    """Write a report to the folder `-o` if there is one: text, record and figure together, or nothing."""
+    if options.output is not None:
         contents = {
             f"{name}.txt": f"{report}\n".encode(),
             f"{name}.json": f"{report.to_json()}\n".encode(),
             f"{name}.png": _pictures.rendered(report.figure(), dpi=dpi),
         }
-        _files.write_together(place, contents)
-        print(f"wrote {place / name}.txt, .json and .png")
+        _files.write_together(options.output, contents)
+        wrote(options, f"{options.output / name}.txt, .json and .png")
 
 
 class Progress:
-    """What is printed as it is found, above a bar that says what is done meanwhile; without a bar, that alone."""
+    """What is printed as it is found, above a bar that says what is done meanwhile; either may be left out."""
 
-    def __init__(self, bar: Any = None) -> None:
-        self._bar = bar
+    def __init__(self, bar: Any = None, *, quiet: bool = False) -> None:
+        self._bar, self._quiet = bar, quiet
 
     def now(self, doing: str) -> None:
         """Say what is done from now on."""
@@ -114,6 +124,8 @@ class Progress:
 
     def show(self, lines: str) -> None:
         """Print lines to standard output at once."""
+        if self._quiet:
+            return
         if self._bar is not None:
             self._bar.clear()
         print(lines, flush=True)
@@ -127,11 +139,11 @@ class Progress:
 
 
 @contextmanager
-def progress(total: int, unit: str) -> Iterator[Progress]:
+def progress(total: int, unit: str, *, quiet: bool) -> Iterator[Progress]:
     """Give what shows progress: with a bar where standard error is a terminal, on which somebody sees it."""
     if not sys.stderr.isatty():
-        yield Progress()
+        yield Progress(quiet=quiet)
         return
     tqdm = require("tqdm", extra="cli", purpose="the progress bar")
     with tqdm.tqdm(total=total, unit=unit, leave=False) as bar:
-        yield Progress(bar)
+        yield Progress(bar, quiet=quiet)

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from matryoshka import _checks, _files
+from matryoshka import _checks
+from matryoshka._commands._inputs import load_array
 
 ONE_IN = 5
 """Where no other rows judge, one in so many does, and chooses nothing."""
@@ -78,7 +79,7 @@ def load(
     path: str, labels: str | None, dims: tuple[int, ...] | None, groups: str | None = None, *, name: str = "PROBS.npy"
 ) -> Rows:
     """Map one file and read the other; a file of probabilities must have a prefix for each of the widths."""
-    probabilities = _files.load_array(path, name, mmap=True)
+    probabilities = load_array(path, name, mmap=True)
     _checks.ndim(probabilities, "probabilities", 3, "(prefixes, rows, classes)")
     n_prefixes, n, _ = probabilities.shape
     if dims is None:
@@ -88,12 +89,12 @@ def load(
     if len(dims) != n_prefixes:
         msg = f"{path} must hold a prefix for each of the {len(dims)} widths, got {n_prefixes}; name its own ladder."
         raise ValueError(msg)
-    ids = None if groups is None else _files.load_array(groups, "GROUPS.npy")
+    ids = None if groups is None else load_array(groups, "GROUPS.npy")
     if ids is not None and (ids.shape != (n,) or ids.dtype.kind not in "iu"):
         msg = f"GROUPS.npy must hold an integer for each of {n} rows, got {ids.dtype} {ids.shape}; number the groups."
         raise ValueError(msg)
     if labels is None:
         return Rows(probabilities, None, ids)
-    truth = _files.load_array(labels, "LABELS.npy" if name == "PROBS.npy" else name)
+    truth = load_array(labels, "LABELS.npy" if name == "PROBS.npy" else name)
     _checks.labels(truth, "labels", (n,), np)
     return Rows(probabilities, truth, ids)

@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import textwrap
-from typing import Any
+from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 
 from matryoshka import _files
 from matryoshka._commands import _rows
-from matryoshka._commands._options import folder
+from matryoshka._commands._options import add_json, folder, wrote
 from matryoshka.cascade import Cascade
 
+DESCRIPTION = (
+    "Let a cascade that `matryoshka calibrate -o` wrote answer new rows. Prints where rows exit and "
+    "what it costs, and with labels how good the answers are, with 95 % intervals (Wilson)."
+)
+EXAMPLE = "matryoshka apply cascade.json PROBS.npy LABELS.npy -o answers"
 
-def add(commands: Any) -> None:
-    """Describe the command."""
-    parser = commands.add_parser(
-        "apply",
-        help="let a saved cascade answer new rows",
-        description="Let a cascade that `matryoshka calibrate -o` wrote answer new rows. Prints where rows exit and "
-        "what it costs, and with labels how good the answers are, with 95 % intervals (Wilson).",
-    )
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Describe the options."""
     parser.add_argument("cascade", metavar="CASCADE.json", help="the cascade")
     parser.add_argument("probabilities", metavar="PROBS.npy", help="array (prefixes, rows, classes), narrowest first")
     parser.add_argument("labels", nargs="?", metavar="LABELS.npy", help="array (rows,) of class ids, -1 for none")
@@ -30,28 +32,44 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "-o", "--output", type=folder, metavar="DIR", help="write answers.npy and exit_dims.npy to this folder"
     )
+    add_json(parser)
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:
     """Apply, print the result, and then write it."""
-    cascade = Cascade.load(options.cascade)
+    cascade = _cascade(options.cascade)
     if cascade.confidence == "precomputed":
         msg = f"{options.cascade} must decide by the probabilities, got precomputed confidences; use it in Python."
         raise ValueError(msg)
     rows = _rows.load(options.probabilities, options.labels, cascade.dims)
     rows.doing("measuring on")
     evaluation = cascade.evaluate(*rows.labelled().arrays, from_logits=options.logits)
-    print(f"Cascade of {options.cascade} (confidence {cascade.confidence}).\n\n{evaluation}")
-    if cascade.certificate is not None:
-        print("", *textwrap.wrap(f"certificate: {cascade.certificate}.", 100), sep="\n")
+    if options.json:
+        record = {"kind": "application", "version": 1, "cascade": json.loads(cascade.to_json())}
+        print(json.dumps(record | {"evaluation": asdict(evaluation)}), flush=True)
+    else:
+        print(f"Cascade of {options.cascade} (confidence {cascade.confidence}).\n\n{evaluation}")
+        if cascade.certificate is not None:
+            print("", *textwrap.wrap(f"certificate: {cascade.certificate}.", 100), sep="\n")
     if options.output is None:
         return
     rows.doing("answering")
     answers, exit_dims = cascade.predict(rows.probabilities, from_logits=options.logits)
     contents = {"answers.npy": _stored(answers), "exit_dims.npy": _stored(exit_dims)}
     _files.write_together(options.output, contents)
-    print(f"wrote {' and '.join(str(options.output / name) for name in contents)}")
+    wrote(options, " and ".join(str(options.output / name) for name in contents))
+
+
+def _cascade(path: str) -> Cascade:
+    """Read a cascade; of a folder of groups, say which files may be meant."""
+    if not Path(path).is_dir():
+        return Cascade.load(path)
+    groups = sorted(each.name for each in Path(path).glob("*.json"))
+    which = f"the cascades {', '.join(groups[:3])}{', ...' * (len(groups) > 3)}" if groups else "no cascade"
+    remedy = f"name that of a group, such as {Path(path, groups[0])}" if groups else "name a file"
+    msg = f"CASCADE.json must be one file, got the folder {path!r} with {which}; {remedy}."
+    raise ValueError(msg)
 
 
 def _stored(array: np.ndarray) -> bytes:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from matryoshka import _checks, _files, _folders
-from matryoshka._commands._options import folder, publish, require_plots, widths
+from matryoshka import _checks, _folders
+from matryoshka._commands._inputs import load_array
+from matryoshka._commands._options import add_json, folder, publish, require_plots, widths, wrote
 from matryoshka.audit import audit
 from matryoshka.rotation import Rotation
 
@@ -18,14 +18,15 @@ MOST_ROWS = 4096
 """Rows that are audited; of more a sample."""
 
 
-def add(commands: Any) -> None:
-    """Describe the command."""
-    parser = commands.add_parser(
-        "audit",
-        help="tell whether embeddings can be truncated",
-        description="Tell from embeddings alone whether they can be cut to a prefix, down to which width, and what "
-        "that loses, beside random columns and after a rotation. Prints a verdict, a table and a recommendation.",
-    )
+DESCRIPTION = (
+    "Tell from embeddings alone whether they can be cut to a prefix, down to which width, and what "
+    "that loses, beside random columns and after a rotation. Prints a verdict, a table and a recommendation."
+)
+EXAMPLE = "matryoshka audit EMB.npy --labels L.npy --dims 32,64,128 -o report"
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Describe the options."""
     parser.add_argument("embeddings", metavar="EMB.npy", help="array (rows, columns); large files are sampled")
     parser.add_argument("--labels", metavar="L.npy", help="array (rows,) of class ids: adds accuracies to the table")
     parser.add_argument(
@@ -42,6 +43,7 @@ def add(commands: Any) -> None:
         metavar="DIR",
         help="fit a rotation on the file, and write it to this folder: new, empty, or one that holds a rotation",
     )
+    add_json(parser)
     parser.set_defaults(run=run)
 
 
@@ -50,15 +52,15 @@ def run(options: argparse.Namespace) -> None:
     require_plots(options.output, "-o")
     _check_apart(options.output, options.rotation)
     k = _checks.integer(options.k, "--k", minimum=1, maximum=(MOST_ROWS - 1) // 2)
-    embeddings = _files.load_array(options.embeddings, "EMB.npy", mmap=True)
-    labels = None if options.labels is None else _files.load_array(options.labels, "--labels")
+    embeddings = load_array(options.embeddings, "EMB.npy", mmap=True)
+    labels = None if options.labels is None else load_array(options.labels, "--labels")
     rotation = None if options.rotation is None else _fitted(embeddings)
     report = audit(embeddings, labels=labels, dims=options.dims, k=k, max_rows=MOST_ROWS, seed=options.seed)
-    publish(report, "audit", options.output, dpi=150)
+    publish(report, "audit", options, dpi=150)
     if rotation is not None:
         rotation.save(options.rotation)
         where = os.fspath(options.rotation)
-        print(f"wrote {where}: Rotation.load({where!r}).apply(rows) turns rows and queries, before they are cut")
+        wrote(options, f"{where}: Rotation.load({where!r}).apply(rows) turns rows and queries, before they are cut")
 
 
 def _fitted(embeddings: np.ndarray) -> Rotation:

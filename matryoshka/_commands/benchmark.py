@@ -15,12 +15,22 @@ from typing import Any
 
 import numpy as np
 
-from matryoshka import _checks, _files
+from matryoshka import _checks
 from matryoshka._array import row_blocks
 from matryoshka._commands import _measure, _report
 from matryoshka._commands._elsewhere import Elsewhere
+from matryoshka._commands._inputs import load_array
 from matryoshka._commands._measure import Engine, Measured, Plan, Task
-from matryoshka._commands._options import Progress, batches, folder, progress, require_plots, widths, write
+from matryoshka._commands._options import (
+    Progress,
+    add_json,
+    batches,
+    folder,
+    progress,
+    require_plots,
+    widths,
+    write,
+)
 from matryoshka._commands._report import Layout, Report
 from matryoshka._threads import n_threads
 from matryoshka.nesting import Nesting
@@ -39,15 +49,16 @@ GENERATED_ROWS, GENERATED_QUERIES, GENERATED_DIM = 20_000, 1000, 2048
 ROWS_PER_CLASS = 50
 
 
-def add(commands: Any) -> None:
-    """Describe the command."""
-    parser = commands.add_parser(
-        "benchmark",
-        help="measure what searches with prefixes save and lose",
-        description="Search with every prefix alone, with adaptive retrieval, with funnels and with a calibrated "
-        "funnel; print multiply-adds, bytes, time per query and recall of each beside the exact search. Without files "
-        "it runs on generated vectors of the paper's width.",
-    )
+DESCRIPTION = (
+    "Search with every prefix alone, with adaptive retrieval, with funnels and with a calibrated "
+    "funnel; print multiply-adds, bytes, time per query and recall of each beside the exact search. Without files "
+    "it runs on generated vectors of the paper's width."
+)
+EXAMPLE = "matryoshka benchmark CORPUS.npy QUERIES.npy --k 10 --batch 1,64"
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Describe the options."""
     parser.add_argument("corpus", metavar="CORPUS.npy", nargs="?", help="array (rows, columns)")
     parser.add_argument("queries", metavar="QUERIES.npy", nargs="?", help="array (queries, columns)")
     parser.add_argument("--labels", metavar="L.npy", help="array (rows,) of class ids: adds mAP@k to the table")
@@ -71,6 +82,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "-o", "--output", type=folder, metavar="DIR", help="write benchmark.txt, .json and .png to this folder"
     )
+    add_json(parser)
     parser.set_defaults(run=run)
 
 
@@ -122,7 +134,10 @@ def run(options: argparse.Namespace) -> None:
             "one on these vectors."
         )
         raise ValueError(msg)
-    write(_benchmark(options, vectors, rotation), "benchmark", options.output, dpi=130)
+    report = _benchmark(options, vectors, rotation)
+    if options.json:  # else all of it was shown as it was found
+        print(report.to_json(), flush=True)
+    write(report, "benchmark", options, dpi=130)
 
 
 def _rotation(path: str) -> Rotation:
@@ -149,8 +164,8 @@ def _load(options: argparse.Namespace) -> Vectors:
     if (options.labels is None) != (options.query_labels is None):
         msg = "--labels and --query-labels must come together, got one of them; name both or leave both out."
         raise ValueError(msg)
-    rows = _files.load_array(options.corpus, "CORPUS.npy", mmap=not options.in_memory)
-    queries = _files.load_array(options.queries, "QUERIES.npy")
+    rows = load_array(options.corpus, "CORPUS.npy", mmap=not options.in_memory)
+    queries = load_array(options.queries, "QUERIES.npy")
     for array, name in ((rows, "corpus"), (queries, "queries")):
         _checks.signed_numbers(array, name, np)
         _checks.ndim(array, name, 2, "(n, dim)")
@@ -165,8 +180,8 @@ def _load(options: argparse.Namespace) -> Vectors:
         _checks.no_bad_rows(_bad_rows(array), len(array), name)
     if options.labels is None:
         return Vectors(rows, queries, None, f"{options.corpus}")
-    labels = _files.load_array(options.labels, "--labels")
-    query_labels = _files.load_array(options.query_labels, "--query-labels")
+    labels = load_array(options.labels, "--labels")
+    query_labels = load_array(options.query_labels, "--query-labels")
     _checks.labels(labels, "labels", (len(rows),), np)
     _checks.labels(query_labels, "query_labels", (len(queries),), np)
     return Vectors(rows, queries, (labels, query_labels), f"{options.corpus}")
@@ -215,7 +230,8 @@ def _benchmark(options: argparse.Namespace, vectors: Vectors, rotation: Rotation
     corpus = Corpus(rows, metric=options.metric)
     plans = _measure.plans(dim, dims, k, coded="bits" in corpus.codes)
     left_out = _left_out(options.engine, plans)
-    with progress(sum(len(engine.takes(plans)) + 1 for engine in options.engine) + 1, "step") as shown:
+    steps = sum(len(engine.takes(plans)) + 1 for engine in options.engine) + 1
+    with progress(steps, "step", quiet=options.json) as shown:
         shown.now("exact search")
         labels = None if vectors.labels is None else (vectors.labels[0], vectors.labels[1][asked])
         task = Task(corpus, vectors.queries[asked], k, batches, labels, rotation)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import json
 import textwrap
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from matryoshka import _files, _pictures
 from matryoshka._commands import _rows
-from matryoshka._commands._options import new_file, require_plots, widths
+from matryoshka._commands._options import add_json, new_file, require_plots, widths, wrote
 from matryoshka._commands._rows import Rows
 from matryoshka.cascade import Cascade, CascadeDisplay, CascadeEvaluation, OracleRouting, oracle_routing
 
@@ -17,15 +19,16 @@ BOUNDS = ("max_gap", "max_error", "max_disagreement")
 FOR_CERTIFY = (*BOUNDS, "delta", "path", "cost")
 
 
-def add(commands: Any) -> None:
-    """Describe the command."""
-    parser = commands.add_parser(
-        "calibrate",
-        help="choose the thresholds of a cascade",
-        description="Choose the thresholds of a cascade from what every prefix says, by the published rule, or such "
-        "that a promise about new rows holds: with --max-disagreement no labels are needed. Prints where rows exit, "
-        "how good the answers are there and what it costs, with 95 % intervals (Wilson), on rows that chose nothing.",
-    )
+DESCRIPTION = (
+    "Choose the thresholds of a cascade from what every prefix says, by the published rule, or such "
+    "that a promise about new rows holds: with --max-disagreement no labels are needed. Prints where rows exit, "
+    "how good the answers are there and what it costs, with 95 % intervals (Wilson), on rows that chose nothing."
+)
+EXAMPLE = "matryoshka calibrate PROBS.npy LABELS.npy --dims 8,16,32 --max-gap 0.01 -o cascade.json"
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Describe the options."""
     parser.add_argument("probabilities", metavar="PROBS.npy", help="array (prefixes, rows, classes), narrowest first")
     parser.add_argument(
         "labels",
@@ -54,6 +57,7 @@ def add(commands: Any) -> None:
         help="write the cascade to this file, or those of groups to a new folder",
     )
     parser.add_argument("--figure", type=new_file, metavar="FILE.png", help="plot accuracy against expected dimension")
+    add_json(parser)
     parser.set_defaults(run=run)
 
 
@@ -81,21 +85,36 @@ def run(options: argparse.Namespace) -> None:
     cascades = _calibrate(options, chosen)
     judged.doing("measuring on")
     contents: dict[Path, bytes] = {}
+    results: list[dict[str, Any]] = []
     for group, cascade in cascades.items():
         curve, oracle = _measured(cascade, judged.of(group), from_logits=options.logits)
-        told = _told(options, chosen.count(group), judged.count(group), group)
-        print(report(cascade, curve, oracle, told), end="\n" if group is None else "\n\n", flush=True)
+        counts = chosen.count(group), judged.count(group)
+        results.append(_record(cascade, curve, oracle) | {"group": group, "n_chosen": counts[0], "n_judged": counts[1]})
+        if not options.json:
+            told = _told(options, *counts, group)
+            print(report(cascade, curve, oracle, told), end="\n" if group is None else "\n\n", flush=True)
         if options.output is not None:
             place = options.output if group is None else options.output / f"{group}.json"
             contents[place] = f"{cascade.to_json()}\n".encode()
         if options.figure is not None:
             contents[options.figure] = _pictures.rendered(figure(cascade, curve, oracle), kind=_kind(options.figure))
+    if options.json:
+        print(json.dumps({"kind": "calibration", "version": 1, "results": results}), flush=True)
     if options.groups is not None and contents:
         _files.write_together(options.output, {path.name: data for path, data in contents.items()})
     else:
         _files.write_all(contents)
     for path in contents:
-        print(f"wrote {path}")
+        wrote(options, f"{path}")
+
+
+def _record(cascade: Cascade, curve: list[CascadeEvaluation], oracle: OracleRouting | None) -> dict[str, Any]:
+    """Return what was chosen and how it was judged, ready for JSON."""
+    return {
+        "cascade": json.loads(cascade.to_json()),
+        "curve": [asdict(point) for point in curve],
+        "perfect_router": None if oracle is None else asdict(oracle),
+    }
 
 
 def _measured(
@@ -131,6 +150,12 @@ def _kind(path: Path) -> str:
 
 def _check_promise(options: argparse.Namespace) -> None:
     """Refuse options that contradict each other, before any file is read; a bound asks for a promise."""
+    if options.confidence == "precomputed":
+        msg = (
+            "--confidence must be max_probability, margin or entropy, which follow from PROBS.npy, got precomputed; "
+            "cascades of confidences of your own are calibrated in Python."
+        )
+        raise ValueError(msg)
     bounds = [name for name in BOUNDS if getattr(options, name) is not None]
     if options.labels is None and bounds != ["max_disagreement"]:
         got = _options(bounds) or "no bound either"

@@ -7,7 +7,7 @@ from typing import Any
 
 from matryoshka import _checks
 from matryoshka._array import index_dtype, namespace
-from matryoshka._optional import require
+from matryoshka._optional import command, require
 from matryoshka.nesting import Nesting, NestingLike, as_nesting
 
 try:
@@ -18,7 +18,7 @@ except ModuleNotFoundError as error:
         raise
     msg = (
         f"Keras is set to the backend {error.name}, which is not installed; "
-        f'run: pip install "matryoshka-mrl[{extra}]", or name another one in the environment variable KERAS_BACKEND'
+        f"run: {command(extra)}, or name another one in the environment variable KERAS_BACKEND"
     )
     raise ImportError(msg) from error
 
