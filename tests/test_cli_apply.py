@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,29 @@ def test_the_table_is_printed_and_the_answers_written(
     assert len(set(exit_dims.tolist())) > 1
     assert main(asked) == 0
     assert capsys.readouterr().out == out[: out.index("wrote")]
+
+
+def test_json_is_all_that_is_printed(cascade: Cascade, capsys: Capture) -> None:
+    assert main(["apply", "c.json", "p.npy", "y.npy", "--json", "-o", "new"]) == 0
+    printed = capsys.readouterr()
+    record = json.loads(printed.out)
+    assert Cascade.from_json(json.dumps(record["cascade"])) == cascade
+    expected = cascade.evaluate(np.load("p.npy"), np.load("y.npy"))
+    assert record["evaluation"] == json.loads(json.dumps(asdict(expected)))
+    assert printed.err == "wrote new/answers.npy and new/exit_dims.npy\n"
+
+
+def test_a_folder_of_groups_points_to_a_group(cascade: Cascade, capsys: Capture) -> None:
+    for place, group in (("groups", "7"), ("groups", "-2")):
+        Path(place).mkdir(exist_ok=True)
+        cascade.save(f"{place}/{group}.json")
+    message = (
+        "CASCADE.json must be one file, got the folder 'groups' with the cascades -2.json, 7.json; "
+        "name that of a group, such as groups/-2.json."
+    )
+    assert_refused("apply groups p.npy", message, capsys)
+    Path("none").mkdir()
+    assert_refused("apply none p.npy", "got the folder 'none' with no cascade; name a file.", capsys)
 
 
 def test_rows_without_a_label_are_answered_but_not_judged(cascade: Cascade, capsys: Capture) -> None:

@@ -59,6 +59,13 @@ def test_writes_table_figure_and_json(rows: np.ndarray, exists: bool, capsys: Ca
     assert "wrote out" in capsys.readouterr().out
 
 
+def test_json_is_all_that_is_printed(rows: np.ndarray, capsys: Capture) -> None:
+    assert main(["audit", "rows.npy", "--json", "--rotation", "turn"]) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out) == json.loads(audit(rows).to_json())
+    assert printed.err.startswith("wrote turn: ")
+
+
 @pytest.mark.parametrize("exists", [False, True])
 def test_fits_and_writes_a_rotation(rows: np.ndarray, exists: bool, capsys: Capture) -> None:
     if exists:

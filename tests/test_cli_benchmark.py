@@ -6,6 +6,7 @@ import argparse
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -39,6 +40,13 @@ def files(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     np.save("labels.npy", np.arange(300) % 7)
     np.save("query_labels.npy", np.arange(40) % 7)
     return rows, queries
+
+
+def unwrapped(report: object) -> list[str]:
+    """Return what is printed, all of a row or sentence in one line; no line of it is too wide."""
+    text = str(report)
+    assert max(map(len, text.splitlines())) <= 100
+    return re.sub("\n +", " ", text).splitlines()
 
 
 LABELS = "--labels labels.npy --query-labels query_labels.npy"
@@ -81,7 +89,7 @@ def test_prints_table_and_advice_plainly(files: tuple[np.ndarray, np.ndarray]) -
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, check=True, env=os.environ | {"PYTHONIOENCODING": "ascii"}
     )
-    lines = done.stdout.decode("ascii").splitlines()
+    lines = unwrapped(done.stdout.decode("ascii"))
     assert done.stderr == b""
     assert b"\r" not in done.stdout
     assert lines[0].startswith("rows.npy: 300 rows of 32 columns, cosine; 20 queries")
@@ -91,7 +99,8 @@ def test_prints_table_and_advice_plainly(files: tuple[np.ndarray, np.ndarray]) -
     )
     assert lines[3].split()[:3] == ["engine", "plan", "multiply-adds"]
     assert lines[4].split()[:4] == ["exact", "full", "32", "9,600"]
-    assert len(set(map(len, lines[3 : lines.index("", 3)]))) == 1
+    table = [line for line in done.stdout.splitlines() if line.startswith((b"engine", b"exact"))]
+    assert len(set(map(len, table))) == 1
     assert any(line.startswith("fastest with recall@10 >= 0.95 at batch 20: ") for line in lines)
     assert lines[-1].startswith("calibrated")
     assert names() == ["labels.npy", "queries.npy", "query_labels.npy", "rows.npy"]
@@ -151,18 +160,18 @@ def test_nothing_may_reach_the_recall() -> None:
 def test_the_simplest_plan_that_does_as_well_is_named(rows: list[Measured], said: str) -> None:
     said = said if said.endswith(".") else f"{said} on the clock, 9.0 x by count."
     line = f"fastest with recall@10 >= 0.95 at batch 1: exact, {said}"
-    assert str(Report(SETTINGS, [FULL, *rows], [])).splitlines()[-1] == line
+    assert unwrapped(Report(SETTINGS, [FULL, *rows], []))[-1] == line
 
 
 def test_an_index_of_the_full_width_is_not_the_exact_search() -> None:
     index = replace(FULL, engine="faiss:HNSW32", recall=0.97, times=(Times(1, 2e-4, 2e-4, 1e-3),))
     line = "fastest with recall@10 >= 0.95 at batch 1: faiss:HNSW32, full 32: 5.0 x on the clock, 1.0 x by count"
-    assert str(Report(SETTINGS, [FULL, index], [])).splitlines()[-1] == f"{line}."
+    assert unwrapped(Report(SETTINGS, [FULL, index], []))[-1] == f"{line}."
     as_fast = replace(index, times=(Times(1, 0.91e-3, 0.91e-3, 1e-3),))
-    assert str(Report(SETTINGS, [as_fast], [])).splitlines()[-1].endswith("; the exact search does as well.")
+    assert unwrapped(Report(SETTINGS, [as_fast], []))[-1].endswith("; the exact search does as well.")
     rows = [FULL, index, exact_row("adaptive", (8, 32), 4.6)]
     simpler = "exact, adaptive 8 > 32: 4.6 x on the clock, 9.0 x by count."
-    assert str(Report(SETTINGS, rows, [])).splitlines()[-1] == f"{line}; as fast within 10% and simpler: {simpler}"
+    assert unwrapped(Report(SETTINGS, rows, []))[-1] == f"{line}; as fast within 10% and simpler: {simpler}"
 
 
 def test_bits_are_counted_in_bytes(files: tuple[np.ndarray, np.ndarray], capsys: Capture) -> None:
@@ -185,7 +194,7 @@ def test_bits_are_counted_in_bytes(files: tuple[np.ndarray, np.ndarray], capsys:
 def test_labels_may_be_content_with_a_plain_cut() -> None:
     rows = [replace(FULL, mean_average_precision=0.8), exact_row("prefix", (4,), 9.0, 0.2, mean_average_precision=0.79)]
     rows.append(exact_row("prefix", (8,), 3.0, 0.3, mean_average_precision=0.796))
-    lines = str(Report(SETTINGS, rows, [])).splitlines()
+    lines = unwrapped(Report(SETTINGS, rows, []))
     assert lines[-2].endswith("exact, full 32: 1.0 x on the clock, 1.0 x by count, the exact search itself.")
     assert lines[-1] == (
         "fastest with mAP@10 >= 0.795 (full width: 0.800) at batch 1: exact, prefix 8: 3.0 x on the clock, "
@@ -201,8 +210,8 @@ def test_slow_plans_are_explained_by_what_was_measured() -> None:
         "most of their 2.000 to 4.000, since searching the prefix alone takes 0.250"
     )
     mapped = "; candidates are gathered from the mapped file: compare --in-memory."
-    assert str(Report(SETTINGS, rows, [])).splitlines()[-1] == explained + mapped
-    assert str(Report(SETTINGS | {"mapped": False}, rows, [])).splitlines()[-1] == f"{explained}."
+    assert unwrapped(Report(SETTINGS, rows, []))[-1] == explained + mapped
+    assert unwrapped(Report(SETTINGS | {"mapped": False}, rows, []))[-1] == f"{explained}."
     for quick in (replace(rows[2], theory=1.9), exact_row("adaptive", (8, 32), 0.91), rows[4]):
         assert "slower" not in str(Report(SETTINGS, [*rows[:2], quick], []))
     slow_start = exact_row("prefix", (8,), 0.9, 0.5)  # takes more than half of the time of what starts with it
@@ -211,7 +220,7 @@ def test_slow_plans_are_explained_by_what_was_measured() -> None:
 
 def test_near_ties_explain_a_short_prefix_that_is_slow() -> None:
     rows = [FULL, exact_row("prefix", (2,), 0.5, near_ties=53.4), exact_row("prefix", (8,), 4.0, near_ties=10.0)]
-    assert str(Report(SETTINGS, rows, [])).splitlines()[-1] == (
+    assert unwrapped(Report(SETTINGS, rows, []))[-1] == (
         "at batch 1, prefix 2 is slower than prefix 8, 2.000 against 0.250 ms: 53 rows score like the last of the best "
         "10 to six digits, and are to be told apart."
     )
@@ -231,7 +240,7 @@ def test_near_ties_are_counted() -> None:
 
 def test_a_clock_that_was_disturbed_is_not_trusted() -> None:
     slow = replace(exact_row("prefix", (8,), 2.0), times=(Times(1, 1e-3, 1e-3, 1.6e-3),))
-    assert str(Report(SETTINGS, [FULL, slow], [])).splitlines()[-2] == (
+    assert unwrapped(Report(SETTINGS, [FULL, slow], []))[-2] == (
         "at batch 1 the exact search took 1.000 to 1.600 ms, more beside some plans than beside others: something else "
         "kept the machine busy; measure again."
     )
@@ -324,10 +333,39 @@ def test_the_legend_of_the_figure_is_not_cut() -> None:
 
 def test_the_clock_is_the_ratio_of_two_columns() -> None:
     measured = [row_of_report(1.0, Plan("full", Funnel((32,), ())), 0.599e-3, 2.941e-3)]
-    lines = str(Report(SETTINGS, measured, [])).splitlines()
-    assert lines[3].split()[-6:] == ["batch", "1", "p95", "exact", "clock", "recall@10"]
-    assert lines[4].split()[-6:] == ["0.599", "0.599", "2.941", "4.9", "x", "1.000"]
+    lines = unwrapped(Report(SETTINGS, measured, []))
+    assert lines[3].split()[-7:] == ["recall@10", "ms,", "batch", "1", "p95", "exact", "clock"]
+    assert lines[4].split()[-6:] == ["1.000", "0.599", "0.599", "2.941", "4.9", "x"]
     assert lines[7].startswith("clock = exact / ms")
+
+
+def test_a_row_takes_the_lines_it_needs() -> None:
+    row = row_of_report(1.0, Plan("full", Funnel((2048,), ())), 0.599e-3, 2.941e-3)
+    row = replace(row, engine="faiss:IVF64,Flat@nprobe=8", times=row.times * 3, mean_average_precision=0.5)
+    report = Report(SETTINGS | {"dim": 2048, "n": 10**6, "batches": (1, 8, 64)}, [row], [])
+    assert unwrapped(report)[4].split() == [
+        *["faiss:IVF64,Flat@nprobe=8", "full", "2048", "-", "-", "-", "1.000", "0.500"],
+        *["0.599", "0.599", "2.941", "4.9", "x"] * 3,
+    ]
+    printed = str(report).splitlines()
+    shown = printed[printed.index("") + 1 :][:6]
+    assert [line.startswith("    ") for line in shown] == [False, True, True] * 2
+    assert [len(line) for line in shown[1:3]] == [len(line) for line in shown[4:]]
+
+
+@pytest.mark.parametrize("output", [False, True])
+def test_json_is_all_that_is_printed(files: tuple[np.ndarray, np.ndarray], capsys: Capture, *, output: bool) -> None:
+    arguments = ["benchmark", "rows.npy", "queries.npy", "--dims", "8", "--batch", "2", "--json"]
+    if output:
+        load("matplotlib")
+    assert main([*arguments, *["-o", "out"] * output]) == 0
+    printed = capsys.readouterr()
+    record = json.loads(printed.out)
+    assert (record["kind"], record["dim"], record["batches"]) == ("benchmark", 32, [2])
+    assert [plan["kind"] for plan in record["plans"]][:2] == ["full", "prefix"]
+    if output:
+        assert json.loads(Path("out", "benchmark.json").read_text(encoding="utf-8")) == record
+    assert printed.err == ("wrote out/benchmark.txt, .json and .png\n" if output else "")
 
 
 def test_a_bar_shows_progress_on_a_terminal(

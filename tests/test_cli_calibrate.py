@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -242,6 +244,10 @@ def test_few_rows_warn(folder: Path, capsys: Capture) -> None:
         ("p.npy y.npy --dims 8,16", "p.npy must hold a prefix for each of the 2 widths, got 3; name its own ladder"),
         ("p.npy y.npy --dims 16,8,32", "strictly increasing"),
         ("p.npy y.npy --confidence x", "`confidence` must be one of"),
+        (
+            "p.npy y.npy --confidence precomputed",
+            "--confidence must be max_probability, margin or entropy, which",
+        ),
         ("p.npy y.npy --variant x", "`variant` must be one of"),
         ("p.npy y.npy --delta 0.1 --path fitted", "--delta, --path must come with --certify or a bound"),
         ("p.npy y.npy --certify --variant code", "--variant is of the published rule, got it with --certify"),
@@ -267,6 +273,23 @@ def test_nothing_is_written_when_something_is_wrong(
 def test_widths_are_asked_for(folder: Path, capsys: Capture) -> None:
     message = "--dims must name the widths of the 3 prefixes in p.npy, got none; name them from the narrowest on, as in"
     assert_refused("calibrate p.npy y.npy -o c.json", message, capsys)
+
+
+def test_json_is_all_that_is_printed(folder: Path, capsys: Capture) -> None:
+    assert calibrate("p.npy y.npy --dims 8,16,32 --json -o c.json") == 0
+    chosen, judged = split()
+    printed, cascade = capsys.readouterr(), Cascade.load("c.json")
+    (result,) = json.loads(printed.out)["results"]
+    assert Cascade.from_json(json.dumps(result["cascade"])) == cascade
+    rows = np.load("p.npy")[:, judged], np.load("y.npy")[judged]
+    assert result["curve"][-1] == json.loads(json.dumps(asdict(cascade.evaluate(*rows))))
+    assert result["perfect_router"]["expected_dim_all"] == oracle_routing(*rows, nesting=(8, 16, 32)).expected_dim_all
+    assert (result["group"], result["n_chosen"], result["n_judged"]) == (None, len(chosen), len(judged))
+    assert printed.err == "wrote c.json\n"
+    np.save("g.npy", np.arange(400) % 2)
+    assert calibrate("p.npy --dims 8,16,32 --json --max-disagreement 0.4 --groups g.npy") == 0
+    results = json.loads(capsys.readouterr().out)["results"]
+    assert [(result["group"], result["perfect_router"]) for result in results] == [(0, None), (1, None)]
 
 
 @pytest.mark.parametrize("labelled", [False, True])

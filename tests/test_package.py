@@ -115,7 +115,7 @@ def test_what_is_imported_is_what_is_installed() -> None:
 @pytest.mark.parametrize(
     ("distribution", "said"),
     [
-        (["numpy>=2.0", "keras>=3; extra == 'keras'", 'jax[cpu]>=0.5 ; extra == "keras"'], '"keras>=3" "jax[cpu]>=0.5"'),
+        (["numpy>=2.0", "keras>=3; extra == 'keras'", 'jax[a]>=0.5 ; extra == "keras"'], '"keras>=3" "jax[a]>=0.5"'),
         (["torch>=2.4; extra == 'torch'"], f'"{Path(matryoshka.__file__).parents[1]}[keras]"'),
         (None, f'"{Path(matryoshka.__file__).parents[1]}[keras]"'),
     ],

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +12,9 @@ from typing import Any
 from matryoshka._commands import _advice, _picture
 from matryoshka._commands._measure import Measured, Plan
 from matryoshka._pictures import table
+
+COLUMNS, INDENT = 100, "    "
+"""How wide a line may be, and how what follows below is told from a new line."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,7 @@ class Report:
             "clock = exact / ms; exact: the median ms of the exact search that ran in turn with this plan",
             "",
         ]
-        return "\n".join(("", *meaning, *_advice.sentences(self.settings, self.measured), *self.notes))
+        return "\n".join(("", *_wrapped([*meaning, *_advice.sentences(self.settings, self.measured), *self.notes])))
 
     def __str__(self) -> str:
         rows = self.measured
@@ -61,48 +66,57 @@ def opening(settings: dict[str, Any]) -> str:
             f"rows are rotated by {settings['rotation']}; to rotate a query is part of each count and time but at "
             "the full width, which needs none"
         )
-    return "\n".join((*lines, ""))
+    return "\n".join((*_wrapped(lines), ""))
 
 
 class Layout:
-    """The columns of the table, wide enough for all plans before any is measured."""
+    """The columns of the table, wide enough for all plans before any is measured; a row takes the lines it needs."""
 
     def __init__(
         self, settings: dict[str, Any], engines: Sequence[str], plans: Iterable[Plan], *, labelled: bool
     ) -> None:
         k, batches, dim = settings["k"], settings["batches"], settings["dim"]
         calibrated = f"calibrated bits {dim} > {dim} > {dim}"
-        self.header = ["engine", "plan", "multiply-adds", "MB read", "theory"]
-        for batch in batches:
-            self.header += [f"ms, batch {batch}", "p95", "exact", "clock"]
-        self.header += [f"recall@{k}", *([f"mAP@{k}"] if labelled else [])]
+        clocks = [[f"ms, batch {batch}", "p95", "exact", "clock"] for batch in batches]
+        found = [f"recall@{k}", *([f"mAP@{k}"] if labelled else [])]
+        self.header = [["engine", "plan"], ["multiply-adds", "MB read", "theory", *found], *clocks]
         most = settings["n"] * settings["dim"]
         self.widest = [
-            max(engines, key=len),
-            max(*map(str, plans), calibrated, key=len),
-            f"{2 * most:,}",
-            f"{16 * most / 1e6:,.2f}",
-            "999.9 x",
-            *["999.9", "999.9", "999.9", "99.9 x"] * len(batches),
-            "0.000",
-            *(["0.000"] if labelled else []),
+            [max(engines, key=len), max(*map(str, plans), calibrated, key=len)],
+            [f"{2 * most:,}", f"{16 * most / 1e6:,.2f}", "999.9 x", *["0.000"] * len(found)],
+            *[["999.9", "999.9", "999.9", "99.9 x"]] * len(batches),
         ]
 
     def head(self) -> list[str]:
-        """Return the names of the columns."""
-        return self._lines([self.header])
+        """Return the names of the columns, in one line or more."""
+        return self._lines(self.header)
 
     def line(self, row: Measured) -> str:
-        """Return the cells of one plan."""
-        cells = [row.engine, str(row.plan)]
-        cells += ["-"] * 3 if row.multiply_adds is None else [f"{row.multiply_adds:,.0f}"]
-        cells += [] if row.bytes is None else [f"{row.bytes / 1e6:,.2f}", f"{row.theory:,.1f} x"]
-        for times in row.times:
-            cells += map(_advice.milliseconds, (times.median, times.p95, times.exact))
-            cells.append(f"{times.speedup:.1f} x")
-        cells.append(f"{row.recall:.3f}")
-        cells += [f"{row.mean_average_precision:.3f}"] if row.mean_average_precision is not None else []
-        return self._lines([cells])[0]
+        """Return the cells of one plan, in as many lines."""
+        counts = ["-"] * 3 if row.multiply_adds is None else [f"{row.multiply_adds:,.0f}"]
+        counts += [] if row.bytes is None else [f"{row.bytes / 1e6:,.2f}", f"{row.theory:,.1f} x"]
+        counts.append(f"{row.recall:.3f}")
+        counts += [f"{row.mean_average_precision:.3f}"] if row.mean_average_precision is not None else []
+        clocks = [
+            [*map(_advice.milliseconds, (times.median, times.p95, times.exact)), f"{times.speedup:.1f} x"]
+            for times in row.times
+        ]
+        return "\n".join(self._lines([[row.engine, str(row.plan)], counts, *clocks]))
 
-    def _lines(self, rows: list[list[str]]) -> list[str]:
-        return table([self.header, self.widest, *rows], left=(0, 1))[2:]
+    def _lines(self, groups: list[list[str]]) -> list[str]:
+        """Put groups of cells side by side, as many into a line as fit; others follow below, indented."""
+        lines = [""]
+        for i, (cells, *wide) in enumerate(zip(groups, self.header, self.widest, strict=True)):
+            *others, shown = table([*wide, cells], left=(0, 1) if i == 0 else ())
+            width = max(map(len, others))
+            if i and len(lines[-1]) + 2 + width > COLUMNS:
+                lines.append(INDENT + shown.ljust(width))
+            else:
+                lines[-1] += "  " * (i > 0) + shown.ljust(width)
+        return [line.rstrip() for line in lines]
+
+
+def _wrapped(lines: Iterable[str]) -> list[str]:
+    """Return sentences in lines that fit, indented from the second on."""
+    fill = functools.partial(textwrap.fill, subsequent_indent=INDENT, break_long_words=False, break_on_hyphens=False)
+    return [fill(line, COLUMNS) for line in lines]
