@@ -137,8 +137,8 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Build the documentation into docs/_build; a warning is an error."""
-    install(session, "-e", ".[torch,keras,sentence-transformers,faiss,dask,postgres,qdrant]", group="docs")
+    """Build the documentation into docs/_build, with its charts and gallery; a warning is an error."""
+    install(session, "-e", ".[torch,keras,sentence-transformers,faiss,dask,postgres,qdrant,cli]", group="docs")
     session.run("sphinx-build", "-W", "--keep-going", "-E", "docs", "docs/_build")
 
 

@@ -1,23 +1,58 @@
 """Settings of Sphinx; `nox -s docs` builds the documentation into docs/_build."""
 
+import re
+import sys
+from pathlib import Path
+
 import matryoshka
+
+sys.path.insert(0, str(Path(__file__).parent / "_ext"))
 
 project = "matryoshka"
 author = "the matryoshka authors"
 copyright = f"2026, {author}"
 version = release = matryoshka.__version__
 
-extensions = ["myst_parser", "numpydoc", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.mathjax"]
-exclude_patterns = ["_build", "results"]  # pages include the tables of results
+extensions = [
+    "myst_parser",
+    "numpydoc",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx_argparse_cli",
+    "sphinx_gallery.gen_gallery",
+    "charts",
+    "mathml",
+    "mentions",
+]
+exclude_patterns = ["_build", "gallery", "results"]  # what other pages are made of
 templates_path = ["_templates"]
 html_theme = "furo"
 html_title = project
 html_show_sourcelink = False
+html_static_path = ["_static"]
+html_css_files = ["wide.css"]
+html_math_renderer = "mathml"
 
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 
+sphinx_gallery_conf = {
+    "examples_dirs": "gallery",
+    "gallery_dirs": "generated/gallery",
+    "abort_on_example_error": True,
+    "matplotlib_animations": False,
+    "min_reported_time": 15,
+    "show_memory": False,
+    "show_signature": False,
+    "write_computation_times": False,
+}
+
 default_role = "py:obj"  # a name in single backticks becomes a link where there is something to link to
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"
+API = "".join(page.read_text(encoding="utf-8") for page in Path(__file__).parent.glob("api/*.md"))
+listed = set(re.findall(r"^   (\w[\w.]*)$", API, flags=re.MULTILINE))
+autosummary_filename_map = {  # Audit.html and audit.html are one file where case does not count
+    f"matryoshka.{name}": f"matryoshka.{name}-class" for name in listed if name.lower() in listed - {name}
+}
 numpydoc_show_class_members = False

@@ -37,7 +37,9 @@ SHARED = {"as_nesting"}  # modules of the package share it; users need not know 
 RESULTS = {"Audit", "CascadeEvaluation", "Evaluation"}  # the examples of what returns them show them
 PROJECT = Path(__file__).parents[1] / "pyproject.toml"
 SOURCES = sorted(Path(matryoshka.__file__).parent.rglob("*.py"))
-API = Path(__file__).parents[1].joinpath("docs", "api.md").read_text(encoding="utf-8")
+API = "".join(
+    page.read_text(encoding="utf-8") for page in sorted(Path(__file__).parents[1].joinpath("docs", "api").glob("*.md"))
+)
 
 
 def import_public(name: str) -> ModuleType:
@@ -176,7 +178,7 @@ def test_all_is_sorted_and_complete(name: str) -> None:
 
 
 def documented() -> list[Any]:
-    """Return what docs/api.md lists; a name that no longer exists is an error."""
+    """Return what docs/api/ lists; a name that no longer exists is an error."""
     names = re.findall(r"^   ([A-Za-z][\w.]*)$", API, flags=re.MULTILINE)
     parts = [f"matryoshka.{name}".rpartition(".") for name in names]
     return [getattr(import_public(module), name) for module, _, name in parts]

@@ -1,0 +1,62 @@
+"""
+A funnel over a file
+====================
+
+The rows stay in their file, which may be larger than memory; a corpus keeps the first columns of all of them and reads
+the rest of the candidates only. `matryoshka.Funnel.pareto` lists the plans that nothing beats,
+`matryoshka.Funnel.calibrate` returns one whose recall is certified.
+"""
+
+import tempfile
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from matryoshka import Corpus, Funnel, metrics
+
+rng = np.random.default_rng(0)
+spread = (1 + np.arange(256)) ** -0.8
+file = Path(tempfile.mkdtemp()) / "rows.npy"
+np.save(file, (rng.normal(size=(20_000, 256)) * spread).astype("float32"))
+queries = (rng.normal(size=(600, 256)) * spread).astype("float32")
+
+corpus = Corpus(np.load(file, mmap_mode="r"), search_dims=(16,))
+print(corpus.nbytes)
+print("in memory:", corpus.nbytes.memory, "of", corpus.nbytes.mapped, "bytes")
+
+# %%
+# Adaptive retrieval: 16 columns for 200 candidates, which all 256 columns rerank.
+
+funnel = Funnel((16, 256), keep=(200,))
+scores, ids = corpus.search(queries, k=10, funnel=funnel)
+exact = corpus.search(queries, k=10)[1]
+print("recall@10", metrics.overlap_at_k(ids, exact, k=10), "for 1 /", round(funnel.speedup(len(corpus))), "of the work")
+
+# %%
+# Which other plans are there? Counted in multiply-adds, which are the same on every machine.
+
+points = Funnel.pareto(corpus, queries[:300], k=10, cost="multiply_adds")
+promised = Funnel.calibrate(corpus, queries, k=10, recall=0.95, cost="multiply_adds")
+print(promised)
+print(promised.certificate)
+
+# %%
+# Drawn, with the certified one and with plain cuts, which rerank nothing.
+
+figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+axes.step(
+    [point.multiply_adds for point in points], [point.recall for point in points], "o-", where="post", label="funnels"
+)
+cuts = [Funnel((dim,)) for dim in (8, 16, 32, 64, 128)]
+kept = [metrics.overlap_at_k(corpus.search(queries, k=10, funnel=cut)[1], exact, k=10) for cut in cuts]
+axes.plot([cut.multiply_adds(len(corpus)) for cut in cuts], kept, "s:", color="grey", label="plain cuts")
+for cut, recall in zip(cuts, kept, strict=True):
+    axes.annotate(f" {cut.dims[0]}", (cut.multiply_adds(len(corpus)), recall), va="top")
+axes.axvline(promised.multiply_adds(len(corpus)), color="tab:green", ls="--", label=f"certified: {promised.dims}")
+axes.set_xscale("log")
+axes.set_xticks([200_000, 500_000, 1_000_000, 2_000_000, 5_000_000], ["0.2", "0.5", "1", "2", "5"])
+axes.minorticks_off()
+axes.set(xlabel="million multiply-adds a query", ylabel="recall@10")
+axes.legend()
+plt.show()
