@@ -3,8 +3,8 @@ Make a plain classifier nested
 ==============================
 
 A network was trained plainly, and its embeddings are poor when they are cut. A head that starts as the old classifier
-(`matryoshka.torch.MRLHead.from_linear`) is trained on for a few epochs, after a layer that turns the embeddings to their principal
-components; the encoder stays as it is.
+(`matryoshka.torch.MRLHead.from_linear`) is trained on for a few epochs, after a layer that turns the embeddings to
+their principal components; the encoder stays as it is.
 """
 
 import matplotlib.pyplot as plt
