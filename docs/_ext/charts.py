@@ -72,7 +72,10 @@ def overview(train: Any, decide: Any, retrieve: Any) -> None:
     )
     train.set(title="Train: a short prefix is good by itself", ylabel="nearest neighbour right, %")
     row = next(row for row in stored("intents")["saved"] if row["head"] == "tied")
-    paid = {"the full width": 256, f"one narrower width,\nas often right: {row['fixed']}": row["fixed"]}
+    paid = {
+        "the full width": 256,
+        f"one width, as often right\nin {row['fixed_in']} of {row['draws']} draws: {row['fixed']}": row["fixed"],
+    }
     paid[f"a cascade,\ncertified: {row['paid']:.0f}"] = row["paid"]
     bars = decide.barh(list(paid)[::-1], list(paid.values())[::-1], color=[BLUE, GREY, GREY])
     bars[-1].set_alpha(0.6)
@@ -86,9 +89,10 @@ def overview(train: Any, decide: Any, retrieve: Any) -> None:
         "matryoshka, exact": "all rows",
     }
     texts = [f"{label}\nrecall {ways[way]['recall']:.3f}" for way, label in searches.items()]
-    retrieve.barh(texts, [1e3 * ways[way]["s"] for way in searches], color=[BLUE, GREEN, GREY])
+    bars = retrieve.barh(texts, [1e3 * ways[way]["s"] for way in searches], color=[BLUE, GREEN, GREY])
+    retrieve.bar_label(bars, fmt="%.2g", padding=3)
     retrieve.grid(axis="y", visible=False)
-    factors(retrieve, "x", (0.3, 1, 3, 10, 30), unit="")
+    retrieve.set_xlim(0, 30)
     retrieve.set(title="Retrieve: a fraction of the time", xlabel="ms a query, of 100,000 rows")
 
 
@@ -256,7 +260,7 @@ def recall_time(decaying: Any, real: Any) -> None:
         (real, "End to end: 1,000,000 x 768, real-like, best 10, batch 64", "1,000,000 × 768, like real text"),
     ):
         row = next(record for record in records if record["title"] == title)
-        markers = cycle("os^Dv")
+        markers = cycle("os^DvP*X<>p")
         for name, way in row["cpu"]["ways"].items():
             colour = BLUE if name.startswith("matryoshka") else OCHRE if name.startswith("faiss") else GREY
             time = 1e3 * way["s"] / row["batch"]
