@@ -236,13 +236,13 @@ def columns(
     return {"table": escaped(whole), "id": escaped(found[id][6]), "embedding": escaped(vector)}, of, dim, prefixes
 
 
-def found(connection: Any, address: str, statement: str, values: dict[str, Any]) -> np.ndarray:
+def found(connection: Any, address: str, statement: str, values: dict[str, Any]) -> list[tuple[int, int, float]]:
     """Return the rows that a search finds; one that asks an index, for so many `near` rows, has settings of its own."""
     near = values.get("near")
     with transaction(connection, address) as cursor:
         before = cursor.execute(TUNED, [min(near, _MOST_EF_SEARCH)]).fetchone()[: len(_SCAN)] if near else None
         cursor.execute(statement, values, prepare=True)
-        rows = np.array(cursor.fetchall(), engine.FOUND)
+        rows: list[tuple[int, int, float]] = cursor.fetchall()
         if near:
             cursor.execute(RESTORED, before)
     return rows

@@ -302,7 +302,7 @@ class PgvectorCorpus:
         """Run stages on the candidates that `rows` gives; return the best in the library of the queries."""
         values |= {f"keep{i}": count for i, count in enumerate(stages.lists)}
         values["queries"] = _pgvector.array(self._type, _pgvector.vectors(asked))
-        found = np.empty(0, engine.FOUND)
+        found = []
         if asked.size and values.get("m") != 0:
             statement = self._statement(rows, stages.dims, values.get("start"))
             found = _pgvector.found(self._connection, self._address, statement, values)

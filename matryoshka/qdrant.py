@@ -229,6 +229,11 @@ class QdrantCorpus:
         return self._layout.search_dims
 
     @property
+    def index(self) -> bool:
+        """Whether funnels in numbers start with an HNSW index."""
+        return self._layout.index
+
+    @property
     def codes(self) -> tuple[str, ...]:
         """How a first stage may compare: in numbers, and in bits where these are kept."""
         return ("float", "bits") if self._layout.bits else ("float",)
@@ -349,7 +354,8 @@ class QdrantCorpus:
         self, queries: Array, asked: np.ndarray, stages: engine.Stages, first: _qdrant.Json, ids: Array | None = None
     ) -> tuple[Array, Array]:
         """Run stages for a batch of queries; return the best in the library of the queries."""
-        answers, size = [], max(1, _BATCH_NUMBERS // sum(stages.dims))
+        answers: list[tuple[int, int, float]] = []
+        size = max(1, _BATCH_NUMBERS // sum(stages.dims))
         for start in range(0, len(asked), size):
             vectors = enumerate(self._prefixes(asked[start : start + size], stages.dims), start)
             requests = [_request(row, stages, first, None if ids is None else ids[i].tolist()) for i, row in vectors]
@@ -361,7 +367,7 @@ class QdrantCorpus:
                         raise ValueError(msg)
                 ranked = sorted((score**2 if self.metric == "l2" else -score, row) for row, score in found)
                 answers += [(i, row, -cost) for cost, row in ranked]
-        return engine.results(np.array(answers, engine.FOUND), queries, stages.lists[-1])
+        return engine.results(answers, queries, stages.lists[-1])
 
 
 def _request(

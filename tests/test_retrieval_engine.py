@@ -50,12 +50,12 @@ def test_by_default_any_width_serves() -> None:
 
 
 def test_what_was_found_is_laid_out_by_query() -> None:
-    found = np.array([(0, 7, 0.5), (0, 2, 0.25), (2, 9, 1), (2, 1, 0.5), (2, 3, 0.5)], engine.FOUND)
+    found = [(0, 7, 0.5), (0, 2, 0.25), (2, 9, 1.0), (2, 1, 0.5), (2, 3, 0.5)]
     scores, ids = engine.results(found, np.zeros((4, 6)), 3)
     assert ids.tolist() == [[7, 2, -1], [-1] * 3, [9, 1, 3], [-1] * 3]
     assert scores.tolist() == [[0.5, 0.25, -np.inf], [-np.inf] * 3, [1, 0.5, 0.5], [-np.inf] * 3]
     assert (scores.dtype, ids.dtype) == (np.float32, np.int64)
-    assert engine.results(found[:0], np.zeros((0, 6)), 3)[1].shape == (0, 3)
+    assert engine.results([], np.zeros((0, 6)), 3)[1].shape == (0, 3)
 
 
 def test_rows_are_stored_in_float32_and_named_where_they_are_not_finite() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +14,6 @@ from matryoshka.embeddings import truncate
 from matryoshka.retrieval.funnel import Funnel
 
 __all__ = [
-    "FOUND",
     "Stages",
     "candidate_ids",
     "queries_in_float32",
@@ -23,9 +22,6 @@ __all__ = [
     "stages",
     "width",
 ]
-
-FOUND = np.dtype([("query", "i8"), ("id", "i8"), ("score", "f4")])
-"""What a query has found: its number, the id of a row, and the score."""
 
 
 class Stages(NamedTuple):
@@ -197,13 +193,13 @@ def candidate_ids(ids: Array, queries: Array) -> np.ndarray:
     return found
 
 
-def results(found: np.ndarray, queries: Array, k: int) -> tuple[Array, Array]:
+def results(found: Sequence[tuple[int, int, float]], queries: Array, k: int) -> tuple[Array, Array]:
     """Lay out what queries have found, as every search returns it.
 
     Parameters
     ----------
-    found : array (n,), FOUND
-        In the order of queries, the rows of each best first, at most `k`.
+    found : sequence of (int, int, float)
+        The number of a query, the id of a row and its score, in the order of queries, at most `k` for each, best first.
     queries : array (n_queries, dim)
         The queries, of any library.
     k : int
@@ -214,10 +210,10 @@ def results(found: np.ndarray, queries: Array, k: int) -> tuple[Array, Array]:
     scores, ids : array (n_queries, k)
         In float32 and the library of `queries`; where fewer were found, the rest has id -1 and score -inf.
     """
-    xp, query = namespace(("queries", queries)), found["query"]
+    xp, table = namespace(("queries", queries)), np.array(found, [("query", "i8"), ("id", "i8"), ("score", "f4")])
     scores, ids = np.full((queries.shape[0], k), -np.inf, np.float32), np.full((queries.shape[0], k), -1)
-    at = query, np.arange(len(found)) - np.searchsorted(query, query)
-    scores[at], ids[at] = found["score"], found["id"]
+    at = table["query"], np.arange(len(table)) - np.searchsorted(table["query"], table["query"])
+    scores[at], ids[at] = table["score"], table["id"]
     return from_numpy(scores, like=queries, xp=xp), from_numpy(ids, like=queries, xp=xp)
 
 
