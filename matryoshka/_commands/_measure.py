@@ -102,6 +102,11 @@ class Engine:
         """Whether it is a binary index of faiss, whose texts, and no others, start with B."""
         return self.index.startswith("B")
 
+    @property
+    def starts_at(self) -> str:
+        """At which widths it starts, if it does not at all."""
+        return BINARY_WIDTHS
+
     def check(self, dims: Iterable[int], metric: str) -> None:
         """Let faiss read text and settings for each width that it may start at, before any work is done."""
         if not self.index:
@@ -251,7 +256,7 @@ def _counts(task: Task, searcher: Searchable, plan: Plan, compared: _Count) -> t
     """Return the multiply-adds and the bytes of a query, None where an index does not count what it compares."""
     n, funnel, turn = len(task.corpus), plan.funnel, task.counted(plan)
     turned = turn * task.itemsize
-    if isinstance(searcher, Corpus) or searcher.search_dims is None:  # exact wherever it starts
+    if _compares_all(searcher):
         return funnel.multiply_adds(n) + turn, funnel.bytes(n, itemsize=task.itemsize) + turned
     rows, dim = compared.per_query(len(task.queries)), funnel.dims[0]
     if rows is None:
@@ -261,6 +266,12 @@ def _counts(task: Task, searcher: Searchable, plan: Plan, compared: _Count) -> t
     later = funnel.multiply_adds(n) - costs.search(n, dim)
     row_bytes = FAISS_ITEMSIZE * (dim + compared.links)
     return rows * dim + later + turn, rows * row_bytes + task.itemsize * later + turned
+
+
+def _compares_all(searcher: Searchable) -> bool:
+    """Tell whether searches compare all rows wherever they start."""
+    index = getattr(searcher, "index", None)
+    return isinstance(searcher, Corpus) or searcher.search_dims is None or index is False
 
 
 def _near_ties(task: Task, searcher: Searchable, plan: Plan) -> float:
@@ -281,11 +292,14 @@ class _Count:
         self._always: int | None = len(searcher)
         self._counted: Any = None
         self.links = 0
-        if isinstance(searcher, Corpus) or searcher.search_dims is None:
+        index = getattr(searcher, "index", None)
+        if _compares_all(searcher):
+            return
+        if index is True:
+            self._always = None
             return
         from matryoshka.faiss import faiss  # loaded already: there is an index
 
-        index = getattr(searcher, "index", None)
         if isinstance(index, faiss.IndexHNSWFlat):
             self._counted, self._always, self.links = faiss.cvar.hnsw_stats, 0, 1
         elif isinstance(index, faiss.IndexIVFFlat):

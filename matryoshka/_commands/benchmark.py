@@ -42,7 +42,8 @@ MOST_MEASURED, MOST_CALIBRATING = 500, 1000
 
 ENGINES = (
     "exact (default), faiss:TEXT such as faiss:HNSW32, or faiss:TEXT@SETTINGS such as faiss:IVF64,Flat@nprobe=8; "
-    "dask:FOLDER[@SCHEDULER] and postgres:TABLE@SERVER, which hold the rows of the corpus; several with commas between"
+    "dask:FOLDER[@SCHEDULER], postgres:TABLE@SERVER and qdrant:NAME@FOLDER or @URL, which hold the rows of the corpus; "
+    "several with commas between"
 )
 
 GENERATED_ROWS, GENERATED_QUERIES, GENERATED_DIM = 20_000, 1000, 2048
@@ -95,18 +96,19 @@ def _add_generated(parser: argparse.ArgumentParser) -> None:
 def engines(text: str) -> tuple[Engine, ...]:
     """Read engines such as exact,faiss:IVF64,Flat@nprobe=8, where commas also stand within an engine."""
     found: list[Engine] = []
-    for name in re.split(r",(?=exact(?:,|$)|faiss:|dask:|postgres:)", text):
+    for name in re.split(r",(?=exact(?:,|$)|faiss:|dask:|postgres:|qdrant:)", text):
         if (elsewhere := Elsewhere.read(name)) is not None:
             found.append(elsewhere)
             continue
         index, _, parameters = name.removeprefix("faiss:").partition("@")
         if name != "exact" and (not name.startswith("faiss:") or not index):
             got = repr(name.partition("@")[0])  # what follows may hold a password
-            msg = f"engines must be exact, faiss:TEXT, dask:FOLDER or postgres:TABLE@SERVER with commas, got {got}"
+            kinds = "exact, faiss:TEXT, dask:FOLDER, postgres:TABLE@SERVER or qdrant:NAME@FOLDER"
+            msg = f"engines must be {kinds} with commas, got {got}"
             raise argparse.ArgumentTypeError(msg)
         found.append(Engine(name) if name == "exact" else Engine(name, index, parameters))
     if len(set(found)) < len(found):
-        msg = f"engines must differ, got {text!r}"
+        msg = f"engines must differ, got {', '.join(engine.name for engine in found)}"
         raise argparse.ArgumentTypeError(msg)
     return tuple(found)
 
@@ -260,7 +262,7 @@ def _left_out(engines: Iterable[Engine], plans: Sequence[Plan]) -> list[str]:
             raise ValueError(msg)
         if others := sorted(set(_measure.widths(plans)) - set(starts)):
             shown = ", ".join(map(str, others))
-            notes.append(f"{engine.name}: left out {shown} columns; it starts at {_measure.BINARY_WIDTHS}.")
+            notes.append(f"{engine.name}: left out {shown} columns; it starts at {engine.starts_at}.")
     return notes
 
 

@@ -25,6 +25,8 @@ qdrant_edge = load("qdrant_edge")
 qdrant_client = load("qdrant_client")
 
 from matryoshka import Corpus, Funnel, Searchable, _qdrant, metrics  # noqa: E402 (the engine decides whether there is a test)
+from matryoshka._commands import _elsewhere, _measure  # noqa: E402
+from matryoshka.cli import main  # noqa: E402
 from matryoshka.qdrant import QdrantCorpus  # noqa: E402
 
 METRICS = ["cosine", "ip", "l2"]
@@ -564,6 +566,40 @@ def test_bad_reranks_are_refused(
     corpus = QdrantCorpus.create(tmp_path, "items", rows[:9], dims=DIMS)
     with pytest.raises(error, match=message):
         corpus.rerank(**{"queries": queries, "ids": np.ones((7, 2), int), "k": 1, "dim": 6} | arguments)
+
+
+@pytest.mark.parametrize("index", [False, True])
+def test_the_benchmark_measures_it(
+    rows: np.ndarray, queries: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, index: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(_measure, "SECONDS", 0.0)
+    monkeypatch.setitem(sys.modules, "matryoshka.faiss", None)
+    QdrantCorpus.create("here", "items", rows, dims=(6, 24), search_dims=(6,), index=index, bits=True).close()
+    np.save("rows.npy", rows)
+    np.save("queries.npy", np.tile(queries, (4, 1)))
+    command = ["benchmark", "rows.npy", "queries.npy", "--dims", "6,12,24", "--batch", "4", "--engine"]
+    assert main([*command, "exact,qdrant:items@here"]) == 0
+    out = capsys.readouterr().out
+    exact, own = (
+        {line[12:40].strip(): line[40:].split() for line in out.splitlines() if line.startswith(name)}
+        for name in ("exact  ", "qdrant:items  ")
+    )
+    assert {"full 24", "prefix 6", "adaptive 6 > 24"} <= {*own} < {*exact}
+    if not index:
+        assert all(line[0] == exact[plan][0] and line[-1] == exact[plan][-1] for plan, line in own.items())
+    assert "qdrant:items: left out 12 columns; it starts at its `search_dims`, 6." in out
+    assert main([*command, "qdrant:items@here", "--metric", "l2"]) == 2
+    assert "--metric must be that of qdrant:items, 'cosine', got 'l2'; change one." in capsys.readouterr().err
+    assert main([*command, "qdrant:items@http://user:s3cret@127.0.0.1:1"]) == 2
+    assert "s3cret" not in (error := capsys.readouterr().err)
+    assert "`client_or_path` must lead to an engine that answers, got from 127.0.0.1:1, collection 'items'" in error
+    with pytest.raises(SystemExit):
+        main([*command, "qdrant:items@http://user:s3cret@h,qdrant:items@http://user:s3cret@h"])
+    assert "engines must differ, got qdrant:items, qdrant:items" in (error := capsys.readouterr().err)
+    assert "s3cret" not in error
+    for function in (_elsewhere._opened, _elsewhere._collection):
+        function.cache_clear()
 
 
 def test_tells_what_it_is(tmp_path: Path, rows: np.ndarray) -> None:
