@@ -33,7 +33,7 @@ MODULES = [
 ]
 NAMED_ALIKE = {"dask", "faiss", "keras", "sentence_transformers", "torch"}  # the module here and what it needs
 OPTIONAL = {name: name for name in NAMED_ALIKE} | {"postgres": "psycopg"}
-SHARED = {"as_nesting"}  # modules of the package share it; users need not know it
+SHARED = {"as_nesting", "cutoffs"}  # modules of the package share them; users need not know them
 RESULTS = {"Audit", "CascadeEvaluation", "Evaluation"}  # the examples of what returns them show them
 PROJECT = Path(__file__).parents[1] / "pyproject.toml"
 SOURCES = sorted(Path(matryoshka.__file__).parent.rglob("*.py"))
