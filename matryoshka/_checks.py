@@ -179,12 +179,11 @@ def sequence(value: object, name: str, of: str, example: str, *, unordered: bool
 def instances(values: object, name: str, of: type[Kind], example: str) -> tuple[Kind, ...]:
     """Return the entries of a sequence, all of one class and at least one."""
     entries = sequence(values, name, of.__name__, example)
-    if other := [entry for entry in entries if not isinstance(entry, of)]:
-        msg = f"`{name}` must hold nothing but {of.__name__}, got {describe(other[0])} among them; pass {example}."
-        raise TypeError(msg)
-    if not entries:
-        msg = f"`{name}` must hold at least one {of.__name__}, got none; pass {example}."
-        raise ValueError(msg)
+    other = [describe(entry) for entry in entries if not isinstance(entry, of)]
+    if other or not entries:
+        rule, got = ("nothing but", f"{other[0]} among them") if other else ("at least one", "none")
+        msg = f"`{name}` must hold {rule} {of.__name__}, got {got}; pass {example}."
+        raise (TypeError if other else ValueError)(msg)
     return entries
 
 
