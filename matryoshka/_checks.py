@@ -333,16 +333,6 @@ def bias(array: Array | None, name: str, count: int) -> None:
         shape(array, name, (count,), "(n_classes,)")
 
 
-def result_size(n_queries: int, k: int) -> None:
-    """Check that the results of one call are not more numbers than it may return."""
-    if n_queries * k > LARGEST_RESULT:
-        msg = (
-            f"`k` must ask for at most {LARGEST_RESULT} results in one call, got {k} for each of {n_queries} queries; "
-            "ask for fewer, or pass the queries in parts."
-        )
-        raise ValueError(msg)
-
-
 def one_per_prefix(values: Sequence[object], name: str, count: int) -> None:
     """Check that there is one value for each of `count` prefixes."""
     if len(values) != count:

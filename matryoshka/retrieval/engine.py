@@ -95,7 +95,7 @@ def stages(
         msg = f"{rule} one of `dim` and `funnel` {'must' if given else 'may'} be given, got {got}; leave one out."
         raise TypeError(msg)
     k = _checks.integer(k, "k", minimum=1)
-    _checks.result_size(n_queries, k)
+    _check_size(n_queries, k)
     if funnel is None:
         only = width if dim is None else _checks.integer(dim, "dim", minimum=1, maximum=width)
         _check_stored((only,), stored, "dim")
@@ -123,6 +123,15 @@ def _check_start(funnel: Funnel, width: int, codes: Collection[str], starts: Col
     start, exact = funnel.dims[0], funnel.code == "float" and funnel.dims[0] == width
     if not (exact or starts is None or start in starts):
         msg = f"`funnel` must start at one of the `search_dims`, {tuple(starts)}, got {start}; change one."
+        raise ValueError(msg)
+
+
+def _check_size(n_queries: int, k: int) -> None:
+    if n_queries * k > _checks.LARGEST_RESULT:
+        msg = (
+            f"`k` must ask for at most {_checks.LARGEST_RESULT} results in one call, got {k} for each of {n_queries} queries; "
+            "ask for fewer, or pass the queries in parts."
+        )
         raise ValueError(msg)
 
 
