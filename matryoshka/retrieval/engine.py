@@ -129,8 +129,8 @@ def _check_start(funnel: Funnel, width: int, codes: Collection[str], starts: Col
 def _check_size(n_queries: int, k: int) -> None:
     if n_queries * k > _checks.LARGEST_RESULT:
         msg = (
-            f"`k` must ask for at most {_checks.LARGEST_RESULT} results in one call, got {k} for each of {n_queries} queries; "
-            "ask for fewer, or pass the queries in parts."
+            f"`k` must ask for at most {_checks.LARGEST_RESULT} results in one call, got {k} for each of {n_queries} "
+            "queries; ask for fewer, or pass the queries in parts."
         )
         raise ValueError(msg)
 
