@@ -30,7 +30,13 @@ CLAIMS: Sequence[Claim] = (
     *ablations.CLAIMS,
 )
 
-WORDS = {AGREES: "agree", IN_PART: "agree in part", DIFFERS: "differ", UNDECIDED: "are undecided"}
+WORDS = {
+    AGREES: ("agrees", "agree"),
+    IN_PART: ("agrees in part", "agree in part"),
+    DIFFERS: ("differs", "differ"),
+    UNDECIDED: ("is undecided", "are undecided"),
+}
+"""Of one claim, and of several."""
 
 
 def section(studies: Sequence[Study]) -> Section:
@@ -59,10 +65,10 @@ def summary(studies: Sequence[Study]) -> str:
     """Return in words how many claims agree, and which do not."""
     verdicts = judged(studies)
     counts = Counter(verdict for _, verdict in verdicts if verdict != NOT_RUN)
-    parts = [f"{counts[verdict]} {word}" for verdict, word in WORDS.items() if counts[verdict]]
+    parts = [f"{counts[verdict]} {words[counts[verdict] > 1]}" for verdict, words in WORDS.items() if counts[verdict]]
     text = f"Of {counts.total()} claims of the paper {listed(parts)} (section 8)."
     apart = [f"- {claim.text} ({claim.source})." for claim, verdict in verdicts if verdict == DIFFERS]
-    return f"{text} Those that differ:\n\n" + "\n".join(apart) if apart else text
+    return f"{text} What differs:\n\n" + "\n".join(apart) if apart else text
 
 
 def lines(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
