@@ -1,5 +1,6 @@
 """What CI, contributors and newcomers run; `nox -l` lists it, README.md shows how to start from nothing."""
 
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -139,6 +140,7 @@ def types(session: nox.Session) -> None:
 def docs(session: nox.Session) -> None:
     """Build the documentation into docs/_build, with its charts and gallery; a warning is an error."""
     install(session, "-e", ".[torch,keras,sentence-transformers,faiss,dask,postgres,qdrant,cli]", group="docs")
+    shutil.rmtree("docs/generated", ignore_errors=True)  # pages of names that are gone
     session.run("sphinx-build", "-W", "--keep-going", "-E", "docs", "docs/_build")
 
 
