@@ -27,6 +27,7 @@ Display = AuditDisplay | CascadeDisplay | FunnelDisplay
 def plt() -> Iterator[Any]:
     load("matplotlib").use("agg")
     pyplot = load("matplotlib.pyplot")
+    pyplot.close("all")  # those of examples that ran before
     yield pyplot
     pyplot.close("all")
 
