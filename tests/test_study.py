@@ -107,6 +107,12 @@ def test_an_interruption_keeps_what_is_finished(
         ('"MRL", "MRL tied"', '"MRL", "FF"', r"\[tasks.accuracy\] must name a system that .*, got 'FF'"),
         ('kind = "nested"\ntied', 'kind = "nest"\ntied', r"\[systems.MRL tied\] must name a kind that .*, got 'nest'"),
         ("tied = true", 'of = "SVD"', r"\[systems.MRL tied\] must name a of that exists \(MRL.*, got 'SVD'"),
+        ('systems = ["MRL", "MRL tied"]', "", r"\[tasks.accuracy\] must name its systems, got none"),
+        (
+            "tied = true",
+            'of = "MRL tied"',
+            r"\[systems.MRL tied\] must start from a system that does not start from it",
+        ),
         ("seeds = [3, 5]", "", "small.toml lacks seeds; it must have dims"),
         ("seeds = [3, 5]", "seeds = [3", "small.toml must be TOML, got something else"),
     ],

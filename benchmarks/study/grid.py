@@ -109,10 +109,24 @@ def _check(path: Path, table: Mapping[str, Any]) -> None:
         _one_of(path, f"systems.{name}", "kind", options.get("kind"), KINDS)
         if "of" in options:
             _one_of(path, f"systems.{name}", "of", options["of"], table["systems"])
+            _check_start(path, name, table["systems"])
     for name, options in table["tasks"].items():
         _one_of(path, "tasks", "task", name, TASKS)
-        for system in options.get("systems", []):
+        if not options.get("systems"):
+            msg = f"{path} [tasks.{name}] must name its systems, got none; add `systems = [...]`."
+            raise ValueError(msg)
+        for system in options["systems"]:
             _one_of(path, f"tasks.{name}", "system", system, TRAIN_THEMSELVES.get(name, table["systems"]))
+
+
+def _check_start(path: Path, name: str, systems: Mapping[str, Mapping[str, Any]]) -> None:
+    """Follow `of` from one system to the next: it must come to one that starts from none."""
+    passed = [name]
+    while (start := systems.get(passed[-1], {}).get("of")) is not None:
+        if start in passed:
+            msg = f"{path} [systems.{name}] must start from a system that does not start from it, got {passed}; cut it."
+            raise ValueError(msg)
+        passed.append(start)
 
 
 def _one_of(path: Path, where: str, what: str, name: Any, known: Iterable[str]) -> None:

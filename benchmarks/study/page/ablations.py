@@ -120,8 +120,8 @@ def _in_points(curve: Curve) -> Curve:
 def _ladders(made: Section, studies: Sequence[Study]) -> None:
     made.say("""### Which widths
 
-The widths of MRL double (a logarithmic ladder). *Uniform* has as many, equally far apart; *every 16* starts at 16.
-All are measured at all widths, trained or not, by the nearest training row.""")
+The widths of MRL double (a logarithmic ladder). *Uniform* has as many or one more, equally far apart;
+*every 16* starts at 16. Widths that were not trained are measured too, by the nearest training row.""")
     caption = "Ladders of widths: doubling, uniform, every sixteenth; accuracy by the nearest training row"
     if not _figure(made, studies, "ladders", caption, LADDERS, "nearest_neighbor"):
         made.blocks.pop()
@@ -146,8 +146,8 @@ The shortest width that the loss looks at, and what a shorter one costs the long
 def _fine_tuning(made: Section, studies: Sequence[Study]) -> None:
     made.say("""### Fine-tuning
 
-The widest FF network is given heads on all prefixes, and these are trained for a quarter of the steps with its last 0,
-1, 2 or all blocks.""")
+The widest FF network is given heads on all prefixes, and these are trained for half as many steps again with its
+last 0, 1, 2 or all blocks. (The paper takes a quarter as many.)""")
     caption = "A plainly trained network made nested afterwards, by the number of blocks that learn; linear accuracy"
     if not _figure(made, studies, "fine-tuning", caption, ("MRL", *FINE_TUNED), "linear"):
         made.blocks.pop()

@@ -44,14 +44,14 @@ def section(studies: Sequence[Study]) -> Section:
     made = Section("8. The paper's claims, one by one")
     rows = [
         [
-            f"{claim.text} ({claim.source}). *Asked: {claim.asked}*",
+            f"{claim.text} (its {claim.source}). *Asked: {claim.asked}*",
             claim.paper,
             *(seen(claim, list(claim.cases(study))) for study in studies),
             f"**{verdict}**",
         ]
         for claim, verdict in judged(studies)
     ]
-    header = ["claim", "in the paper", *map(title, studies), "verdict"]
+    header = ["claim of the paper", "its numbers", *map(title, studies), "verdict"]
     made.say(RULE, "\n".join(lines(header, rows)))
     return made
 
@@ -67,8 +67,14 @@ def summary(studies: Sequence[Study]) -> str:
     counts = Counter(verdict for _, verdict in verdicts if verdict != NOT_RUN)
     parts = [f"{counts[verdict]} {words[counts[verdict] > 1]}" for verdict, words in WORDS.items() if counts[verdict]]
     text = f"Of {counts.total()} claims of the paper {listed(parts)} (section 8)."
-    apart = [f"- {claim.text} ({claim.source})." for claim, verdict in verdicts if verdict == DIFFERS]
-    return f"{text} What differs:\n\n" + "\n".join(apart) if apart else text
+    apart = [
+        f"- The paper: {claim.text[0].lower() + claim.text[1:]} (its {claim.source}). {title(study)} "
+        f"{seen(claim, found)}."
+        for claim, _ in verdicts
+        for study in studies
+        if within(found := list(claim.cases(study))) == DIFFERS
+    ]
+    return f"{text} Data sets that differ:\n\n" + "\n".join(apart) if apart else text
 
 
 def lines(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
