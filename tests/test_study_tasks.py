@@ -292,8 +292,8 @@ def test_theory_and_clock_of_every_plan() -> None:
         assert plan["map"] == pytest.approx(exact, abs=1e-6 if engine == "exact" else 0.05)
         if engine == "exact":
             assert plan["multiply_adds"] == Funnel(dims, keep).multiply_adds(90)
-        else:  # some rows were compared, and none twice
-            assert 10 * dims[0] <= plan["multiply_adds"] <= 90 * dims[0] + sum(90 * dim for dim in dims[1:]) + 1
+        else:  # some rows were compared, and hardly one twice: on the way down the layers of the graph
+            assert 10 * dims[0] <= plan["multiply_adds"] <= 95 * dims[0] + sum(90 * dim for dim in dims[1:])
     assert {plan["kind"] for plan in found["plans"]} == {"exact", "single", "adaptive", "funnel"}
 
 
