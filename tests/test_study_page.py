@@ -306,7 +306,7 @@ def test_timed_plans_are_compared_with_the_exact_search_of_all_columns(made: Pat
 
 def test_where_prefixes_pay_is_told_by_the_interval() -> None:
     gap = {4: {0: 0.2, 1: 0.21}, 8: {0: 0.1, 1: -0.1}, 16: {0: -0.2, 1: -0.2}}
-    assert instead.decided(gap).endswith("training for prefixes pays at 4, it does not at 16, undecided at 8.")
+    assert instead.decided(gap).endswith("training for prefixes pays at 4, it does not pay at 16, undecided at 8.")
 
 
 def test_labels_are_moved_apart_and_no_more() -> None:

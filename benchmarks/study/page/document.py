@@ -98,6 +98,8 @@ have the same shape and where they do not.
 
 **In short.** {claims.summary(studies)}
 
+{instead.summary(studies)}
+
 **Data.**
 
 {data}
