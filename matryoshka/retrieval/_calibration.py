@@ -320,6 +320,10 @@ def _codes(corpus: Searchable) -> tuple[str, ...]:
 
 
 def _default_dims(corpus: Searchable) -> tuple[int, ...]:
+    """Return the widths that an engine stores, which it names as `dims`, or halved ones where stages may have any."""
+    stored: tuple[int, ...] | None = getattr(corpus, "dims", None)
+    if stored is not None:
+        return stored
     halved = Nesting.halving(corpus.dim, smallest=min(8, corpus.dim)).dims
     return tuple(sorted({*halved, *(_starts(corpus) or ())}))
 

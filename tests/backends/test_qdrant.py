@@ -199,7 +199,7 @@ def test_a_certificate_in_the_engine(tmp_path: Path, rng: np.random.Generator) -
     alone = Funnel.calibrate(Corpus(rows), queries, 5, **options)
     assert plan.keep
     assert (plan, plan.certificate) == (alone, alone.certificate)
-    assert Funnel.calibrate(corpus, queries[:40], 5, dims=DIMS).certificate is not None  # by the clock
+    assert Funnel.calibrate(corpus, queries[:40], 5).certificate is not None  # by the clock, at the widths of `corpus`
     whatever = QdrantCorpus.create(tmp_path, "other", rows)  # has the widths that are tried by default
     assert (whatever.dims, whatever.search_dims) == ((12, 24), (12,))
     assert Funnel.calibrate(whatever, queries[:40], 5).certificate is not None
