@@ -15,6 +15,7 @@ import oracles
 from hypothesis import strategies as st
 
 from matryoshka import (
+    Funnel,
     Nesting,
     info_nce,
     info_nce_with_grad,
@@ -171,6 +172,15 @@ KINDS: dict[str, Heads | Logits | Pairs] = {
     "info-nce": Pairs(hard=False),
     "info-nce-hard": Pairs(hard=True),
 }
+
+
+BAD_RERANKS = [
+    ({"ids": np.ones((7, 2))}, TypeError, "`ids` must hold integers, got dtype float64"),
+    ({"ids": np.ones((6, 2), int)}, ValueError, r"`ids` must have shape \(n_queries, m\)"),
+    ({"ids": np.ones(7, int)}, ValueError, r"`ids` must have shape \(n_queries, m\)"),
+    ({"funnel": Funnel((6, 24), (20,))}, TypeError, "exactly one of `dim` and `funnel` must be given"),
+]
+"""Arguments of a rerank at 6 of 24 columns for seven queries that every engine refuses, with error and message."""
 
 
 def leaves(value: Any) -> Iterator[Any]:

@@ -13,6 +13,7 @@ from sklearn.datasets import load_digits
 from sklearn.preprocessing import scale
 
 from matryoshka import Cascade, Nesting
+from matryoshka.cascade import CascadeDisplay
 from matryoshka.torch import MRLHead
 
 torch.manual_seed(0)
@@ -48,15 +49,11 @@ label, exit_dim = classifier(embeddings[new][0])
 print(int(label), "after", int(exit_dim), "numbers")
 
 # %%
-# Where rows exit, and what the cascade pays beside prefixes that are as wide for every row.
+# Where rows exit; and what the cascade, stopped at each width at the latest, pays beside prefixes that are as wide for
+# every row. The line is what the certificate leaves.
 
 figure, (where, cost) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
 where.bar([str(dim) for dim in nesting.dims], [100 * share for share in found.exit_shares])
 where.set(xlabel="exit after so many numbers", ylabel="of the new rows, %")
-cost.plot(nesting.dims, [100 * share for share in found.prefix_accuracy], "o-", label="one width for all rows")
-cost.plot(found.expected_dim, 100 * found.accuracy, "*", ms=14, label="the cascade")
-cost.set_xscale("log", base=2)
-cost.set_xticks(nesting.dims, map(str, nesting.dims))
-cost.set(xlabel="numbers of a row, on average", ylabel="right, %")
-cost.legend()
+CascadeDisplay(cascade.curve(logits[:, new], labels[new], from_logits=True), certificate=cascade.certificate).plot(cost)
 plt.show()

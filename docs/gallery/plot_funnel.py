@@ -14,6 +14,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from matryoshka import Corpus, Funnel, metrics
+from matryoshka.retrieval import FunnelDisplay
 
 rng = np.random.default_rng(0)
 spread = (1 + np.arange(256)) ** -0.8
@@ -42,21 +43,7 @@ print(promised)
 print(promised.certificate)
 
 # %%
-# Drawn, with the certified one and with plain cuts, which rerank nothing.
+# Drawn: what nothing beats, plain cuts among them, and the recall that is certified.
 
-figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-axes.step(
-    [point.multiply_adds for point in points], [point.recall for point in points], "o-", where="post", label="funnels"
-)
-cuts = [Funnel((dim,)) for dim in (8, 16, 32, 64, 128)]
-kept = [metrics.overlap_at_k(corpus.search(queries, k=10, funnel=cut)[1], exact, k=10) for cut in cuts]
-axes.plot([cut.multiply_adds(len(corpus)) for cut in cuts], kept, "s:", color="grey", label="plain cuts")
-for cut, recall in zip(cuts, kept, strict=True):
-    axes.annotate(f" {cut.dims[0]}", (cut.multiply_adds(len(corpus)), recall), va="top")
-axes.axvline(promised.multiply_adds(len(corpus)), color="tab:green", ls="--", label=f"certified: {promised.dims}")
-axes.set_xscale("log")
-axes.set_xticks([200_000, 500_000, 1_000_000, 2_000_000, 5_000_000], ["0.2", "0.5", "1", "2", "5"])
-axes.minorticks_off()
-axes.set(xlabel="million multiply-adds a query", ylabel="recall@10")
-axes.legend()
+FunnelDisplay(points, certificate=promised.certificate).plot()
 plt.show()

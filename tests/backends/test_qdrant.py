@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cases import BAD_RERANKS
 from conftest import load
 from oracles import retrieval_funnel, retrieval_rank
 
@@ -546,15 +547,7 @@ def test_bad_searches_are_refused(
         corpus.search(**{"queries": queries, "k": 5, "funnel": PLAN} | arguments)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "error", "message"),
-    [
-        ({"ids": np.ones((7, 2))}, TypeError, "`ids` must hold integers, got dtype float64"),
-        ({"ids": np.ones((6, 2), int)}, ValueError, r"`ids` must have shape \(n_queries, m\)"),
-        ({"ids": np.ones(7, int)}, ValueError, r"`ids` must have shape \(n_queries, m\)"),
-        ({"funnel": PLAN}, TypeError, "exactly one of `dim` and `funnel` must be given"),
-    ],
-)
+@pytest.mark.parametrize(("arguments", "error", "message"), BAD_RERANKS)
 def test_bad_reranks_are_refused(
     tmp_path: Path,
     rows: np.ndarray,
