@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from matryoshka.retrieval import Searchable as Searchable
     from matryoshka.rotation import Rotation as Rotation
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "Audit": "audit",
