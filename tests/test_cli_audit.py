@@ -191,6 +191,7 @@ def save_bad_files() -> None:
 )
 @pytest.mark.usefixtures("rows")
 def test_bad_input_is_one_line_and_status_2(arguments: str, message: str, capsys: Capture) -> None:
+    load("matplotlib")
     save_bad_files()
     assert_refused(f"audit {arguments} -o out", message, capsys)
 
