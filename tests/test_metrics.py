@@ -417,3 +417,45 @@ def test_class_means_of_rows_that_are_not_finite_are_refused(library: Library, b
     labels, query_labels = library.array(np.array([0, 1, 0, 1])), library.array(np.array([0, 1]))
     with pytest.raises(ValueError, match=f"`{bad}` must be finite, got NaN or infinity in 1 of . rows"):
         metrics.nearest_class_mean_accuracy(arrays["embeddings"], labels, arrays["queries"], query_labels)
+
+
+NARROW = ("int8", "uint8", "int16", "uint16", "uint32", "uint64")
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+def test_labels_of_any_integer_dtype(library: Library, dtype: str) -> None:
+    """Of more rows and classes than the dtype counts: a comparison in that dtype would wrap around."""
+    n = 300
+    corpus, wanted = (np.arange(n) % 7).astype(dtype), np.array([5, 6, 3], dtype)
+    ids = np.array([[5, 299, -1], [6, 0, 7], [4, 10, 2]])
+    corpus_labels, query_labels, rows = map(library.array, (corpus, wanted, ids))
+    found = metrics.relevance(rows, corpus_labels, query_labels)
+    np.testing.assert_array_equal(library.to_numpy(found), np.where(ids >= 0, ids % 7 == wanted[:, None], False))
+    counts = metrics.count_relevant(corpus_labels, query_labels)
+    np.testing.assert_array_equal(library.to_numpy(counts), [43, 42, 43])
+    of_other_dtype = metrics.count_relevant(library.array(corpus.astype(np.int64)), query_labels)
+    np.testing.assert_array_equal(library.to_numpy(of_other_dtype), [43, 42, 43])
+    n_relevant = library.array(np.array([9, 9, 9], dtype))
+    published = metrics.mean_average_precision(found, 3)
+    assert metrics.mean_average_precision(found, 3, n_relevant=n_relevant) == pytest.approx(published) != 0
+    classes = library.array(np.arange(n) // 2)
+    right = metrics.superclass_accuracy(library.array(np.array([4, 8, 1], dtype)), query_labels, classes)
+    assert right == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int16", "int32"])
+def test_ids_of_any_signed_dtype(library: Library, dtype: str) -> None:
+    ids = library.array(np.array([[2, 0, -1]], dtype))
+    found = metrics.relevance(ids, library.array(np.arange(1000) % 2), library.array(np.array([0])))
+    np.testing.assert_array_equal(library.to_numpy(found), [[True, True, False]])
+
+
+def test_class_means_of_rows_far_from_the_origin(library: Library, rng: np.random.Generator) -> None:
+    labels = rng.integers(0, 3, size=90)
+    rows = (rng.normal(size=(90, 5)) + 0.7 * labels[:, None] + 1000.0).astype(np.float32)
+    centred = rows.astype(np.float64) - 1000.0
+    means = np.stack([centred[labels == label].mean(axis=0) for label in range(3)])
+    expected = np.mean(np.linalg.norm(centred[:, None] - means, axis=2).argmin(axis=1) == labels)
+    if library.dtype_name in ("float32", "float64"):
+        found = metrics.nearest_class_mean_accuracy(*map(library.array, (rows, labels, rows, labels)))
+        assert found == pytest.approx(expected)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 from matryoshka._algebra import exp_
-from matryoshka._array import accumulator_dtype, arange, index_dtype, is_torch_array
+from matryoshka._array import accumulator_dtype, arange, as_indices, is_torch_array
 from matryoshka._typing import Array, Namespace
 
 Mass: TypeAlias = tuple[Array, Array, Array]
@@ -94,7 +94,7 @@ def fit_temperature(mass: Mass, labels: Array, xp: Namespace) -> float:
     classes, largest, _ = mass
     smallest = float(xp.finfo(classes.dtype).smallest_normal)
     logs = xp.log(xp.clip(classes / largest[:, None], smallest, 1.0))
-    of_labels = xp.take_along_axis(logs, xp.astype(labels, index_dtype(xp), copy=False)[:, None], axis=-1)[:, 0]
+    of_labels = xp.take_along_axis(logs, as_indices(labels, xp)[:, None], axis=-1)[:, 0]
     high = math.log(_LARGEST_TEMPERATURE)
     low, b = -high, 0.0  # logarithms of b = 1 / temperature
     for _ in range(_STEPS):

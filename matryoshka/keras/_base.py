@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from matryoshka import _checks
-from matryoshka._array import index_dtype, namespace
+from matryoshka._array import as_indices, namespace
 from matryoshka._optional import command, require
 from matryoshka.nesting import Nesting, NestingLike, as_nesting
 
@@ -84,7 +84,7 @@ def targets(labels: Any, name: str, rows: tuple[Any, ...], n_classes: int) -> An
     _checks.labels(labels, name, rows, _SYMBOLIC if symbolic else xp)
     if symbolic:
         return labels
-    labels = xp.astype(labels, index_dtype(xp), copy=False)
+    labels = as_indices(labels, xp)
     return ops.zeros_like(labels) if is_about_shapes() else labels
 
 

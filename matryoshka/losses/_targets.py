@@ -10,7 +10,7 @@ import math
 import numpy as np
 
 from matryoshka import _checks
-from matryoshka._array import accumulator_dtype, index_dtype, is_floating, library
+from matryoshka._array import accumulator_dtype, as_indices, is_floating, library
 from matryoshka._hooks import hook_for
 from matryoshka._typing import Array, Namespace
 
@@ -41,7 +41,7 @@ def row_labels(
     if host is not None:
         hint = ", or name the id of rows to skip as ignore_index"
         _checks.label_values(host, "labels", n_classes, ignore_index, hint)
-    labels = xp.astype(labels, index_dtype(xp), copy=False)
+    labels = as_indices(labels, xp)
     if ignore_index is not None:
         ignored = labels == ignore_index
         weights = xp.ones_like(labels, dtype=dtype) if weights is None else weights

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from matryoshka import _checks
-from matryoshka._array import accumulator_dtype, count_true, index_dtype, is_array, namespace, row_blocks
+from matryoshka._array import accumulator_dtype, as_indices, count_true, is_array, namespace, row_blocks
 from matryoshka._typing import Array, Namespace
 from matryoshka.metrics.ranking import _check_within, precision_at_k, relevance
 
@@ -91,12 +91,15 @@ def nearest_class_mean_accuracy(embeddings: Array, labels: Array, queries: Array
     _checks.labels(query_labels, "query_labels", queries.shape[:1], xp)
     _checks.finite_rows(embeddings, "embeddings", xp)
     _checks.finite_rows(queries, "queries", xp)
+    labels, query_labels = as_indices(labels, xp), as_indices(query_labels, xp)
     classes = xp.unique_values(labels)
     means = _class_means(embeddings, labels, classes, xp)
+    origin = xp.mean(means, axis=0)  # from which distances are measured: far from it, squares would lose their digits
+    means -= origin
     half_norms = xp.sum(means * means, axis=1) / 2
     hits = 0
     for block in row_blocks(queries.shape[0], _ROW_BLOCK):
-        rows = xp.astype(queries[block, :], means.dtype, copy=False)
+        rows = xp.astype(queries[block, :], means.dtype, copy=False) - origin
         nearest = xp.argmax(rows @ means.T - half_norms, axis=1)
         hits += count_true(xp.take(classes, nearest, axis=0) == query_labels[block], xp)
     return float(hits / queries.shape[0])
@@ -188,10 +191,10 @@ def superclass_accuracy(predictions: Array, labels: Array, superclasses: Array, 
     _checks.ndim(labels, "labels", 1, "(n,)")
     _checks.labels(labels, "labels", labels.shape, xp)
     _checks.labels(predictions, "predictions", labels.shape, xp)
+    labels, predictions, superclasses = (as_indices(array, xp) for array in (labels, predictions, superclasses))
     _check_within(labels, "labels", xp, minimum=0, stop=superclasses.shape[0])
     _check_within(predictions, "predictions", xp, minimum=-1, stop=superclasses.shape[0])
-    ids = xp.astype(predictions, index_dtype(xp), copy=False)[:, None]
-    return nearest_neighbor_accuracy(ids, superclasses, xp.take(superclasses, labels, axis=0))
+    return nearest_neighbor_accuracy(predictions[:, None], superclasses, xp.take(superclasses, labels, axis=0))
 
 
 _ROW_BLOCK = 4096

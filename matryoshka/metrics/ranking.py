@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 from matryoshka import _checks
-from matryoshka._array import arange, count_true, full, is_array, is_floating, is_integer, namespace, widest_dtype
+from matryoshka._array import (
+    arange,
+    as_indices,
+    count_true,
+    full,
+    is_array,
+    is_floating,
+    is_integer,
+    namespace,
+    widest_dtype,
+)
 from matryoshka._typing import Array, Namespace
 
 __all__ = [
@@ -53,9 +63,10 @@ def relevance(ids: Array, corpus_labels: Array, query_labels: Array, /) -> Array
     _checks.ndim(corpus_labels, "corpus_labels", 1, "(n_corpus,)")
     _checks.not_empty(corpus_labels, "corpus_labels")
     _checks.labels(corpus_labels, "corpus_labels", corpus_labels.shape, xp)
-    _check_ids(ids, "ids", xp)
+    ids = _ids(ids, "ids", xp)
     _check_within(ids, "ids", xp, minimum=-1, stop=corpus_labels.shape[0])
     _checks.labels(query_labels, "query_labels", (ids.shape[0],), xp)
+    corpus_labels, query_labels = as_indices(corpus_labels, xp), as_indices(query_labels, xp)
     present = _first_occurrences(ids, xp)
     rows = xp.reshape(xp.where(present, ids, xp.zeros_like(ids)), (-1,))
     found = xp.reshape(xp.take(corpus_labels, rows, axis=0), ids.shape)
@@ -87,7 +98,7 @@ def count_relevant(corpus_labels: Array, query_labels: Array, /) -> Array:
     for array, name, axes in ((corpus_labels, "corpus_labels", "(n_corpus,)"), (query_labels, "query_labels", "(n,)")):
         _checks.ndim(array, name, 1, axes)
         _checks.labels(array, name, array.shape, xp)
-    ordered = xp.sort(corpus_labels)
+    ordered, query_labels = xp.sort(as_indices(corpus_labels, xp)), as_indices(query_labels, xp)
     return xp.searchsorted(ordered, query_labels, side="right") - xp.searchsorted(ordered, query_labels, side="left")
 
 
@@ -364,9 +375,7 @@ def overlap_at_k(ids: Array, reference_ids: Array, /, k: int) -> float:
     0.6666666666666666
     """
     xp = namespace(("ids", ids), ("reference_ids", reference_ids))
-    _check_ids(ids, "ids", xp)
-    _check_ids(reference_ids, "reference_ids", xp)
-    _checks.not_empty(ids, "ids")
+    ids, reference_ids = _ids(ids, "ids", xp), _ids(reference_ids, "reference_ids", xp)
     _checks.shape(reference_ids, "reference_ids", (ids.shape[0], reference_ids.shape[1]), "(n, k or wider)")
     k = _checks.integer(k, "k", minimum=1, maximum=min(ids.shape[1], reference_ids.shape[1]))
     found, exact = (_distinct(array[:, :k], xp) for array in (ids, reference_ids))
@@ -380,14 +389,20 @@ def overlap_at_k(ids: Array, reference_ids: Array, /, k: int) -> float:
     return _mean_ratio(hits, n_exact, xp)
 
 
-def _check_ids(ids: Array, name: str, xp: Namespace) -> None:
-    """Check that `ids` holds lists of row ids: two axes, signed integers."""
+def _ids(ids: Array, name: str, xp: Namespace) -> Array:
+    """Check lists of row ids (n, k), and return them in the dtype of indices."""
     if not xp.isdtype(ids.dtype, "signed integer"):
         msg = f"`{name}` must hold signed integers, -1 for padding, got dtype {ids.dtype}; cast it to int64."
         raise TypeError(msg)
-    _checks.ndim(ids, name, 2, "(n, k)")
-    _checks.not_empty(ids, name)
-    _checks.not_empty(ids, name, axis=1)
+    _check_lists(ids, name, "(n, k)")
+    return as_indices(ids, xp)
+
+
+def _check_lists(array: Array, name: str, axes: str) -> None:
+    """Check that there is a list for at least one query, with at least one entry."""
+    _checks.ndim(array, name, 2, axes)
+    _checks.not_empty(array, name)
+    _checks.not_empty(array, name, axis=1)
 
 
 def _check_within(array: Array, name: str, xp: Namespace, *, minimum: int, stop: int) -> None:
@@ -404,9 +419,7 @@ def _first_k(relevance: Array, k: int) -> tuple[Namespace, int, Array]:
     if not xp.isdtype(relevance.dtype, "bool"):
         msg = f"`relevance` must hold booleans, got dtype {relevance.dtype}; pass what metrics.relevance returns."
         raise TypeError(msg)
-    _checks.ndim(relevance, "relevance", 2, "(n, k or wider)")
-    _checks.not_empty(relevance, "relevance")
-    _checks.not_empty(relevance, "relevance", axis=1)
+    _check_lists(relevance, "relevance", "(n, k or wider)")
     k = _checks.integer(k, "k", minimum=1, maximum=relevance.shape[1])
     return xp, k, relevance[:, :k]
 
@@ -416,9 +429,7 @@ def _gains(gains: Array, name: str, axes: str, xp: Namespace) -> Array:
     if not (is_floating(gains, xp) or is_integer(gains, xp) or xp.isdtype(gains.dtype, "bool")):
         msg = f"`{name}` must hold numbers or booleans, got dtype {gains.dtype}; pass a gain for each neighbour."
         raise TypeError(msg)
-    _checks.ndim(gains, name, 2, axes)
-    _checks.not_empty(gains, name)
-    _checks.not_empty(gains, name, axis=1)
+    _check_lists(gains, name, axes)
     gains = xp.astype(gains, widest_dtype(xp))
     _checks.finite_rows(gains, name, xp)
     if count := count_true(gains < 0, xp):
@@ -464,6 +475,7 @@ def _n_relevant(n_relevant: Array | int, first: Array, xp: Namespace) -> Array:
         msg = f"`n_relevant` must hold integers, got dtype {counts.dtype}; cast it to int64."
         raise TypeError(msg)
     _checks.shape(counts, "n_relevant", hits.shape, "(n,)")
+    counts = as_indices(counts, xp)
     if bool(xp.any(counts < hits)):
         msg = (
             "`n_relevant` must be at least the number of relevant neighbours found, got less for "
