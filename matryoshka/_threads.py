@@ -1,7 +1,7 @@
 """One pool of threads for the whole process, for loops over blocks of NumPy work.
 
-NumPy releases the interpreter lock in products, comparisons and gathers, so that Python threads run beside each other.
-As many are used as OMP_NUM_THREADS says, as matrix libraries do, or else as there are CPUs for this process.
+NumPy releases the interpreter lock in products, comparisons and gathers, so that Python threads run in parallel. Their
+number is OMP_NUM_THREADS, which matrix libraries obey too, or else the number of CPUs that this process may use.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ def n_threads() -> int:
 def each(work: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
     """Apply `work` to every item, on all threads, and return the results in order.
 
-    Threads take the next item when they are done with one, so items may differ in cost. An error ends all of them.
+    A thread that is done with an item takes the next one, so items may differ in cost. After an error no further item
+    is begun, and the error is raised once all threads have stopped.
     """
     items = list(items)
     helpers = min(n_threads(), len(items)) - 1
@@ -55,10 +56,10 @@ def each(work: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
     others = [_pool().submit(take_turns) for _ in range(helpers)]
     try:
         take_turns()
-    finally:
-        for other in others:
-            if not other.cancel():  # a helper that the pool has not come to yet is not waited for
-                other.result()
+    finally:  # a helper that the pool has not come to yet is not waited for
+        errors = [other.exception() for other in others if not other.cancel()]
+    for error in filter(None, errors):
+        raise error
     return [results[i] for i in range(len(items))]
 
 
