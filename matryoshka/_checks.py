@@ -340,12 +340,12 @@ def one_per_prefix(values: Sequence[object], name: str, count: int) -> None:
         raise ValueError(msg)
 
 
-def heads(values: Sequence[Any], count: int, name: str = "heads") -> tuple[tuple[Array, Array | None], ...]:
+def heads(values: Sequence[Any], count: int) -> tuple[tuple[Array, Array | None], ...]:
     """Return linear classifiers as (weight, bias) pairs, one per prefix."""
     if not isinstance(values, list | tuple) or not all(isinstance(v, list | tuple) and len(v) == 2 for v in values):
-        msg = f"`{name}` must be a sequence of (weight, bias) pairs, got {describe(values)}; use None for no bias."
+        msg = f"`heads` must be a sequence of (weight, bias) pairs, got {describe(values)}; use None for no bias."
         raise TypeError(msg)
-    one_per_prefix(values, name, count)
+    one_per_prefix(values, "heads", count)
     return tuple((weight, bias) for weight, bias in values)
 
 

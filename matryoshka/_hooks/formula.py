@@ -217,7 +217,6 @@ class Options(NamedTuple):
     @classmethod
     def of(
         cls,
-        *,
         label_smoothing: float = 0.0,
         ignore_index: int | None = None,
         reduction: str = "mean",

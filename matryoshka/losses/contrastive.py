@@ -150,9 +150,7 @@ def info_nce(
     >>> total.shape, parts.shape
     ((), (2,))
     """
-    options = Options.of(
-        label_smoothing=label_smoothing, reduction=reduction, return_parts=return_parts, row_block=row_block
-    )
+    options = Options.of(label_smoothing, None, reduction, return_parts, row_block)
     pairs = _Pairs(queries, keys, negatives, temperature, mask, targets)
     forward, backward = _directions(pairs, as_nesting(nesting), options, symmetric, xp)
     loss = evaluate(forward, options)
@@ -207,9 +205,7 @@ def info_nce_with_grad(
     >>> gradients.queries.shape, gradients.temperature.shape
     ((3, 3), ())
     """
-    options = Options.of(
-        label_smoothing=label_smoothing, reduction=reduction, return_parts=return_parts, row_block=row_block
-    )
+    options = Options.of(label_smoothing, None, reduction, return_parts, row_block)
     pairs = _Pairs(queries, keys, negatives, temperature, mask, targets)
     forward, backward = _directions(pairs, as_nesting(nesting), options, symmetric, xp)
     loss, (d_queries, *d_negatives), (d_keys, d_temperature) = evaluate_with_grad(forward, options)

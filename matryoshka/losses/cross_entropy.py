@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from matryoshka import _checks
 from matryoshka._array import beside_jax, length, namespace
-from matryoshka._hooks.formula import Arrays, Formula, Options, Problem
+from matryoshka._hooks.formula import Options, Problem
 from matryoshka._typing import Array, Head, Namespace
 from matryoshka.losses._heads import Logits, SeparateHeads, TiedHead
 from matryoshka.losses._reduce import evaluate, evaluate_with_grad, flatten_rows, formula_for
@@ -138,14 +138,8 @@ def mrl_cross_entropy(
     >>> total.shape, parts.shape
     ((), (2,))
     """
-    options = Options.of(
-        label_smoothing=label_smoothing,
-        ignore_index=ignore_index,
-        reduction=reduction,
-        return_parts=return_parts,
-        row_block=row_block,
-    )
-    problem = _separate(embeddings, heads, labels, sample_weight, as_nesting(nesting), options, xp)
+    options = Options.of(label_smoothing, ignore_index, reduction, return_parts, row_block)
+    problem = _of_heads(embeddings, heads, labels, sample_weight, nesting, options, xp, tied=False)
     return evaluate(problem, options)
 
 
@@ -194,14 +188,8 @@ def mrl_cross_entropy_with_grad(
     >>> round(float(loss), 4), gradients.heads[1][0].shape
     (3.2189, (5, 4))
     """
-    options = Options.of(
-        label_smoothing=label_smoothing,
-        ignore_index=ignore_index,
-        reduction=reduction,
-        return_parts=return_parts,
-        row_block=row_block,
-    )
-    problem = _separate(embeddings, heads, labels, sample_weight, as_nesting(nesting), options, xp)
+    options = Options.of(label_smoothing, ignore_index, reduction, return_parts, row_block)
+    problem = _of_heads(embeddings, heads, labels, sample_weight, nesting, options, xp, tied=False)
     loss, (d_embeddings,), flat = evaluate_with_grad(problem, options)
     d_heads = tuple(zip(flat[::2], flat[1::2], strict=True))
     return loss, MRLGradients(problem.formula.xp.reshape(d_embeddings, embeddings.shape), d_heads)
@@ -265,14 +253,8 @@ def mrl_e_cross_entropy(
     >>> round(float(loss / (2 * np.log(5))), 6)
     1.0
     """
-    options = Options.of(
-        label_smoothing=label_smoothing,
-        ignore_index=ignore_index,
-        reduction=reduction,
-        return_parts=return_parts,
-        row_block=row_block,
-    )
-    problem = _tied(embeddings, (weight, bias), labels, sample_weight, as_nesting(nesting), options, xp)
+    options = Options.of(label_smoothing, ignore_index, reduction, return_parts, row_block)
+    problem = _of_heads(embeddings, (weight, bias), labels, sample_weight, nesting, options, xp, tied=True)
     return evaluate(problem, options)
 
 
@@ -325,14 +307,8 @@ def mrl_e_cross_entropy_with_grad(
     >>> gradients.weight.shape, gradients.bias.shape
     ((5, 4), (5,))
     """
-    options = Options.of(
-        label_smoothing=label_smoothing,
-        ignore_index=ignore_index,
-        reduction=reduction,
-        return_parts=return_parts,
-        row_block=row_block,
-    )
-    problem = _tied(embeddings, (weight, bias), labels, sample_weight, as_nesting(nesting), options, xp)
+    options = Options.of(label_smoothing, ignore_index, reduction, return_parts, row_block)
+    problem = _of_heads(embeddings, (weight, bias), labels, sample_weight, nesting, options, xp, tied=True)
     loss, (d_embeddings,), d_head = evaluate_with_grad(problem, options)
     return loss, MRLEGradients(problem.formula.xp.reshape(d_embeddings, embeddings.shape), *d_head)
 
@@ -386,74 +362,41 @@ def mrl_logits_cross_entropy(
     >>> mrl_logits_cross_entropy(np.zeros((2, 3, 5)), np.array([0, 4, 2]), nesting=(2, 4), reduction="none").shape
     (3,)
     """
-    options = Options.of(
-        label_smoothing=label_smoothing,
-        ignore_index=ignore_index,
-        reduction=reduction,
-        return_parts=return_parts,
-        row_block=row_block,
-    )
-    problem = _given(logits, labels, sample_weight, as_nesting(nesting), options, xp)
+    options = Options.of(label_smoothing, ignore_index, reduction, return_parts, row_block)
+    problem = _of_logits(logits, labels, sample_weight, as_nesting(nesting), options, xp)
     return evaluate(problem, options)
 
 
-def _separate(
+def _of_heads(
     embeddings: Array,
-    heads: Sequence[Head],
+    heads: Any,
     labels: Array,
     sample_weight: Array | None,
-    nesting: Nesting,
+    nesting: NestingLike,
     options: Options,
     xp: Namespace | None,
+    *,
+    tied: bool,
 ) -> Problem:
-    pairs = _checks.heads(heads, len(nesting))
+    """Check embeddings and their linear heads: a pair (weight, bias) for each prefix, or if `tied` one pair for all."""
+    nesting = as_nesting(nesting)
+    pairs = (heads,) if tied else _checks.heads(heads, len(nesting))
+    names = ("weight", "bias") if tied else [f"heads[{g}][{i}]" for g in range(len(nesting)) for i in range(2)]
     embeddings, pairs, labels, sample_weight = beside_jax(embeddings, pairs, labels, sample_weight, xp=xp)
-    weights = [(f"heads[{g}][0]", weight) for g, (weight, _) in enumerate(pairs)]
-    biases = [(f"heads[{g}][1]", bias) for g, (_, bias) in enumerate(pairs)]
-    required, optional = [("embeddings", embeddings), *weights], biases
-    named = [*required, *optional]
-    xp = namespace(*required, ("labels", labels), optional=[*optional, ("sample_weight", sample_weight)], xp=xp)
-    n_classes = _checks.n_classes(pairs[0][0], "heads[0][0]")
-    for (name, weight), m in zip(weights, nesting, strict=True):
+    parameters = tuple(array for pair in pairs for array in pair)
+    named = list(zip(names, parameters, strict=True))
+    weights, biases = named[::2], named[1::2]
+    required = [("embeddings", embeddings), *weights]
+    xp = namespace(*required, ("labels", labels), optional=[*biases, ("sample_weight", sample_weight)], xp=xp)
+    n_classes = _checks.n_classes(parameters[0], names[0])
+    for (name, weight), m in zip(weights, nesting.dims[-len(pairs) :], strict=True):
         _checks.shape(weight, name, (n_classes, m), "(n_classes, width of the prefix)")
     for name, bias in biases:
         _checks.bias(bias, name, n_classes)
-    formula = formula_for(SeparateHeads, named, nesting, options.label_smoothing, xp)
-    parameters = tuple(array for pair in pairs for array in pair)
-    return _of_heads(formula, embeddings, parameters, labels, sample_weight, options)
-
-
-def _tied(
-    embeddings: Array,
-    head: Head,
-    labels: Array,
-    sample_weight: Array | None,
-    nesting: Nesting,
-    options: Options,
-    xp: Namespace | None,
-) -> Problem:
-    embeddings, head, labels, sample_weight = beside_jax(embeddings, head, labels, sample_weight, xp=xp)
-    weight, bias = head
-    required, optional = [("embeddings", embeddings), ("weight", weight)], ("bias", bias)
-    named = [*required, optional]
-    xp = namespace(*required, ("labels", labels), optional=[optional, ("sample_weight", sample_weight)], xp=xp)
-    n_classes = _checks.n_classes(weight, "weight")
-    _checks.shape(weight, "weight", (n_classes, nesting.dim), "(n_classes, width of the nesting)")
-    _checks.bias(bias, "bias", n_classes)
-    formula = formula_for(TiedHead, named, nesting, options.label_smoothing, xp)
-    return _of_heads(formula, embeddings, head, labels, sample_weight, options)
-
-
-def _of_heads(
-    formula: Formula,
-    embeddings: Array,
-    parameters: Arrays,
-    labels: Array,
-    sample_weight: Array | None,
-    options: Options,
-) -> Problem:
-    xp, axes, n_classes = formula.xp, tuple(embeddings.shape[:-1]), int(parameters[0].shape[0])
-    _checks.width(embeddings, "embeddings", formula.nesting.dim)
+    kind = TiedHead if tied else SeparateHeads
+    formula = formula_for(kind, [*required, *biases], nesting, options.label_smoothing, xp)
+    _checks.width(embeddings, "embeddings", nesting.dim)
+    axes = tuple(embeddings.shape[:-1])
     given = row_labels(
         labels, sample_weight, options.ignore_index, like=embeddings, axes=axes, n_classes=n_classes, xp=xp
     )
@@ -461,7 +404,7 @@ def _of_heads(
     return Problem(formula, (flatten_rows(embeddings, xp),), *given, parameters, options.row_block, axes)
 
 
-def _given(
+def _of_logits(
     logits: Any, labels: Array, sample_weight: Array | None, nesting: Nesting, options: Options, xp: Namespace | None
 ) -> Problem:
     logits, labels, sample_weight = beside_jax(logits, labels, sample_weight, xp=xp)
