@@ -292,6 +292,13 @@ def test_a_neighbour_of_one_query_is_none_of_the_next() -> None:
     np.testing.assert_array_equal(members, [[True, False], [False, True]])
 
 
+def test_neighbours_of_databases_that_number_their_rows_up_to_2_to_the_63() -> None:
+    found = 2**63 - 1 - np.arange(300) - np.zeros((32, 1), np.int64)
+    exact = np.broadcast_to(np.arange(300), found.shape).copy()
+    exact[0, ::2] = found[0, ::2]  # of the first query alone, and so many that they are not looked for one by one
+    assert _candidates.members(found, exact).sum(axis=1).tolist() == [150] + [0] * 31
+
+
 def test_lists_lose_no_more_than_their_budget() -> None:
     ranks = np.array([[0, 1, 2, 3, 4, 5, 6, 7]])
     relevant = np.array([[True, False, True, False, False, True, False, True]])

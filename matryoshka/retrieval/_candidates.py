@@ -222,15 +222,13 @@ def _simulated(ranks: Sequence[np.ndarray], keep: Sequence[int], relevant: np.nd
 
 def members(ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     """Tell for each id, -1 being none, whether it is among the wanted ones of the same query."""
-    if wanted.shape[1] <= _FEW:
-        found = np.zeros(ids.shape, bool)
-        for column in wanted.T:
-            found |= ids == column[:, None]
-        return found & (ids >= 0)
-    most = int(max(ids.max(), wanted.max())) + 1
-    rows = np.arange(ids.shape[0])[:, None] * most  # an id of another query is another number
-    return np.isin(np.where(ids >= 0, rows + ids, -1), np.where(wanted >= 0, rows + wanted, -2))
+    if ids.shape[1] * wanted.shape[1] > _FEW_PAIRS:
+        return np.stack([np.isin(own, some) for own, some in zip(ids, wanted, strict=True)]) & (ids >= 0)
+    found = np.zeros(ids.shape, bool)
+    for column in wanted.T:
+        found |= ids == column[:, None]
+    return found & (ids >= 0)
 
 
-_FEW = 64
-"""Ids to look for in each row up to which it is faster to compare with all of them."""
+_FEW_PAIRS = 1 << 16
+"""Pairs of an id and a wanted one up to which it is faster to compare all of them than to sort both."""
