@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import subprocess
 import sys
 from pathlib import Path
@@ -71,6 +72,26 @@ def test_released_pages_lose_nothing(
         mapped = np.load(tmp_path / "rows.npy", mmap_mode="r")
     same_results(Corpus(mapped[10:, :]), Corpus(rows[10:]), queries)
     np.testing.assert_array_equal(mapped, rows)
+
+
+@pytest.mark.parametrize("kind", ["copy of a file", "file", "shared memory", "private memory"])
+def test_rows_in_a_mapping_of_ones_own(
+    tmp_path: Path, rows: np.ndarray, queries: np.ndarray, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr(_host, "_RESIDENT", 0)  # let pages go after every read, where they may go
+    (tmp_path / "rows").write_bytes(bytes(rows.nbytes))
+    with (tmp_path / "rows").open("r+b") as file:
+        mapping = {
+            "copy of a file": lambda: mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY),
+            "file": lambda: mmap.mmap(file.fileno(), 0),
+            "shared memory": lambda: mmap.mmap(-1, rows.nbytes),
+            "private memory": lambda: mmap.mmap(-1, rows.nbytes, flags=mmap.MAP_PRIVATE),
+        }[kind]()
+    held = np.ndarray(rows.shape, rows.dtype, buffer=mapping)
+    held[:] = rows
+    same_results(Corpus(held[10:]), Corpus(rows[10:]), queries)
+    np.testing.assert_array_equal(held, rows)
+    assert (Corpus(held).nbytes.mapped > 0) is ("file" in kind)
 
 
 def test_a_copy_of_mapped_rows_is_no_file(tmp_path: Path, rows: np.ndarray, queries: np.ndarray) -> None:

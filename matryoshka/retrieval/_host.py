@@ -105,24 +105,32 @@ class Mapping:
     most_per_row = 1 << 21
     rows_at_once = 32
 
-    def __init__(self, pages: mmap.mmap, size: int, *, writable_copy: bool) -> None:
+    def __init__(self, pages: mmap.mmap, size: int, *, private: bool) -> None:
         self._pages = pages
         self._size = size
-        self._releases = hasattr(mmap, "MADV_DONTNEED") and not writable_copy
+        self._releases = hasattr(mmap, "MADV_DONTNEED") and not private
         self._read = 0
 
     @classmethod
     def of(cls, array: object) -> Mapping | None:
-        """Find the mapping that `array` is a view of, if there is one."""
-        start, writable_copy = 0, False
+        """Find the mapping of a file that `array` is a view of, if there is one.
+
+        Pages that were written to may hold more than the file: those of a writable mapping that NumPy did not make,
+        which does not tell, are never let go.
+        """
+        start, shared = 0, False
         while isinstance(array, np.ndarray):
             if isinstance(array, np.memmap) and array.offset is not None:  # None: a copy in memory keeps the class
                 start = array.offset - array.offset % mmap.ALLOCATIONGRANULARITY
-                writable_copy = array.mode == "c"
+                shared = array.mode != "c"
             array = array.base
         if not isinstance(array, mmap.mmap):
             return None
-        return cls(array, start + len(array), writable_copy=writable_copy)
+        try:
+            array.size()
+        except OSError:  # memory that no file stands behind
+            return None
+        return cls(array, start + len(array), private=not (shared or memoryview(array).readonly))
 
     def check(self) -> None:
         """Check that the file still reaches to the end of the mapping: to read beyond would end the process."""
