@@ -238,3 +238,17 @@ def test_queries_whose_squares_are_no_numbers(
     expected = retrieval_rank(queries, rows, [list(range(900))] * n_queries, 15, DIM, "ip")[1]
     for dims in ((SHORT,), ()):
         np.testing.assert_array_equal(Corpus(rows, metric="ip", search_dims=dims).search(queries, 15)[1], expected)
+
+
+def test_another_search_may_replace_the_bounds_meanwhile(rng: np.random.Generator) -> None:
+    class Replaced(dict[int, _bounds.Bounds]):
+        def __contains__(self, dim: object) -> bool:
+            corpus._bounds = {}  # as a search on another thread does, for which a wider prefix is at hand
+            return super().__contains__(dim)
+
+    rows, queries = falling(rng, 900), falling(rng, 9)
+    corpus = Corpus(rows, search_dims=(SHORT,))
+    expected = corpus.search(queries, 5)
+    corpus._bounds = Replaced(corpus._bounds)
+    for got, wanted in zip(corpus.search(queries, 5), expected, strict=True):
+        np.testing.assert_array_equal(got, wanted)

@@ -420,9 +420,13 @@ class Corpus:
     def _bounds_of(self, rows: HostRows) -> _bounds.Bounds | None:
         """Return what prunes an exact search, if there is a prefix to prune it by."""
         dim = _bounds.leading(rows, tuple(self._prefixes))
-        if dim is not None and dim not in self._bounds:
-            self._bounds = {dim: _bounds.Bounds(rows, self._prefixes[dim])}
-        return None if dim is None else self._bounds[dim]
+        if dim is None:
+            return None
+        found = self._bounds.get(dim)
+        if found is None:  # searches on other threads may replace it by that of another width
+            found = _bounds.Bounds(rows, self._prefixes[dim])
+            self._bounds = {dim: found}
+        return found
 
     def _rerank(self, queries: Array, ids: Array, stages: engine.Stages) -> tuple[Array, Array]:
         return _rerank.rerank(self._rows, self.metric, queries, ids, *stages)
