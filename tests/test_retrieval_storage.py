@@ -161,6 +161,17 @@ def test_rows_that_are_read_in_slices(rows: np.ndarray, queries: np.ndarray, met
         Corpus(Slices(rows.astype(int)))
 
 
+def test_slices_must_be_arrays(rows: np.ndarray) -> None:
+    class Sparse(Slices):
+        """As scipy's sparse matrices: they can be sliced, and NumPy makes an object of each slice."""
+
+        def __getitem__(self, key: Any) -> Any:
+            return Sparse(super().__getitem__(key))
+
+    with pytest.raises(TypeError, match="`embeddings` must give slices of rows as NumPy arrays, got Sparse, which"):
+        Corpus(Sparse(rows))
+
+
 @pytest.mark.parametrize("metric", ["cosine", "ip", "l2"])
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 @pytest.mark.parametrize("mmap", [False, True])

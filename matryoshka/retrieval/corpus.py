@@ -467,8 +467,18 @@ def _storable(dtype: object, name: str = "embeddings") -> None:
 
 
 def _rows_of(embeddings: Array | Sliceable, xp: Namespace) -> Rows:
-    host = embeddings if is_sliceable(embeddings) else view(embeddings)
-    return DeviceRows(embeddings, xp) if host is None else HostRows(host)
+    if not is_sliceable(embeddings):
+        host = view(embeddings)
+        return DeviceRows(embeddings, xp) if host is None else HostRows(host)
+    some = embeddings[0:1, 0:1]
+    if np.ndim(np.asarray(some)) != 2:  # as of a sparse matrix
+        kind = type(embeddings).__name__
+        msg = (
+            f"`embeddings` must give slices of rows as NumPy arrays, got {kind}, which gives {type(some).__name__}; "
+            "convert it to an array."
+        )
+        raise TypeError(msg)
+    return HostRows(embeddings)
 
 
 def _search_dims(values: Iterable[int], dim: int) -> tuple[int, ...]:
