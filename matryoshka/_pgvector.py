@@ -99,7 +99,7 @@ BIGINT = 20
 
 def array(kind: int, elements: np.ndarray) -> _Binary:
     """Return an array of one axis; each of its elements stands after its length."""
-    return _Binary(struct.pack(">5i", 1, 0, kind, len(elements), 1) + elements.tobytes())
+    return _Binary(struct.pack(">2iI2i", 1, 0, kind, len(elements), 1) + elements.tobytes())
 
 
 def elements(kind: Any, values: np.ndarray) -> np.ndarray:

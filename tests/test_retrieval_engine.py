@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import load
 
 from matryoshka import Funnel
 from matryoshka.retrieval import engine
@@ -56,6 +57,14 @@ def test_what_was_found_is_laid_out_by_query() -> None:
     assert scores.tolist() == [[0.5, 0.25, -np.inf], [-np.inf] * 3, [1, 0.5, 0.5], [-np.inf] * 3]
     assert (scores.dtype, ids.dtype) == (np.float32, np.int64)
     assert engine.results([], np.zeros((0, 6)), 3)[1].shape == (0, 3)
+
+
+def test_ids_that_the_library_of_the_queries_does_not_hold_are_refused() -> None:
+    queries = load("jax.numpy").zeros((1, 6))  # whose integers have 32 bits unless more are asked for
+    assert engine.results([(0, 2**31 - 1, 0.5)], queries, 1)[1].tolist() == [[2**31 - 1]]
+    with pytest.raises(ValueError, match="`queries` must come from a library that holds the ids, up to 1099511627783"):
+        engine.results([(0, 2**40 + 7, 0.5)], queries, 1)
+    assert engine.results([(0, 2**40 + 7, 0.5)], np.zeros((1, 6)), 1)[1].tolist() == [[2**40 + 7]]
 
 
 def test_rows_are_stored_in_float32_and_named_where_they_are_not_finite() -> None:

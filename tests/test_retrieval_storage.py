@@ -172,6 +172,18 @@ def test_slices_must_be_arrays(rows: np.ndarray) -> None:
         Corpus(Sparse(rows))
 
 
+@pytest.mark.filterwarnings("ignore:Explicitly requested dtype float64")  # JAX's own
+@pytest.mark.parametrize("metric", ["cosine", "ip", "l2"])
+def test_rows_in_float64_for_queries_of_a_library_without(tmp_path: Path, rows: np.ndarray, metric: str) -> None:
+    jnp, rows = load("jax.numpy"), rows.astype(np.float64)
+    Corpus(rows, metric=metric).save(tmp_path / "corpus")
+    queries = np.float32(rows[:6] + 0.1)
+    scores, ids = Corpus.load(tmp_path / "corpus", like=jnp.zeros(1)).search(jnp.asarray(queries), 5)
+    expected_scores, expected_ids = Corpus(rows, metric=metric).search(queries.astype(np.float64), 5)
+    np.testing.assert_array_equal(ids, expected_ids)
+    np.testing.assert_array_equal(scores, expected_scores.astype(np.float32))
+
+
 @pytest.mark.parametrize("metric", ["cosine", "ip", "l2"])
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 @pytest.mark.parametrize("mmap", [False, True])

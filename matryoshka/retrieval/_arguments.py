@@ -117,10 +117,10 @@ class Arguments:
 
     def _own(self, array: Array) -> Array:
         """Bring an argument to where the rows are computed with."""
+        floating = is_floating(array, self.xp)
         if isinstance(self.rows, DeviceRows):
-            wide = is_floating(array, self.xp)
-            return self.xp.astype(array, self.rows.dtype, copy=False) if wide else array
-        return widen(view(array)) if is_floating(array, self.xp) else view(array)
+            return self.xp.astype(array, self.rows.dtype, copy=False) if floating else array
+        return widen(view(array)).astype(self.rows.dtype, copy=False) if floating else view(array)
 
     def candidates(self, ids: Array, like: Array, n_queries: int) -> Array:
         """Check candidates, which are to come from the library of `like`, and return them sorted."""

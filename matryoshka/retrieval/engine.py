@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from matryoshka import _checks
-from matryoshka._array import from_numpy, is_integer, namespace, to_numpy
+from matryoshka._array import from_numpy, index_dtype, is_integer, namespace, to_numpy
 from matryoshka._typing import Array
 from matryoshka.embeddings import truncate
 from matryoshka.retrieval.funnel import Funnel
@@ -218,11 +218,22 @@ def results(found: Sequence[tuple[int, int, float]], queries: Array, k: int) -> 
     -------
     scores, ids : array (n_queries, k)
         In float32 and the library of `queries`; where fewer were found, the rest has id -1 and score -inf.
+
+    Raises
+    ------
+    ValueError
+        The integers of that library do not hold the ids.
     """
     xp, table = namespace(("queries", queries)), np.array(found, [("query", "i8"), ("id", "i8"), ("score", "f4")])
     scores, ids = np.full((queries.shape[0], k), -np.inf, np.float32), np.full((queries.shape[0], k), -1)
     at = table["query"], np.arange(len(table)) - np.searchsorted(table["query"], table["query"])
     scores[at], ids[at] = table["score"], table["id"]
+    if (largest := int(ids.max(initial=-1))) > xp.iinfo(index_dtype(xp)).max:  # JAX would cut it off without a word
+        msg = (
+            f"`queries` must come from a library that holds the ids, up to {largest}, got one with {index_dtype(xp)}; "
+            "pass NumPy arrays, or enable 64 bits in JAX."
+        )
+        raise ValueError(msg)
     return from_numpy(scores, like=queries, xp=xp), from_numpy(ids, like=queries, xp=xp)
 
 

