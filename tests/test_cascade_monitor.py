@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import Library
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from matryoshka import Cascade, Nesting
 from matryoshka._promises import sequential
@@ -117,6 +119,31 @@ def test_false_alarms_are_bounded_by_counting_every_course(bound: float) -> None
     assert math.fsum(weight for _, weight in reached) == pytest.approx(1.0)
     for p in {p for p, _ in reached if p < 1}:
         assert math.fsum(weight for q, weight in reached if q <= p) <= p
+
+
+def most_against(course: Sequence[bool], bound: float) -> float:
+    """Return the most that any stretch of rows says against the bound: log of its likelihood ratio at its own rate."""
+    most = 0.0
+    for start, stop in itertools.combinations(range(len(course) + 1), 2):
+        n, failures = stop - start, sum(course[start:stop])
+        if failures > bound * n:
+            rest = (n - failures) * math.log((n - failures) / (n - n * bound)) if failures < n else 0.0
+            most = max(most, failures * math.log(failures / (n * bound)) + rest)
+    return most
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.lists(st.booleans(), max_size=40), st.sampled_from((0.01, 0.2, 0.5, 0.9)), st.floats(0.001, 0.5))
+def test_there_is_no_alarm_before_a_stretch_of_rows_speaks_for_it(
+    course: list[bool], bound: float, delta: float
+) -> None:
+    """However failures are placed: shares of gamblers, each staked once, win no more than the best from its start."""
+    monitor = a_monitor(bound, delta)
+    for i, failed in enumerate(course):
+        monitor.update(np.array([failed]))
+        against = most_against(course[: i + 1], bound)
+        assert monitor.p_value >= math.exp(-against) * (1 - 1e-9)
+        assert not monitor.alarm or against >= math.log(1 / delta) - 1e-9
 
 
 def test_a_game_at_the_bound_is_fair() -> None:

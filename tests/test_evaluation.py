@@ -11,8 +11,10 @@ import numpy as np
 import oracles
 import pytest
 from conftest import Library
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from matryoshka import Evaluation, audit, evaluate
+from matryoshka import Corpus, Evaluation, audit, evaluate, metrics
 
 N_ROWS, N_QUERIES, DIM, DIMS = 30, 9, 7, (1, 3, 7)
 MEASURES = ("ndcg@5", "ndcg@100", "mrr@4", "map@5", "map@100", "recall@5", "precision@5", "precision@100", "accuracy@2")
@@ -80,6 +82,33 @@ def test_every_measure_at_every_width_is_what_loops_give(
     assert_scores(found, expected(case, metric))
     assert (found.n_rows, found.n_queries, found.metric) == (N_ROWS, N_QUERIES - 1, metric)
     assert found.measures == MEASURES
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(1, 25), st.integers(1, 5), st.integers(1, 30), st.integers(0, 10**6))
+def test_a_width_is_metrics_of_an_exact_search_of_the_cut(n: int, dim: int, k: int, seed: int) -> None:
+    """Rows of few different numbers, so that many score the same."""
+    rng = np.random.default_rng(seed)
+    rows, queries = (rng.integers(-1, 2, size=(m, dim)).astype(float) for m in (n, 6))
+    labels, query_labels = rng.integers(0, 3, size=n), rng.integers(0, 3, size=6)
+    query_labels[0] = labels[0]
+    names = [f"{name}@{k}" for name in ("mrr", "map", "recall", "precision", "accuracy")]
+    found = evaluate(
+        rows, queries, labels=labels, query_labels=query_labels, dims=range(1, dim + 1), measures=names, metric="ip"
+    )
+    n_relevant = (query_labels[:, None] == labels).sum(axis=1)
+    asked = n_relevant > 0
+    for d in range(1, dim + 1):
+        _, ids = Corpus(rows[:, :d], metric="ip").search(queries[asked][:, :d], k)
+        right = metrics.relevance(ids, labels, query_labels[asked])
+        expected = [
+            metrics.mean_reciprocal_rank(right, k),
+            metrics.mean_average_precision(right, k, n_relevant=n_relevant[asked]),
+            metrics.label_recall_at_k(right, k, n_relevant[asked]),
+            metrics.precision_at_k(right, k),
+            metrics.hit_rate_at_k(right, k),
+        ]
+        assert [found.scores[d][name] for name in names] == pytest.approx(expected, rel=1e-12)
 
 
 def test_pairs_without_grades_are_grades_of_1(case: dict[str, np.ndarray]) -> None:

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import Library, load
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from oracles import retrieval_rank
 from test_retrieval_storage import Slices
 
@@ -198,6 +200,33 @@ def test_equal_codes_come_by_id(rng: np.random.Generator, monkeypatch: pytest.Mo
         assert_found(Corpus(rows).search(queries, k, funnel=plan), expected(rows, queries, k, plan, "cosine"))
     same = Corpus(np.tile(kinds[:1], (700, 1)))
     np.testing.assert_array_equal(same.search(queries, 100, funnel=Funnel((5,), code="bits"))[1][2], np.arange(100))
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, 150), st.integers(1, 20), st.integers(1, 160), st.sampled_from(METRICS), st.integers(0, 10**6))
+def test_no_row_that_is_left_out_is_nearer(n: int, dim: int, k: int, metric: str, seed: int) -> None:
+    """Whatever the bits are: of those that were left out none differs less, and none as little with a lower id."""
+    rng = np.random.default_rng(seed)
+    code = _codes.build(HostRows(rng.choice([-1.0, 1.0], size=(n, dim))).knowing(scale=None, squares=np.full(n, dim)),
+                        (dim,), metric)[dim]  # fmt: skip
+    asked = rng.normal(size=(3, dim))
+    words, found = code.queries(asked), code.candidates(asked, min(k, n))
+    assert (np.diff(found, axis=1) > 0).all()
+    for word, ids in zip(words.tolist(), found.tolist(), strict=True):
+        differ = [sum((a ^ b).bit_count() for a, b in zip(word, row, strict=True)) for row in code.words.T.tolist()]
+        left = set(range(n)) - set(ids)
+        assert all((differ[i], i) > max((differ[j], j) for j in ids) for i in left)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(1, 60), st.integers(2, 9), st.integers(1, 70), st.sampled_from(METRICS), st.integers(0, 10**6))
+def test_a_funnel_from_bits_that_drops_nothing_is_exact(n: int, dim: int, k: int, metric: str, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    rows, queries = of_one_length(rng, n, dim), rng.normal(size=(3, dim))
+    corpus = Corpus(rows, metric=metric)
+    exact = corpus.search(queries, k)
+    for dims in ((dim, dim), (1, dim), (dim - 1, dim - 1, dim)):
+        assert_found(corpus.search(queries, k, funnel=Funnel(dims, [max(n, k)] * (len(dims) - 1), code="bits")), exact)
 
 
 @pytest.mark.usefixtures("small_blocks")

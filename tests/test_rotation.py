@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import Library, load
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import matryoshka.rotation
-from matryoshka import Corpus, Funnel, Rotation
+from matryoshka import Corpus, Funnel, Rotation, truncate
 
 
 @pytest.fixture
@@ -63,6 +65,26 @@ def test_inner_products_and_distances_stay(library: Library, rows: np.ndarray) -
     library.assert_close(questions @ turned.T, rows[25:] @ rows[:25].T)
     expected = ((rows[25:, None] - rows[None, :25]) ** 2).sum(axis=-1)
     library.assert_close(xp.sum((questions[:, None, :] - turned[None, :, :]) ** 2, axis=-1), expected)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, 9), st.integers(0, 12), st.integers(-60, 60), st.integers(0, 10**6))
+def test_whatever_the_rows_are(dim: int, more: int, exponent: int, seed: int) -> None:
+    """Products stay, no other orthonormal columns hold more, a cut is one of fewer columns, and twice is once."""
+    rng = np.random.default_rng(seed)
+    rows = rng.integers(-3, 4, size=(dim + more, dim)) * 2.0**exponent
+    rows[0, rng.integers(dim)] = 5 * 2.0**exponent  # at least one is not 0
+    rotation, largest = Rotation.fit(rows), np.abs(rows).max()
+    turned = rotation.apply(rows)
+    np.testing.assert_allclose(turned @ turned.T, rows @ rows.T, atol=1e-12 * dim * largest**2)
+    other, total = np.linalg.qr(rng.normal(size=(dim, dim)))[0], (rows**2).sum()
+    for m in range(1, dim + 1):
+        held = (turned[:, :m] ** 2).sum() / total
+        assert held == pytest.approx(rotation.energy[:m].sum(), abs=1e-12)
+        assert held >= ((rows @ other[:, :m]) ** 2).sum() / total - 1e-12
+        cut = truncate(turned, m, normalize=False)
+        np.testing.assert_allclose(cut, rows @ rotation.matrix[:, :m], atol=1e-12 * dim * largest)
+    np.testing.assert_allclose(Rotation.fit(turned).energy, rotation.energy, atol=1e-12)
 
 
 def test_the_energy_of_prefixes_is_that_of_the_rotated_rows(rows: np.ndarray) -> None:
@@ -135,6 +157,15 @@ def test_a_sample_is_drawn_without_replacement(library: Library, rows: np.ndarra
 def test_tiny_and_huge_rows(scale: float, rows: np.ndarray) -> None:
     rows = np.round(rows * 32) / 32  # so that the smallest numbers there are hold them
     assert Rotation.fit(rows * scale) == Rotation.fit(rows)
+
+
+def test_by_default_so_many_rows_are_drawn() -> None:
+    """Each row is one of its own kind, so that shares of energy tell which were drawn."""
+    rows = np.stack([np.arange(1.0, 50_101.0), np.ones(50_100)], axis=1)
+    assert Rotation.fit(rows) == Rotation.fit(rows, sample=50_000, seed=0)
+    assert Rotation.fit(rows) != Rotation.fit(rows, sample=50_001)
+    assert Rotation.fit(rows) != Rotation.fit(rows, seed=1)
+    assert Rotation.fit(rows[:50_000]) == Rotation.fit(rows[:50_000], sample=None)
 
 
 def test_tiny_rows_before_huge_ones(rows: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,10 +308,14 @@ def test_bad_options_are_refused(rows: np.ndarray) -> None:
 @pytest.mark.parametrize(
     ("matrix", "energy", "message"),
     [
+        (np.ones(3), np.full(3, 1 / 3), r"`matrix` must have shape \(dim, dim\), got \(3,\)"),
+        (np.ones((3, 3, 3)), np.full(3, 1 / 3), r"`matrix` must have shape \(dim, dim\), got \(3, 3, 3\)"),
         (np.eye(3)[:2], np.full(3, 1 / 3), r"`matrix` must have shape \(dim, dim\) = \(3, 3\), got \(2, 3\)"),
         (np.eye(3)[:, [0, 0, 1]], np.full(3, 1 / 3), "`matrix` must be orthogonal within 1e-06, got one that is off"),
         (np.eye(3) * 1e200, np.full(3, 1 / 3), "`matrix` must be orthogonal"),
         (np.eye(3) * np.nan, np.full(3, 1 / 3), "`matrix` must be finite"),
+        (np.where(np.eye(3) > 0, np.inf, 0.0), np.full(3, 1 / 3), "`matrix` must be finite"),
+        (np.eye(3), np.array([0.6, 0.4, np.nan]), "`energy` must be finite"),
         (np.eye(3), np.full(2, 1 / 2), r"`energy` must have shape \(dim,\) = \(3,\), got \(2,\)"),
         (
             np.eye(3),

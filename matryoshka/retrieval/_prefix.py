@@ -196,12 +196,14 @@ def product_range(dtype: object, xp: Namespace) -> tuple[float, float]:
     return float(info.smallest_normal) / float(info.eps), float(info.max) / 256
 
 
-def check_lengths(longest: float, dtype: object, metric: str, xp: Namespace, *, safe: bool) -> None:
+def check_lengths(
+    longest: float, dtype: object, metric: str, xp: Namespace, *, safe: bool, name: str = "embeddings"
+) -> None:
     """Check that the longest row is neither too long nor, if it is not zero, too short to be squared."""
     least, most = map(math.sqrt, product_range(dtype, xp))
     if not (longest <= most and (longest >= least or (longest == 0 and safe))):
         msg = (
-            f"`embeddings` must have their longest row within [{least:.1g}, {most:.1g}] under metric {metric!r} in "
+            f"`{name}` must have their longest row within [{least:.1g}, {most:.1g}] under metric {metric!r} in "
             f"{dtype}, got {longest:.1g}; divide them and the queries by one number: the order stays."
         )
         raise ValueError(msg)

@@ -291,7 +291,8 @@ class ShardedCorpus(ABC):
         outlined = HostRows(np.broadcast_to(whole.dtype.type(0), whole.shape))
         longest = np.asarray([whole.longest], outlined.dtype)
         if metric != "cosine":
-            _prefix.check_lengths(math.sqrt(whole.longest), outlined.dtype, metric, np, safe=whole.safe)
+            length = math.sqrt(whole.longest)
+            _prefix.check_lengths(length, outlined.dtype, metric, np, safe=whole.safe, name="rows")
         self._arguments = Arguments(outlined.knowing(scale=None, squares=longest), metric, np.empty(0, whole.dtype), np)
         self._starts = tuple(_starts(outlines)[:-1])
 

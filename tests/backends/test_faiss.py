@@ -84,6 +84,21 @@ def test_any_index_finds_candidates(
 
 
 @pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize(("text", "parameters"), [("Flat", ""), ("IVF8,Flat", "nprobe=8"), ("SQ4", ""), ("BFlat", "")])
+def test_a_funnel_that_drops_nothing_is_exact(
+    rows: np.ndarray, queries: np.ndarray, metric: str, text: str, parameters: str
+) -> None:
+    """Whatever the index thinks of the order."""
+    corpus = Corpus(coded(rows), metric=metric)
+    indexed = FaissCorpus(corpus, text, dim=8, parameters=parameters)
+    for dims in ((8, 24), (8, 8, 24), (8, 9, 23, 24)):
+        if dims[1] == 8 and indexed.codes == ("float",):
+            continue
+        plan = Funnel(dims, [400] * (len(dims) - 1), code=indexed.codes[0])
+        agree(indexed.search(queries, 30, funnel=plan), corpus.search(queries, 30))
+
+
+@pytest.mark.parametrize("metric", METRICS)
 def test_an_index_that_is_full_is_taken_as_it_is(rows: np.ndarray, queries: np.ndarray, metric: str) -> None:
     prefixes = np.ascontiguousarray(rows[:, :6])
     if metric == "cosine":

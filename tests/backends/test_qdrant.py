@@ -79,6 +79,14 @@ def test_the_search_is_that_of_float64(place: Any, rows: np.ndarray, queries: np
 
 
 @pytest.mark.parametrize("metric", METRICS)
+def test_a_funnel_that_drops_nothing_is_exact(place: Any, rows: np.ndarray, queries: np.ndarray, metric: str) -> None:
+    corpus = QdrantCorpus.create(place, "items", rows, metric=metric, dims=DIMS, search_dims=(6, 12))
+    for dims in ((6, 24), (12, 24), DIMS):
+        plan = Funnel(dims, [300] * (len(dims) - 1))
+        agree(corpus.search(queries, 300, funnel=plan), retrieval_funnel(queries, rows, 300, (24,), (), metric))
+
+
+@pytest.mark.parametrize("metric", METRICS)
 def test_rerank(place: Any, rows: np.ndarray, queries: np.ndarray, rng: np.random.Generator, metric: str) -> None:
     corpus = QdrantCorpus.create(place, "items", rows, metric=metric, dims=DIMS)
     ids = np.stack([rng.permutation(len(rows))[:40] for _ in range(7)])
