@@ -276,7 +276,7 @@ def _of_qrels(
     counts = np.bincount(pairs[grades > 0, 0], minlength=shape[0])
     starts = np.searchsorted(pairs[order, 0], np.arange(shape[0]))
     known = _known(counts > 0, "qrels")
-    place = np.arange(min(k, counts.max()))
+    place = np.arange(k)
     best = grades[order][np.minimum(starts[known, None] + place, len(order) - 1)]
     ideal = np.where(place < counts[known, None], best, 0)
     order = np.argsort(keys)

@@ -226,7 +226,9 @@ def test_what_does_not_fit_is_an_error(options: dict[str, Any], error: type[Exce
         evaluate(np.ones((4, 3)), np.ones((2, 3)), **options)
 
 
-@pytest.mark.parametrize("queries", [np.ones((2, 2)), np.ones(3), np.ones((2, 3), np.float32), np.full((2, 3), np.nan)])
+@pytest.mark.parametrize(
+    "queries", [np.ones((2, 2)), np.ones(3), np.array(1.0), np.ones((2, 3), np.float32), np.full((2, 3), np.nan)]
+)
 def test_queries_that_do_not_fit_are_an_error(queries: np.ndarray) -> None:
     with pytest.raises((TypeError, ValueError), match="`queries`"):
         evaluate(np.ones((4, 3)), queries, qrels=ONE)

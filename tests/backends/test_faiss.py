@@ -95,7 +95,7 @@ def test_a_funnel_that_drops_nothing_is_exact(
         if dims[1] == 8 and indexed.codes == ("float",):
             continue
         plan = Funnel(dims, [400] * (len(dims) - 1), code=indexed.codes[0])
-        agree(indexed.search(queries, 30, funnel=plan), corpus.search(queries, 30))
+        agree(indexed.search(queries, 400, funnel=plan), corpus.search(queries, 400))
 
 
 @pytest.mark.parametrize("metric", METRICS)
