@@ -241,14 +241,9 @@ def empty(shape: tuple[int, ...], *, like: Array, dtype: object, xp: Namespace) 
     return xp.empty(shape, dtype=dtype, device=_creation_device(like, xp))
 
 
-def full_scalar(value: float, *, like: Array, dtype: object, xp: Namespace) -> Array:
-    """Return `value` as a 0-d array on the device of `like`."""
-    return xp.full((), value, dtype=dtype, device=_creation_device(like, xp))
-
-
-def full(shape: tuple[int, ...], value: float, *, like: Array, xp: Namespace) -> Array:
-    """Return an array of one value, in the dtype and on the device of `like`."""
-    return xp.full(shape, value, dtype=like.dtype, device=_creation_device(like, xp))
+def full(shape: tuple[int, ...], value: float, *, like: Array, xp: Namespace, dtype: object = None) -> Array:
+    """Return an array of one value, on the device of `like`, and in its dtype unless another is given."""
+    return xp.full(shape, value, dtype=like.dtype if dtype is None else dtype, device=_creation_device(like, xp))
 
 
 def _creation_device(like: Array, xp: Namespace) -> object:

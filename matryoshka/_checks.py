@@ -47,9 +47,7 @@ def describe(value: object) -> str:
 
 def flag(value: object, name: str) -> bool:
     """Return `value`, which must be True or False, as a Python bool."""
-    if value is True or value is False:
-        return value
-    if not isinstance(value, np.bool_):
+    if not isinstance(value, bool | np.bool_):
         msg = f"`{name}` must be True or False, got {describe(value)}; pass a bool."
         raise TypeError(msg)
     return bool(value)
@@ -174,6 +172,16 @@ def sequence(value: object, name: str, of: str, example: str, *, unordered: bool
         msg = f"`{name}` must hold at most {LARGEST_SEQUENCE} {of}, got more; pass fewer."
         raise ValueError(msg)
     return entries
+
+
+def numbers(values: object, name: str, count: int, rule: str, **interval: Any) -> tuple[float, ...]:
+    """Return `count` finite numbers within an interval, as for `real`; `rule` says in the messages what they are."""
+    found = sequence(values, name, "numbers", rule)
+    floats = tuple(real(value, f"{name}[{i}]", **interval) for i, value in enumerate(found))
+    if len(floats) != count:
+        msg = f"`{name}` must hold {rule}, {count}, got {len(floats)}; add or drop numbers."
+        raise ValueError(msg)
+    return floats
 
 
 def instances(values: object, name: str, of: type[Kind], example: str) -> tuple[Kind, ...]:
@@ -406,8 +414,7 @@ def no_bad_rows(
 def finite_rows(array: Array, name: str, xp: Namespace) -> None:
     """Check that every row (n, k) is finite, which waits for the device; the message counts and names bad rows."""
     bad = xp.any(~xp.isfinite(array), axis=-1)
-    count = count_true(bad, xp)
-    if count:
+    if count := count_true(bad, xp):
         found = xp.nonzero(bad)[0]
         no_bad_rows([int(found[i]) for i in range(min(count, 5))], bad.shape[0], name, count=count)
 

@@ -80,9 +80,7 @@ class JsonValue:
         return fields
 
 
-def record(
-    text: str | bytes, *, kind: str, keys: Collection[str], version: int = 1, source: object = "text"
-) -> dict[str, Any]:
+def record(text: str | bytes, *, kind: str, keys: Collection[str], source: object = "text") -> dict[str, Any]:
     """Parse the JSON of one of this package's values and check kind, version and keys; `source` is where it stood."""
     remedy = f"pass what `to_json` of a {kind} wrote" if source == "text" else f"save the {kind} anew"
     try:
@@ -94,9 +92,8 @@ def record(
         found = parsed.get("kind") if isinstance(parsed, dict) else type(parsed).__name__
         msg = f"`{source}` must be the JSON of a {kind}, got {_brief(found)}; {remedy}."
         raise ValueError(msg)
-    if parsed.get("version") != version:
-        found = _brief(parsed.get("version"))
-        msg = f"`{source}` must be version {version} of a {kind}, got {found}; write it anew."
+    if parsed.get("version") != 1:
+        msg = f"`{source}` must be version 1 of a {kind}, got {_brief(parsed.get('version'))}; write it anew."
         raise ValueError(msg)
     missing = [key for key in keys if key not in parsed]
     if missing:

@@ -217,10 +217,10 @@ def evaluate(
     optional = [("qrels", qrels), ("labels", labels), ("query_labels", query_labels)]
     xp = namespace(("embeddings", embeddings), ("queries", queries), optional=optional)
     corpus = Corpus(embeddings, metric=metric)
-    _checks.shape(queries, "queries", (_rows(queries), corpus.dim), "(n_queries, dim)")
+    _checks.shape(queries, "queries", (*queries.shape[:1], corpus.dim), "(n_queries, dim)")
     _checks.same_dtype(xp, ("embeddings", embeddings), ("queries", queries))
-    widths = Nesting.halving(corpus.dim, smallest=min(8, corpus.dim)).dims if dims is None else _checks.dims(dims)
-    _checks.dims_within(widths, corpus.dim)
+    halvings = Nesting.halving(corpus.dim, smallest=min(8, corpus.dim)).dims
+    widths = halvings if dims is None else _checks.dims(dims, most=corpus.dim)
     k = min(len(corpus), max(k for _, k in asked.values()))
     shape = (queries.shape[0], len(corpus))
     judged = _of_qrels(qrels, labels, query_labels, shape, k) or _of_labels(labels, query_labels, shape, k)
@@ -369,9 +369,3 @@ def cutoffs(measures: Any) -> dict[str, tuple[str, int]]:
             raise ValueError(msg)
         found[name] = (match[1], int(match[2]))
     return found
-
-
-def _rows(array: Array) -> int:
-    """Return the length of the first axis, which there must be."""
-    _checks.ndim(array, "queries", 2, "(n_queries, dim)")
-    return int(array.shape[0])

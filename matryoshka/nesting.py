@@ -152,11 +152,7 @@ def as_nesting(nesting: NestingLike) -> Nesting:
 
 
 def _importance(values: Iterable[float], count: int) -> tuple[float, ...]:
-    found = _checks.sequence(values, "importance", "numbers", "one weight per prefix")
-    weights = tuple(_checks.real(value, f"importance[{i}]", minimum=0.0) for i, value in enumerate(found))
-    if len(weights) != count:
-        msg = f"`importance` must hold one weight per prefix, {count}, got {len(weights)}; add or drop weights."
-        raise ValueError(msg)
+    weights = _checks.numbers(values, "importance", count, "one weight per prefix", minimum=0.0)
     if not any(weights):
         msg = "`importance` must hold at least one weight above 0, got only zeros; give some prefix a weight."
         raise ValueError(msg)

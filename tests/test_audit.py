@@ -129,7 +129,7 @@ def test_principal_directions_keep_every_product(rng: np.random.Generator) -> No
 def test_places_count_from_one_and_ties_share(rng: np.random.Generator) -> None:
     scores = np.array([[9.0, 5.0, 5.0, 5.0, 1.0]], dtype=np.float32)
     own = np.array([[9.0, 5.0]], dtype=np.float32)
-    assert _neighbours._kept(scores, own)[0] == pytest.approx((1 + 1 / 3) / 2)
+    assert _neighbours._kept(scores, own, 2)[0] == pytest.approx((1 + 1 / 3) / 2)
     sample = draw(rng.normal(size=(30, 4)))
     exact = _neighbours.neighbours(sample, 3)
     places = _neighbours.survival(sample, (2, 4), exact).places

@@ -9,6 +9,13 @@ from typing import Any, ClassVar, Self
 
 from matryoshka import _checks, _pictures
 
+BOUNDS = {
+    "max_gap": "P(wrong, full width right)",
+    "max_error": "P(wrong)",
+    "max_disagreement": "P(disagrees with the full width)",
+}
+"""The bounds that may be promised of a cascade, and the probability that each of them bounds."""
+
 
 class _Tested:
     """A certificate: a dataclass whose fields travel as a JSON object, and which names the plan it is about."""
@@ -168,8 +175,7 @@ class Certificate(_Tested):
     joint_delta: float | None = None
 
     def __post_init__(self) -> None:
-        bounds = ("max_gap", "max_error", "max_disagreement")
-        rates = [name for name in bounds if getattr(self, name) is not None]
+        rates = [name for name in BOUNDS if getattr(self, name) is not None]
         paths = {"path": ("shared", "tapered", "fitted")}
         self._check_fields(shares=(*rates, "delta"), counts=("n_rows", "rows_needed"), options=paths)
         for i, threshold in enumerate(self.thresholds):
@@ -184,7 +190,7 @@ class Certificate(_Tested):
             )
             raise ValueError(msg)
         if not rates:
-            names = " or ".join(f"`certificate.{name}`" for name in bounds)
+            names = " or ".join(f"`certificate.{name}`" for name in BOUNDS)
             msg = f"{names} must be given, got None for all; pass one."
             raise ValueError(msg)
         if self.path != "fitted":
@@ -195,12 +201,8 @@ class Certificate(_Tested):
             self._agree("thresholds", self.thresholds, (1.0,) * len(self.thresholds), "as nothing else passed")
 
     def _parts(self) -> tuple[str, str, str]:
-        targets = {
-            "P(wrong, full width right)": self.max_gap,
-            "P(wrong)": self.max_error,
-            "P(disagrees with the full width)": self.max_disagreement,
-        }
-        promise = " and ".join(f"{name} <= {bound:g}" for name, bound in targets.items() if bound is not None)
+        bounds = [(failure, getattr(self, name)) for name, failure in BOUNDS.items()]
+        promise = " and ".join(f"{failure} <= {bound:g}" for failure, bound in bounds if bound is not None)
         notes = [f"{self.n_unlabelled} unlabelled"] if self.n_unlabelled else []
         notes += [f"{self.n_fit_rows} others fitted the path"] if self.n_fit_rows else []
         rows = f"{self.n_rows} rows" + (f" ({', '.join(notes)})" if notes else "")

@@ -146,7 +146,7 @@ def audit(
     k = _checks.integer(k, "k", minimum=1)
     max_rows = _checks.integer(max_rows, "max_rows", minimum=2 * k + 1)
     max_queries = _checks.integer(max_queries, "max_queries", minimum=1)
-    orders = _checks.integer(_checks.integer(orders, "orders", minimum=99), "orders", maximum=_MOST_ORDERS)
+    orders = _checks.integer(orders, "orders", minimum=99, limit=_MOST_ORDERS)
     seed = _checks.seed(seed)
     rng = np.random.default_rng(seed)
     xp = namespace(("embeddings", embeddings), optional=[("labels", labels)])
@@ -173,7 +173,7 @@ def _with_rotation(report: Audit, tried: _rotation.Trial, rng: np.random.Generat
     """Add what a rotation keeps, and the cheapest first stage, after it where it helps."""
     columns, stages = _rotation.measure(tried, tuple(row.dim for row in report.rows), report.k, rng)
     rows = tuple(
-        AuditRow(**(row._asdict() | {name: float(column[i]) for name, column in columns.items()}))
+        row._replace(**{name: float(column[i]) for name, column in columns.items()})  # type: ignore[arg-type]
         for i, row in enumerate(report.rows)
     )
     helps = any(row.rotation_helps for row in rows)

@@ -34,7 +34,7 @@ def survival(sample: Sample, dims: tuple[int, ...], exact: np.ndarray) -> Surviv
     kept, places, nearest = [], [], []
     for scores in _scores(sample.rows, sample.n_queries, dims):
         own = np.take_along_axis(scores, exact, axis=1)
-        kept.append(_kept(scores, own))
+        kept.append(_kept(scores, own, exact.shape[1]))
         places.append(np.stack([np.count_nonzero(scores >= own[:, i, None], axis=1) for i in range(own.shape[1])], 1))
         nearest.append(np.argmax(scores, axis=1))
     return Survival(np.stack(kept), np.stack(places), np.stack(nearest))
@@ -118,12 +118,11 @@ def _in_lists(scores: np.ndarray, exact: np.ndarray, lists: Sequence[int]) -> np
     return np.stack([_kept(scores, own, length) for length in lists])
 
 
-def _kept(scores: np.ndarray, own: np.ndarray, length: int | None = None) -> np.ndarray:
-    """Return the share of `own` scores (q, k) among the best k, or `length`, of all (q,).
+def _kept(scores: np.ndarray, own: np.ndarray, length: int) -> np.ndarray:
+    """Return the share of the scores `own` (q, k) that are among the best `length` of all (q,).
 
-    Ties share the places they tie for.
+    Tied scores share the places that they tie for.
     """
-    length = own.shape[1] if length is None else length
     last = np.partition(scores, -length, axis=1)[:, -length, None]
     above = np.count_nonzero(scores > last, axis=1)
     tied = np.count_nonzero(scores == last, axis=1)

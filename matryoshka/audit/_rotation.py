@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from matryoshka import costs
 from matryoshka._typing import Array, Namespace
 from matryoshka.audit import _neighbours, _rule
 from matryoshka.audit._sample import Sample, draw_others, read
@@ -75,5 +76,4 @@ def _stages(
     code: str, rotated: bool, dims: tuple[int, ...], kept: np.ndarray, length: int
 ) -> Iterator[_rule.FirstStage]:
     for dim, share in zip(dims, kept.tolist(), strict=False):
-        size = 4 * dim if code == "float" else -(-dim // 64) * 8
-        yield _rule.FirstStage(dim, code, rotated, size, share, length)
+        yield _rule.FirstStage(dim, code, rotated, costs.index_bytes(1, dim, code=code), share, length)

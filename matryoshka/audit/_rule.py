@@ -76,10 +76,10 @@ def worth(kept: np.ndarray, random: np.ndarray, dims: Sequence[int]) -> np.ndarr
     return np.asarray(np.exp2(np.interp(kept, reached, widths)) / np.asarray(dims))
 
 
-def interval(kept: np.ndarray, rng: np.random.Generator, *, draws: int = 1000) -> tuple[np.ndarray, np.ndarray]:
+def interval(kept: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Return the 95 % bootstrap interval of the mean over queries, from `kept` (G, q)."""
     n_queries = kept.shape[1]
-    times_drawn = rng.multinomial(n_queries, np.full(n_queries, 1 / n_queries), size=draws)
+    times_drawn = rng.multinomial(n_queries, np.full(n_queries, 1 / n_queries), size=1000)
     low, high = np.quantile(times_drawn @ kept.T / n_queries, (0.025, 0.975), axis=0)
     return low, high
 

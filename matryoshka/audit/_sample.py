@@ -48,10 +48,7 @@ def draw(
     if labels is not None:
         _checks.labels(labels, "labels", (n_total,), xp)
     drawn = np.sort(rng.choice(n_total, size=min(n_total, max_rows), replace=False))
-    rows = to_numpy(take_rows(embeddings, drawn, xp)).astype(np.float64)
-    bad = drawn[~np.isfinite(rows).all(axis=1)].tolist()
-    _checks.no_bad_rows(bad, len(drawn), "embeddings", drawn_from=n_total)
-    rows = _unit(rows)
+    rows = _unit(read(embeddings, drawn, xp))
     first = _first_of_each(rows)
     if len(first) <= 2 * k:
         msg = (
@@ -77,8 +74,6 @@ def draw_others(embeddings: Array, sample: Sample, most: int, *, rng: np.random.
     drawn = np.sort(rng.choice(n_others, size=min(n_others, most), replace=False))
     drawn += np.searchsorted(audited - np.arange(len(audited)), drawn, side="right")  # steps over the audited ones
     rows = read(embeddings, drawn, xp)
-    bad = drawn[~np.isfinite(rows).all(axis=1)].tolist()
-    _checks.no_bad_rows(bad, len(drawn), "embeddings", drawn_from=sample.n_total)
     seen = set(_directions(sample.rows))
     parts = row_blocks(len(rows), _BLOCK)
     new = [direction not in seen for part in parts for direction in _directions(_unit(rows[part]))]
@@ -86,8 +81,10 @@ def draw_others(embeddings: Array, sample: Sample, most: int, *, rng: np.random.
 
 
 def read(embeddings: Array, ids: np.ndarray, xp: Namespace) -> np.ndarray:
-    """Return some rows as they are, on the host; integers as float64."""
+    """Return some rows as they are, on the host, after checking that they are finite; integers as float64."""
     rows = to_numpy(take_rows(embeddings, ids, xp))
+    bad = ids[~np.isfinite(rows).all(axis=1)].tolist()
+    _checks.no_bad_rows(bad, len(ids), "embeddings", drawn_from=embeddings.shape[0])
     return np.asarray(rows if np.issubdtype(rows.dtype, np.floating) else rows.astype(np.float64))
 
 

@@ -14,23 +14,16 @@ import numpy as np
 from matryoshka import _checks
 from matryoshka._array import count_true, namespace, to_numpy
 from matryoshka._promises import sequential
-from matryoshka._promises.certificates import Certificate
+from matryoshka._promises.certificates import BOUNDS, Certificate
 from matryoshka._typing import Array
 from matryoshka._values import JsonValue
-
-_FAILURES = {
-    "max_gap": "P(wrong, full width right)",
-    "max_error": "P(wrong)",
-    "max_disagreement": "P(disagrees with the full width)",
-}
-"""The bounds of a certificate, and what each of them bounds."""
 
 _NEEDED = {
     "max_gap": ("full_answers", "labels"),
     "max_error": ("labels",),
     "max_disagreement": ("full_answers",),
 }
-"""What a cascade's answers are compared with."""
+"""For each bound of a certificate, what the answers of the cascade are compared with."""
 
 _LARGEST_COUNT = 2**53  # floats hold every integer up to here
 
@@ -119,7 +112,7 @@ class CascadeMonitor(JsonValue):
         stakes: Iterable[float] | None = None,
     ) -> None:
         inside: dict[str, Any] = {"minimum": 0.0, "maximum": 1.0, "open_minimum": True, "open_maximum": True}
-        self.promise = _checks.choice(promise, "promise", _FAILURES)
+        self.promise = _checks.choice(promise, "promise", BOUNDS)
         self.bound = _checks.real(bound, "bound", **inside)
         self.delta = _checks.real(delta, "delta", **inside)
         self.cascade = _checks.integer(cascade, "cascade", minimum=0)
@@ -269,7 +262,7 @@ class CascadeMonitor(JsonValue):
     def __str__(self) -> str:
         verdict = "is broken" if self.alarm else "stands"
         seen = f"{self.n_failures} of {self.n_rows} rows failed, p = {self.p_value:.3g}"
-        return f"{_FAILURES[self.promise]} <= {self.bound:g} {verdict}: {seen}"
+        return f"{BOUNDS[self.promise]} <= {self.bound:g} {verdict}: {seen}"
 
     def __repr__(self) -> str:
         return f"<CascadeMonitor: {self}>"
@@ -283,7 +276,7 @@ def monitor(cascade: JsonValue, certificate: Certificate | None, promise: str | 
             "choose its thresholds with `Cascade.certify`."
         )
         raise ValueError(msg)
-    bounds = {name: getattr(certificate, name) for name in _FAILURES if getattr(certificate, name) is not None}
+    bounds = {name: getattr(certificate, name) for name in BOUNDS if getattr(certificate, name) is not None}
     if promise is None and len(bounds) > 1:
         msg = f"`promise` must be named where a certificate holds several, got None with {', '.join(bounds)}; pass one."
         raise ValueError(msg)
@@ -301,8 +294,4 @@ def _stakes(values: Iterable[float] | None) -> tuple[float, ...]:
     fresh = tuple(sequential.opening().tolist())
     if values is None:
         return fresh
-    found = _checks.sequence(values, "stakes", "numbers", "what `to_json` wrote")
-    if len(found) != len(fresh):
-        msg = f"`stakes` must hold {len(fresh)} numbers, got {len(found)}; pass what `to_json` wrote."
-        raise ValueError(msg)
-    return tuple(_checks.real(value, f"stakes[{i}]") for i, value in enumerate(found))
+    return _checks.numbers(values, "stakes", len(fresh), "the numbers that `to_json` wrote")

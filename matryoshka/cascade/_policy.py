@@ -93,11 +93,12 @@ class Cascade(JsonValue):
         certificate: Certificate | None = None,
     ) -> None:
         widths = _checks.dims(dims)
-        limits = _numbers(thresholds, "thresholds", len(widths) - 1, each="every prefix but the last")
+        limits = _checks.numbers(thresholds, "thresholds", len(widths) - 1, "one number for every prefix but the last")
         confidence = _checks.choice(confidence, "confidence", (*MEASURES, PRECOMPUTED))
         if temperatures is not None:
-            options = {"minimum": 0.0, "open_minimum": True}
-            temperatures = _numbers(temperatures, "temperatures", len(widths), each="every prefix", **options)
+            positive = {"minimum": 0.0, "open_minimum": True}
+            rule = "one number for every prefix"
+            temperatures = _checks.numbers(temperatures, "temperatures", len(widths), rule, **positive)
             if confidence == PRECOMPUTED:
                 msg = "`temperatures` must be None with precomputed confidences, got numbers; leave them out."
                 raise ValueError(msg)
@@ -699,13 +700,3 @@ class Cascade(JsonValue):
         if self.certificate is not None:
             options.append(f"certificate={self.certificate!r}")
         return f"Cascade({', '.join(options)})"
-
-
-def _numbers(values: object, name: str, count: int, *, each: str, **interval: Any) -> tuple[float, ...]:
-    """Return `count` finite numbers as a tuple of floats; `each` says in the message what they belong to."""
-    found = _checks.sequence(values, name, "numbers", f"one for {each}")
-    numbers = tuple(_checks.real(value, f"{name}[{i}]", **interval) for i, value in enumerate(found))
-    if len(numbers) != count:
-        msg = f"`{name}` must hold one number for {each}, {count}, got {len(numbers)}; add or drop numbers."
-        raise ValueError(msg)
-    return numbers

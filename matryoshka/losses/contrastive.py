@@ -9,14 +9,7 @@ import numpy as np
 
 from matryoshka import _checks
 from matryoshka._algebra import midway
-from matryoshka._array import (
-    accumulator_dtype,
-    arange,
-    beside_jax,
-    full_scalar,
-    length,
-    namespace,
-)
+from matryoshka._array import accumulator_dtype, arange, beside_jax, full, length, namespace
 from matryoshka._hooks import hook_for
 from matryoshka._hooks.formula import Arrays, Options, Problem
 from matryoshka._typing import Array, Namespace
@@ -309,7 +302,7 @@ def _temperature(value: float | Array, queries: Array, xp: Namespace) -> Array:
     """Return a temperature as a 0-d array, checked to be positive; where it cannot be read, NaN for one that is not."""
     if _is_number(value):
         value = _checks.real(value, "temperature", minimum=0.0, open_minimum=True)
-        return full_scalar(value, like=queries, dtype=accumulator_dtype(queries, xp), xp=xp)
+        return full((), value, like=queries, dtype=accumulator_dtype(queries, xp), xp=xp)
     _checks.floating(value, "temperature", xp)
     _checks.ndim(value, "temperature", 0, "()")
     host = hook_for(xp).on_host(value)
