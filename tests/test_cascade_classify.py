@@ -16,7 +16,7 @@ from conftest import HALVES, Library, load
 
 from matryoshka import Cascade
 from matryoshka._array import namespace, to_numpy
-from matryoshka.cascade import CascadeClassifier, _classify
+from matryoshka.cascade import CascadeClassifier, _classify, _stages
 from matryoshka.cascade._confidence import MEASURES, mass_of_logits
 
 DIMS = (3, 7, 8, 20)
@@ -237,7 +237,7 @@ def test_a_device_gets_the_label_minus_one_instead(
     rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, tied: bool
 ) -> None:
     load("torch")
-    monkeypatch.setattr(_classify, "is_remote", lambda array: True)
+    monkeypatch.setattr(_stages, "is_remote", lambda array: True)
     library = Library("torch", "float64")
     embeddings, heads, logits = problem(rng, tied=tied, bias=True)
     cascade = Cascade(DIMS, (0.5, 0.6, 0.7))

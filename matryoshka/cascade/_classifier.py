@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from matryoshka import _checks
-from matryoshka._array import is_array, namespace
+from matryoshka._array import namespace
 from matryoshka._typing import Array, Head, NestedHead
 from matryoshka.cascade import _classify
 from matryoshka.cascade._confidence import PRECOMPUTED
+from matryoshka.cascade._stages import Stage, Stages
 
 __all__ = ["CascadeClassifier"]
 
@@ -43,7 +44,7 @@ class CascadeClassifier:
             )
             raise ValueError(msg)
         rule = cascade.dims, cascade.thresholds, cascade.confidence, cascade.temperatures
-        self._stages = _classify.Stages.of(heads, *rule, copy=copy)
+        self._stages = Stages.of(heads, *rule, copy=copy)
         self._like = self._stages.stages[0].factor
         self._kind = _kind(self._like)
         self._spare: list[dict[str, Array]] = []
@@ -122,7 +123,7 @@ class CascadeClassifier:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        stages: list[_classify.Stage] = self._stages.stages
+        stages: list[Stage] = self._stages.stages
         self._like = stages[0].factor
         self._kind = _kind(self._like)
         xp = namespace(("heads", self._like))
@@ -136,10 +137,3 @@ class CascadeClassifier:
 def _kind(array: Array) -> tuple[Any, ...]:
     """Return what rows must share with the heads, as far as it can be read at once."""
     return type(array), getattr(array, "dtype", None), getattr(array, "device", None), getattr(array, "layout", None)
-
-
-def classify(cascade: Any, embeddings: Array, heads: Sequence[Head] | Head | NestedHead) -> tuple[Array, Array]:
-    """Answer rows once, with heads as they lie."""
-    if is_array(embeddings):
-        _classify.check_library(embeddings, "embeddings")
-    return CascadeClassifier(cascade, heads, copy=False)(embeddings)

@@ -4,27 +4,16 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
-from matryoshka import _checks
 from matryoshka._algebra import write_product
-from matryoshka._array import (
-    accumulator_dtype,
-    arange,
-    count_true,
-    empty,
-    is_array,
-    is_numpy_array,
-    is_remote,
-    is_torch_array,
-    namespace,
-)
-from matryoshka._typing import Array, Head, Namespace, NestedHead
+from matryoshka._array import arange, count_true, empty, is_numpy_array
+from matryoshka._typing import Array, Namespace
 from matryoshka.cascade._confidence import MEASURES, mass_of_logits
-from matryoshka.cascade._evaluation import is_asked
+from matryoshka.cascade._stages import Stage, Stages, contiguous
 
 _BLOCK_ENTRIES = 2**20
 _ROWS_PER_COLUMN = 4
@@ -34,135 +23,6 @@ _LARGEST_SPACE = 2**24
 
 _LARGEST_EXPONENT = 60.0
 """Far from where exponentials of float32 numbers, and sums of them, overflow or vanish."""
-
-
-class Stage(NamedTuple):
-    """One width that rows stop at: the columns it reads, their weight, and when a row exits."""
-
-    dim: int
-    columns: slice
-    """Where they do not start at 0, their product is added to the logits of the stage before."""
-    factor: Array
-    """(width, n_classes)"""
-    transposed: Array
-    """The same numbers (n_classes, width)."""
-    bias: Array | None
-    threshold: float
-    """Rounded to the dtype of the confidences; of the last stage, which every row exits at, it means nothing."""
-    temperature: float
-
-
-class Stages(NamedTuple):
-    """The widths at which rows can exit, narrowest first, for heads that fit each other and the ladder.
-
-    A prefix at which no row can exit is passed over: its columns join those of the next one.
-    """
-
-    stages: list[Stage]
-    measure: str
-    dtype: Any
-    """Of the logits that are summed up."""
-    place: str
-    """"numpy"; "host" or "device" for PyTorch."""
-    xp: Namespace
-
-    @property
-    def n_classes(self) -> int:
-        """Number of classes."""
-        return int(self.stages[0].factor.shape[1])
-
-    @classmethod
-    def of(
-        cls,
-        heads: Sequence[Head] | Head | NestedHead,
-        dims: tuple[int, ...],
-        thresholds: Sequence[float],
-        measure: str,
-        temperatures: Sequence[float] | None,
-        *,
-        copy: bool,
-    ) -> Stages:
-        """Check the heads; with `copy`, lay out what each stage reads for itself."""
-        if isinstance(heads, NestedHead):
-            heads = _pairs_of(heads, dims)
-        tied = isinstance(heads, list | tuple) and len(heads) == 2 and is_array(heads[0])
-        pairs, xp = _checked([heads] if tied else heads, dims, tied=tied)
-        last = len(thresholds)
-        visited = [i for i in range(last) if is_asked(thresholds[i])] + [last]
-        starts = [0, *(dims[i] if tied else 0 for i in visited)]
-        dtype = accumulator_dtype(pairs[0][0], xp)
-        limits = [*(_rounded(t, dtype, xp) for t in thresholds), math.nan]
-        stages = []
-        for i, start in zip(visited, starts, strict=False):
-            weight, bias = pairs[0 if tied else i]
-            factor, columns = xp.matrix_transpose(weight[:, start : dims[i]]), slice(start, dims[i])
-            if copy:
-                factor, bias = contiguous(factor, xp), None if bias is None else xp.asarray(bias, copy=True)
-            temperature = 1.0 if temperatures is None else temperatures[i]
-            transposed = xp.matrix_transpose(factor)
-            stages.append(Stage(dims[i], columns, factor, transposed, None if start else bias, limits[i], temperature))
-        place = "numpy" if is_numpy_array(pairs[0][0]) else "device" if is_remote(pairs[0][0]) else "host"
-        return cls(stages, measure, dtype, place, xp)
-
-
-def contiguous(factor: Array, xp: Namespace) -> Array:
-    """Return a copy whose rows lie behind each other."""
-    if is_numpy_array(factor):
-        return np.array(factor, order="C")
-    return factor.clone(memory_format=xp.contiguous_format)
-
-
-def _rounded(threshold: float, dtype: Any, xp: Namespace) -> float:
-    """Round a threshold as the comparison with confidences of this dtype does."""
-    with np.errstate(over="ignore"):
-        return float(xp.asarray(threshold, dtype=dtype))
-
-
-def _pairs_of(head: NestedHead, dims: tuple[int, ...]) -> Sequence[Head] | Head:
-    if (found := tuple(head.nesting)) != dims:
-        msg = f"`heads` must be a head for the widths of the cascade, {dims}, got one for {found}; calibrate on these."
-        raise ValueError(msg)
-    pairs = head.heads()
-    return pairs[0] if head.tied else pairs
-
-
-def _checked(heads: object, dims: tuple[int, ...], *, tied: bool) -> tuple[list[Head], Namespace]:
-    """Check that heads fit each other and the ladder, and leave gradients out."""
-    pairs = _checks.heads(heads, 1 if tied else len(dims))  # type: ignore[arg-type]
-    names = ["heads" if tied else f"heads[{i}]" for i in range(len(pairs))]
-    weights = [(f"{name}[0]", weight) for name, (weight, _) in zip(names, pairs, strict=True)]
-    biases = [(f"{name}[1]", bias) for name, (_, bias) in zip(names, pairs, strict=True)]
-    xp = namespace(*weights, optional=biases)
-    check_library(weights[0][1], weights[0][0])
-    _checks.same_dtype(xp, *weights, *biases)
-    widths = (dims[-1],) if tied else dims
-    _check_not_transposed(weights, widths)
-    n_classes = _checks.n_classes(weights[0][1], weights[0][0])
-    for name, (weight, bias), dim in zip(names, pairs, widths, strict=True):
-        _checks.shape(weight, f"{name}[0]", (n_classes, dim), "(n_classes, width)")
-        _checks.bias(bias, f"{name}[1]", n_classes)
-    if is_torch_array(weights[0][1]):
-        return [(weight.detach(), None if bias is None else bias.detach()) for weight, bias in pairs], xp
-    return list(pairs), xp
-
-
-def _check_not_transposed(weights: Sequence[tuple[str, Array]], widths: Sequence[int]) -> None:
-    """Refuse kernels (width, n_classes), as Keras keeps them, where shapes leave no doubt."""
-    shapes = [tuple(weight.shape) for _, weight in weights]
-    expected = [(*shapes[0][1:2], width) for width in widths]
-    if [shape[::-1] for shape in shapes] == expected != shapes:
-        msg = (
-            f"`{weights[0][0]}` must have shape (n_classes, width), got {shapes[0]}, which looks like a kernel "
-            "(width, n_classes); transpose it, or pass the layer that it belongs to."
-        )
-        raise ValueError(msg)
-
-
-def check_library(array: Array, name: str) -> None:
-    """Check that an array is of a library in which rows can be written one by one."""
-    if not (is_numpy_array(array) or is_torch_array(array)):
-        msg = f"`{name}` must be a NumPy or PyTorch array here, got {type(array).__name__}; use `predict`."
-        raise TypeError(msg)
 
 
 def classify_row(stages: Stages, row: Array) -> tuple[Any, int]:
@@ -256,7 +116,7 @@ def classify_rows(stages: Stages, embeddings: Array, memory: dict[str, Array]) -
     for stage, following in itertools.pairwise(stages.stages):
         undecided = [rows[:0]]
         for block, logits in blocks.of(stage, rows):
-            answers, scratch = _argmax(logits, xp), blocks.scratch[: block.shape[0], :]
+            answers, scratch = _argmax(logits, stages), blocks.scratch[: block.shape[0], :]
             largest = xp.take_along_axis(logits, answers[:, None], axis=-1)[:, 0]
             sure = _are_sure(logits, largest, stage, stages.measure, scratch, xp)
             done, left = xp.nonzero(sure)[0], xp.nonzero(~sure)[0]
@@ -268,7 +128,7 @@ def classify_rows(stages: Stages, embeddings: Array, memory: dict[str, Array]) -
         rows = xp.concat(undecided)
     for block, logits in blocks.of(stages.stages[-1], rows):
         finite = xp.isfinite(xp.max(logits, axis=-1))
-        labels[block] = xp.where(finite, _argmax(logits, xp), xp.full_like(block, -1))
+        labels[block] = xp.where(finite, _argmax(logits, stages), xp.full_like(block, -1))
         exit_dims[block] = stages.stages[-1].dim
     return labels, exit_dims
 
@@ -351,7 +211,7 @@ class _Blocks:
 
         But not so few that a product would spend its time on reading the weight.
         """
-        if is_remote(self.embeddings):
+        if self.stages.place == "device":
             return max(1, int(self.embeddings.shape[0]))
         width = stage.columns.stop - stage.columns.start
         return max(1, _BLOCK_ENTRIES // self.stages.n_classes, _ROWS_PER_COLUMN * int(width))
@@ -366,8 +226,8 @@ def _rows(array: Array, index: Array, xp: Namespace) -> Array:
     return array[index] if is_numpy_array(array) else xp.take(array, index, axis=0)
 
 
-def _argmax(logits: Array, xp: Namespace) -> Array:
+def _argmax(logits: Array, stages: Stages) -> Array:
     """Return the class (n,) with the largest of the logits (n, c)."""
-    if is_numpy_array(logits) or is_remote(logits):
+    if stages.place != "host":
         return logits.argmax(-1)
-    return xp.from_numpy(logits.numpy().argmax(-1))  # PyTorch's own takes ten times as long
+    return stages.xp.from_numpy(logits.numpy().argmax(-1))  # PyTorch's own takes ten times as long

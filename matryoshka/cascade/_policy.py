@@ -14,12 +14,13 @@ from matryoshka._array import is_array
 from matryoshka._promises.certificates import Certificate
 from matryoshka._typing import Array, Head, NestedHead
 from matryoshka._values import JsonValue
-from matryoshka.cascade import _certify, _classifier, _evaluation, _monitor, _paths, _thresholds
+from matryoshka.cascade import _certify, _evaluation, _monitor, _paths, _thresholds
 from matryoshka.cascade._classifier import CascadeClassifier
 from matryoshka.cascade._confidence import MEASURES, PRECOMPUTED
 from matryoshka.cascade._evaluation import CascadeEvaluation
 from matryoshka.cascade._monitor import CascadeMonitor
 from matryoshka.cascade._outputs import Labelled, Outputs, Prefixes, Scored, as_far_as_labelled
+from matryoshka.cascade._stages import check_library
 from matryoshka.nesting import NestingLike, as_nesting
 
 __all__ = ["Cascade"]
@@ -503,7 +504,9 @@ class Cascade(JsonValue):
 
         For repeated calls, `classifier` prepares the heads once.
         """
-        return _classifier.classify(self, embeddings, heads)
+        if is_array(embeddings):
+            check_library(embeddings, "embeddings")
+        return CascadeClassifier(self, heads, copy=False)(embeddings)
 
     def classifier(self, heads: Sequence[Head] | Head | NestedHead, /) -> CascadeClassifier:
         """Prepare heads for repeated calls on one row or many: checked once, and laid out as they will be read.
