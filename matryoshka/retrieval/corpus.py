@@ -10,12 +10,7 @@ from typing import Any
 import numpy as np
 
 from matryoshka import _checks
-from matryoshka._array import (
-    from_numpy,
-    full,
-    namespace,
-    row_blocks,
-)
+from matryoshka._array import from_numpy, full, namespace, row_blocks
 from matryoshka._typing import Array, Namespace
 from matryoshka.embeddings import truncate
 from matryoshka.retrieval import _bounds, _bytes, _codes, _device, _rerank, _scan, engine
@@ -108,11 +103,7 @@ class Corpus:
     ) -> None:
         like = np.empty(0, embeddings.dtype) if is_sliceable(embeddings) else embeddings
         xp = namespace(("embeddings", like))
-        _checks.floating(like, "embeddings", xp)
-        _storable(like.dtype)
-        _checks.ndim(embeddings, "embeddings", 2, "(n, dim)")
-        _checks.not_empty(embeddings, "embeddings")
-        _checks.not_empty(embeddings, "embeddings", axis=1)
+        _check_rows(embeddings, like, "embeddings", xp)
         metric = _checks.choice(metric, "metric", METRICS)
         widths = _search_dims(search_dims, embeddings.shape[1])
         coded = _checks.choice(code, "code", _checks.CODES) == "bits"
@@ -120,32 +111,18 @@ class Corpus:
         rows.check()
         rows, prefixes = inspect(rows, () if coded else widths, metric)
         bits = _codes.build(_codes.checked(rows, metric, "code"), widths, metric) if coded else {}
-        self._hold(like, xp, metric, rows, prefixes, bits)
+        self._hold(full((0,), 0.0, like=like, xp=xp), metric, rows, prefixes, bits)
 
     def _hold(
-        self,
-        like: Array,
-        xp: Namespace,
-        metric: str,
-        rows: Rows,
-        prefixes: dict[int, Prefix],
-        bits: dict[int, _codes.Code],
+        self, like: Array, metric: str, rows: Rows, prefixes: dict[int, Prefix], bits: dict[int, _codes.Code]
     ) -> None:
-        """Take what is known of the rows; `like` is an array like the embeddings, of the library `xp`."""
+        """Take what is known of the rows; `like` holds nothing, in the library, the dtype and the place of queries."""
         self._rows, self._prefixes, self._bits = rows, prefixes, bits
-        self._arguments = Arguments(rows, metric, like, xp)
+        self._arguments = Arguments(rows, metric, like, namespace(("embeddings", like)))
         self._bounds: dict[int, _bounds.Bounds] = {}
 
-    def __copy__(self) -> Corpus:
-        twin = object.__new__(type(self))
-        arguments = self._arguments
-        twin._hold(arguments.like, arguments.xp, self.metric, self._rows, dict(self._prefixes), dict(self._bits))
-        return twin
-
     def __reduce__(self) -> tuple[Any, ...]:
-        like, xp = self._arguments.like, self._arguments.xp
-        like = np.empty(0, like.dtype) if isinstance(like, np.ndarray) else full((0,), 0.0, like=like, xp=xp)
-        parts = (like, self.metric, self._rows, dict(self._prefixes), dict(self._bits))
+        parts = (self._arguments.like, self.metric, self._rows, dict(self._prefixes), dict(self._bits))
         return _of_parts, (type(self), *parts)
 
     @property
@@ -385,15 +362,13 @@ class Corpus:
         else:
             rows = HostRows(arrays["embeddings"])
         like = xp.astype(from_numpy(np.empty(0, np.float32), like=like, xp=xp), dtype, copy=False)
-        corpus = object.__new__(cls)
-        corpus._hold(like, xp, record["metric"], *_store.restore(record, arrays, rows))
-        return corpus
+        return _of_parts(cls, like, record["metric"], *_store.restore(record, arrays, rows))
 
     def _cut(self, rows: Array, dim: int) -> Array:
         """Return prefixes as the metric compares them."""
         return truncate(rows, dim, normalize=self.metric == "cosine")
 
-    def _adopt(self, other: Corpus, dim: int, code: str = "float") -> None:
+    def _adopt(self, other: Corpus, dim: int, code: str) -> None:
         """Take over the block, or the code, of one width that a copy has built."""
         if code == "bits":
             self._bits[dim] = other._code(dim)
@@ -446,7 +421,7 @@ def _of_parts(
     cls: type[Corpus], like: Array, metric: str, rows: Rows, prefixes: dict[int, Prefix], bits: dict[int, _codes.Code]
 ) -> Corpus:
     corpus = object.__new__(cls)
-    corpus._hold(like, namespace(("embeddings", like)), metric, rows, prefixes, bits)
+    corpus._hold(like, metric, rows, prefixes, bits)
     return corpus
 
 
@@ -455,8 +430,10 @@ def _score(rows: Rows, metric: str, queries: Array, dim: int, query: int, ids: n
     return _rerank.score(rows, metric, queries[query : query + 1], ids[None, :], dim)[0]
 
 
-def _storable(dtype: object, name: str = "embeddings") -> None:
-    """Refuse what no other library computes with, and no file of ours holds."""
+def _check_rows(rows: Array | Sliceable, like: Array, name: str, xp: Namespace) -> None:
+    """Check shape and dtype of rows to search, which are those of `like`: of NumPy's, such as a file of ours holds."""
+    _checks.floating(like, name, xp)
+    dtype = like.dtype
     if isinstance(dtype, np.dtype) and (dtype.itemsize > 8 or not dtype.isnative):
         kind = "float64" if dtype.itemsize > 8 else dtype.name
         msg = (
@@ -464,6 +441,9 @@ def _storable(dtype: object, name: str = "embeddings") -> None:
             f"cast them, for instance with astype(np.{kind})."
         )
         raise TypeError(msg)
+    _checks.ndim(rows, name, 2, "(n, dim)")
+    _checks.not_empty(rows, name)
+    _checks.not_empty(rows, name, axis=1)
 
 
 def _rows_of(embeddings: Array | Sliceable, xp: Namespace) -> Rows:

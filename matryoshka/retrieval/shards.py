@@ -23,7 +23,7 @@ from matryoshka.retrieval._arguments import Arguments
 from matryoshka.retrieval._rows import HostRows, Rows
 from matryoshka.retrieval._scores import Sums
 from matryoshka.retrieval._top_k import keep_best, take_along, top_k
-from matryoshka.retrieval.corpus import Corpus, _of_parts, _search_dims, _storable
+from matryoshka.retrieval.corpus import Corpus, _check_rows, _of_parts, _search_dims
 from matryoshka.retrieval.funnel import Funnel
 
 __all__ = ["Candidates", "Outline", "Shard", "ShardedCorpus"]
@@ -172,11 +172,7 @@ class Shard:
         if not isinstance(rows, np.ndarray):
             msg = f"`{name}` must be NumPy arrays in all parts, got {type(rows).__name__}; convert them."
             raise TypeError(msg)
-        _checks.floating(rows, name, np)
-        _storable(rows.dtype, name)
-        _checks.ndim(rows, name, 2, "(n, dim)")
-        _checks.not_empty(rows, name)
-        _checks.not_empty(rows, name, axis=1)
+        _check_rows(rows, rows, name, np)
         self._metric, self._search_dims = metric, _search_dims(search_dims, rows.shape[1])
         self._rows = HostRows(rows)
         seen = _prefix.look(self._rows, self._search_dims, metric)
