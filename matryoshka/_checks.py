@@ -28,6 +28,9 @@ LARGEST_SEQUENCE = 2**18
 LARGEST_RESULT = 2**31
 """As many numbers may one call return, or one layer hold."""
 
+METRICS = ("cosine", "ip", "l2")
+"""How prefixes may be compared."""
+
 CODES = ("float", "bits")
 """How a first stage may store and compare prefixes: as the numbers they are, or one bit a column."""
 

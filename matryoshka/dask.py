@@ -19,8 +19,6 @@ da = require("dask.array", extra="dask", purpose="`matryoshka.dask`")
 
 __all__ = ["DaskCorpus"]
 
-_METRICS = ("cosine", "ip", "l2")
-
 _MERGED = 8
 """Lists that are merged at once."""
 
@@ -71,7 +69,7 @@ class DaskCorpus(ShardedCorpus):
     """
 
     def __init__(self, rows: Any, *, metric: str = "cosine", search_dims: Iterable[int] = ()) -> None:
-        metric = _checks.choice(metric, "metric", _METRICS)
+        metric = _checks.choice(metric, "metric", _checks.METRICS)
         dims = tuple(_checks.sequence(search_dims, "search_dims", "integers", "for instance (8, 16, 32)"))
         dims = _checks.dims(dims, "search_dims") if dims else ()
         chunks = _chunks_of_array(rows) if isinstance(rows, da.Array) else _files_of(rows)

@@ -68,7 +68,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--k", type=int, default=10, help="results per query; default 10")
     parser.add_argument("--batch", type=batches, default=(1, 64), metavar="1,64", help="queries asked at once")
     parser.add_argument("--dims", type=widths, metavar="8,16,...", help="widths; default the full one, halved to 8")
-    parser.add_argument("--metric", choices=("cosine", "ip", "l2"), default="cosine", help="default cosine")
+    parser.add_argument("--metric", choices=_checks.METRICS, default="cosine", help="default cosine")
     parser.add_argument(
         "--recall", type=float, default=0.95, metavar="R", help="that the calibrated funnel promises; default 0.95"
     )

@@ -281,7 +281,7 @@ class RecallCertificate(_Tested):
 
     def __post_init__(self) -> None:
         counts = ("k", "n_rows", "n_queries", "n_choice_queries", "queries_needed")
-        options = {"metric": ("cosine", "ip", "l2"), "code": _checks.CODES, "cost": COSTS}
+        options = {"metric": _checks.METRICS, "code": _checks.CODES, "cost": COSTS}
         self._check_fields(shares=("recall", "delta"), counts=counts, options=options)
         if self.cost == "time":
             _checks.integer(self.batch_size, "certificate.batch_size", minimum=1)

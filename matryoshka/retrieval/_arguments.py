@@ -17,13 +17,12 @@ from matryoshka._array import (
     from_numpy,
     full,
     is_floating,
-    is_integer,
     is_remote,
     namespace,
 )
 from matryoshka._typing import Array, Namespace
 from matryoshka.embeddings import truncate
-from matryoshka.retrieval import _scores
+from matryoshka.retrieval import _scores, engine
 from matryoshka.retrieval._host import view, widen
 from matryoshka.retrieval._prefix import product_range
 from matryoshka.retrieval._rows import DeviceRows, HostRows, Rows
@@ -73,12 +72,10 @@ class Arguments:
 
     def _checked(self, queries: Array) -> Array:
         namespace(("embeddings", self.like), ("queries", queries))
-        _checks.floating(queries, "queries", self.xp)
+        engine._check_queries(queries, self.rows.shape[1], self.xp)
         if queries.dtype not in (self.like.dtype, accumulator_dtype(self.like, self.xp)):
             msg = f"`queries` must have the dtype of the corpus, {self.like.dtype}, got {queries.dtype}; cast them."
             raise TypeError(msg)
-        _checks.ndim(queries, "queries", 2, "(n_queries, dim)")
-        _checks.shape(queries, "queries", (queries.shape[0], self.rows.shape[1]), "(n_queries, dim)")
         return self._own(queries)
 
     @cached_property
@@ -126,12 +123,7 @@ class Arguments:
         """Check candidates, which are to come from the library of `like`, and return them sorted."""
         if not (self._is_plain(ids) and ids.dtype.kind == "i" and ids.shape[0] == n_queries):
             namespace(("embeddings", like), ("ids", ids))
-            xp = namespace(("ids", ids))
-            if not is_integer(ids, xp):
-                msg = f"`ids` must hold integers, got dtype {ids.dtype}; pass the ids that a search returned."
-                raise TypeError(msg)
-            _checks.ndim(ids, "ids", 2, "(n_queries, m)")
-            _checks.shape(ids, "ids", (n_queries, ids.shape[1]), "(n_queries, m)")
+            engine._check_ids(ids, n_queries, namespace(("ids", ids)))
             ids = self._own(ids)
         xp = self.rows.xp
         if 0 not in ids.shape and not is_remote(ids):

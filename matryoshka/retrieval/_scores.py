@@ -21,8 +21,6 @@ from matryoshka._typing import Array, Namespace
 from matryoshka.embeddings import truncate
 from matryoshka.retrieval._top_k import take_along
 
-METRICS = ("cosine", "ip", "l2")
-
 
 class Sums(NamedTuple):
     """What the columns so far add up to, for each query and candidate.

@@ -17,7 +17,6 @@ from matryoshka._typing import Array
 from matryoshka.retrieval._codes import WORD, Code, of_words
 from matryoshka.retrieval._prefix import Prefix, of_block
 from matryoshka.retrieval._rows import HostRows, Rows
-from matryoshka.retrieval._scores import METRICS
 
 _DTYPES = ("float16", "bfloat16", "float32", "float64")
 _KEYS = ("metric", "shape", "dtype", "search_dims", "scaled")
@@ -90,7 +89,7 @@ def _read(folder: Path, text: bytes, *, mmap: bool, verify: bool) -> tuple[dict[
 def _expected(record: dict[str, Any]) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
     """Return shape and dtype of each array of a record, after checking what it says."""
     n, dim = _shape(record["shape"])
-    _checks.choice(record["metric"], "metric", METRICS)
+    _checks.choice(record["metric"], "metric", _checks.METRICS)
     stored = _checks.choice(record["dtype"], "dtype", _DTYPES)
     for name, kind in (("search_dims", list), ("scaled", bool)):
         if not isinstance(record[name], kind):

@@ -18,7 +18,6 @@ from matryoshka.retrieval._arguments import Arguments
 from matryoshka.retrieval._host import Sliceable, is_sliceable, view, widen
 from matryoshka.retrieval._prefix import Prefix, build, inspect
 from matryoshka.retrieval._rows import DeviceRows, HostRows, Rows
-from matryoshka.retrieval._scores import METRICS
 from matryoshka.retrieval.funnel import Funnel
 
 __all__ = ["Corpus"]
@@ -104,7 +103,7 @@ class Corpus:
         like = np.empty(0, embeddings.dtype) if is_sliceable(embeddings) else embeddings
         xp = namespace(("embeddings", like))
         _check_rows(embeddings, like, "embeddings", xp)
-        metric = _checks.choice(metric, "metric", METRICS)
+        metric = _checks.choice(metric, "metric", _checks.METRICS)
         widths = _search_dims(search_dims, embeddings.shape[1])
         coded = _checks.choice(code, "code", _checks.CODES) == "bits"
         rows = _rows_of(embeddings, xp)

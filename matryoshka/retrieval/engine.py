@@ -9,7 +9,7 @@ import numpy as np
 
 from matryoshka import _checks
 from matryoshka._array import from_numpy, index_dtype, is_integer, namespace, to_numpy
-from matryoshka._typing import Array
+from matryoshka._typing import Array, Namespace
 from matryoshka.embeddings import truncate
 from matryoshka.retrieval.funnel import Funnel
 
@@ -163,14 +163,28 @@ def queries_in_float32(queries: Array, width: int, metric: str) -> np.ndarray:
     TypeError, ValueError
         They are no array, not floating, of another width, or not finite in float32.
     """
-    _checks.floating(queries, "queries", namespace(("queries", queries)))
-    _checks.ndim(queries, "queries", 2, "(n_queries, dim)")
-    _checks.shape(queries, "queries", (queries.shape[0], width), "(n_queries, dim)")
+    _check_queries(queries, width, namespace(("queries", queries)))
     with np.errstate(over="ignore", invalid="ignore"):
         wide = truncate(to_numpy(queries).astype(np.float64), width, normalize=metric == "cosine")
         rows: np.ndarray = wide.astype(np.float32)
     _checks.finite_rows(rows, "queries", np)
     return rows
+
+
+def _check_queries(queries: Array, width: int, xp: Namespace) -> None:
+    """Check kind and shape of queries, of the library `xp`, that ask for embeddings so wide."""
+    _checks.floating(queries, "queries", xp)
+    _checks.ndim(queries, "queries", 2, "(n_queries, dim)")
+    _checks.shape(queries, "queries", (queries.shape[0], width), "(n_queries, dim)")
+
+
+def _check_ids(ids: Array, n_queries: int, xp: Namespace) -> None:
+    """Check kind and shape of candidates, of the library `xp`."""
+    if not is_integer(ids, xp):
+        msg = f"`ids` must hold integers, got dtype {ids.dtype}; pass the ids that a search returned."
+        raise TypeError(msg)
+    _checks.ndim(ids, "ids", 2, "(n_queries, m)")
+    _checks.shape(ids, "ids", (n_queries, ids.shape[1]), "(n_queries, m)")
 
 
 def candidate_ids(ids: Array, queries: Array) -> np.ndarray:
@@ -193,11 +207,7 @@ def candidate_ids(ids: Array, queries: Array) -> np.ndarray:
     TypeError, ValueError
         They hold no integers, or are not one row per query.
     """
-    if not is_integer(ids, namespace(("queries", queries), ("ids", ids))):
-        msg = f"`ids` must hold integers, got dtype {ids.dtype}; pass the ids that a search returned."
-        raise TypeError(msg)
-    _checks.ndim(ids, "ids", 2, "(n_queries, m)")
-    _checks.shape(ids, "ids", (queries.shape[0], ids.shape[1]), "(n_queries, m)")
+    _check_ids(ids, queries.shape[0], namespace(("queries", queries), ("ids", ids)))
     found: np.ndarray = to_numpy(ids)
     return found
 
