@@ -52,18 +52,17 @@ def rerank(
     def descend(part: slice) -> tuple[Array, Array]:
         return _descend(rows, metric, queries[part, :], ids[part, :], dims, lists)
 
-    scores, best = zip(*_in_parts(descend, rows, queries.shape[0], widest), strict=True)
-    return _join(scores, rows), _join(best, rows)
+    parts = _in_parts(descend, rows, queries.shape[0], widest)
+    if len(parts) == 1:
+        return parts[0]
+    scores, best = (rows.xp.concat(arrays) for arrays in zip(*parts, strict=True))
+    return scores, best
 
 
 def _in_parts(work: Callable[[slice], Result], rows: Rows, n_queries: int, numbers: int) -> list[Result]:
     """Apply `work` to a few queries at a time, each of which gathers so many numbers."""
     parts = row_blocks(n_queries, max(1, _NUMBERS // max(1, numbers)))
     return each(work, parts) if isinstance(rows, HostRows) else [work(part) for part in parts]
-
-
-def _join(parts: Sequence[Array], rows: Rows) -> Array:
-    return parts[0] if len(parts) == 1 else rows.xp.concat(parts)
 
 
 def score(rows: Rows, metric: str, queries: Array, ids: Array, dim: int) -> Array:
@@ -90,22 +89,18 @@ def _descend(
     return take_along(scores, best, xp), ids
 
 
-def add_columns(
-    rows: Rows, metric: str, queries: np.ndarray, ids: np.ndarray, columns: slice, before: Sums | None
-) -> Sums:
-    """Return the sums of candidates up to the end of `columns`, given those up to their start.
+def add_columns(rows: Rows, metric: str, queries: np.ndarray, ids: np.ndarray, columns: slice, before: Sums) -> Sums:
+    """Return the sums of candidates up to the end of `columns`, given those up to their start, if there are any.
 
     What -1, which is padding, adds up to means nothing.
     """
     taken = np.maximum(ids, 0)
 
     def add(part: slice) -> Sums:
-        own = None if before is None else before.of(part)
-        return _sums(rows, metric, queries[part], taken[part], columns, own)
+        return _sums(rows, metric, queries[part], taken[part], columns, before.of(part) if columns.start else None)
 
     parts = _in_parts(add, rows, len(queries), ids.shape[1] * (columns.stop - columns.start))
-    products, squares = zip(*parts, strict=True)
-    return Sums(_join(products, rows), None if squares[0] is None else _join(squares, rows))
+    return parts[0] if len(parts) == 1 else Sums.join(parts, np, axis=0)
 
 
 def _sums(rows: Rows, metric: str, queries: Array, ids: Array, columns: slice, before: Sums | None = None) -> Sums:
@@ -122,7 +117,7 @@ def _sums(rows: Rows, metric: str, queries: Array, ids: Array, columns: slice, b
     if ids.shape[1] <= step:
         added = add(ids)
     else:
-        added = Sums.join([add(ids[:, block]) for block in row_blocks(ids.shape[1], step)], xp)
+        added = Sums.join([add(ids[:, block]) for block in row_blocks(ids.shape[1], step)], xp, axis=1)
     total = added if before is None else before.plus(added)
     return total if known is None else Sums(total.products, known)
 

@@ -27,23 +27,22 @@ class Sums(NamedTuple):
 
     Attributes
     ----------
-    products : array (n_queries, m)
-        q · x, or -|q - x|² for "l2".
+    products : array (n_queries, m) or None
+        q · x, or -|q - x|² for "l2"; None of candidates that were named and not yet compared.
     squares : array (n_queries, m) or None
         |x|², for "cosine" only.
     """
 
-    products: Array
-    squares: Array | None
+    products: Array = None
+    squares: Array | None = None
 
     def take(self, positions: Array, xp: Namespace) -> Sums:
         """Pick the sums of some candidates, (n_queries, fewer)."""
-        squares = None if self.squares is None else take_along(self.squares, positions, xp)
-        return Sums(take_along(self.products, positions, xp), squares)
+        return Sums(*(None if array is None else take_along(array, positions, xp) for array in self))
 
     def of(self, queries: slice) -> Sums:
         """Pick the sums of some queries."""
-        return Sums(self.products[queries], None if self.squares is None else self.squares[queries])
+        return Sums(*(None if array is None else array[queries] for array in self))
 
     def plus(self, other: Sums) -> Sums:
         """Add the sums over further columns."""
@@ -51,10 +50,11 @@ class Sums(NamedTuple):
         return Sums(self.products + other.products, squares)
 
     @classmethod
-    def join(cls, parts: Sequence[Sums], xp: Namespace) -> Sums:
-        """Put the sums of several groups of candidates side by side."""
-        squares = None if parts[0].squares is None else xp.concat([part.squares for part in parts], axis=-1)
-        return cls(xp.concat([part.products for part in parts], axis=-1), squares)
+    def join(cls, parts: Sequence[Sums], xp: Namespace, *, axis: int) -> Sums:
+        """Put the sums of several groups of candidates side by side (axis 1), or those of queries below each other."""
+        return cls(
+            *(None if arrays[0] is None else xp.concat(arrays, axis=axis) for arrays in zip(*parts, strict=True))
+        )
 
     def scores(self, query_lengths: Array | None, xp: Namespace) -> Array:
         """Turn sums into scores; `query_lengths` (n_queries,) are the lengths of the prefixes, for "cosine"."""

@@ -39,29 +39,26 @@ class Candidates(NamedTuple):
     ----------
     ids : array (n_queries, m)
         In ascending order; -1 is padding.
-    products, squares : array (n_queries, m) or None
-        What the columns so far add up to: products, or under "l2" negative squared distances, and for "cosine" squared
-        lengths of the rows. Neither where rows were named and not yet compared.
+    sums : Sums
+        What the columns so far add up to; nothing of rows that were named and not yet compared.
     lengths : array (n_queries,) or None
         Of the queries up to there, for "cosine".
     """
 
     ids: np.ndarray
-    products: np.ndarray | None = None
-    squares: np.ndarray | None = None
+    sums: Sums = Sums()
     lengths: np.ndarray | None = None
 
     @classmethod
     def join(cls, parts: Sequence[Candidates]) -> Candidates:
         """Put the lists of neighbouring shards side by side, in their order."""
-        ids = np.concatenate([part.ids for part in parts], axis=1)
-        products, squares = (_joined([part[i] for part in parts], axis=1) for i in (1, 2))
-        return cls(ids, products, squares, parts[0].lengths)
+        ids, sums, lengths = zip(*parts, strict=True)
+        return cls(np.concatenate(ids, axis=1), Sums.join(sums, np, axis=1), lengths[0])
 
     @property
     def scores(self) -> np.ndarray:
         """Scores (n_queries, m) at the width so far, -inf for padding."""
-        scores: np.ndarray = Sums(self.products, self.squares).scores(self.lengths, np)
+        scores: np.ndarray = self.sums.scores(self.lengths, np)
         return np.where(self.ids < 0, scores.dtype.type(-np.inf), scores)
 
     def best(self, keep: int) -> Candidates:
@@ -82,15 +79,7 @@ class Candidates(NamedTuple):
         return take_along(scores, best, np), take_along(self.ids, best, np)
 
     def _pick(self, positions: np.ndarray) -> Candidates:
-        ids = take_along(self.ids, positions, np)
-        sums = (self.products, self.squares)
-        products, squares = (None if array is None else take_along(array, positions, np) for array in sums)
-        return Candidates(ids, products, squares, self.lengths)
-
-
-def _joined(arrays: Sequence[np.ndarray | None], *, axis: int) -> np.ndarray | None:
-    present = [array for array in arrays if array is not None]
-    return np.concatenate(present, axis=axis) if present else None
+        return Candidates(take_along(self.ids, positions, np), self.sums.take(positions, np), self.lengths)
 
 
 class Outline(NamedTuple):
@@ -223,9 +212,9 @@ class Shard:
         for part in corpus._parts(len(queries), count):
             near = Candidates(corpus._first_stage(prefix, queries[part], count))
             found.append(self._compared(queries[part], near, (0, dim)).best(keep))
-        ids = np.concatenate([part.ids for part in found])
-        rest = (_joined([part[i] for part in found], axis=0) for i in (1, 2, 3))
-        return _numbered(Candidates(ids, *rest), start)
+        ids, sums, _ = zip(*found, strict=True)
+        lengths = _rerank.lengths_of(queries, dim, self._metric, np)
+        return _numbered(Candidates(np.concatenate(ids), Sums.join(sums, np, axis=0), lengths), start)
 
     def rerank(
         self, queries: np.ndarray, found: Candidates, columns: tuple[int, int], keep: int, start: int
@@ -256,9 +245,8 @@ class Shard:
         return _numbered(self._compared(queries, own, columns).best(keep), start)
 
     def _compared(self, queries: np.ndarray, found: Candidates, columns: tuple[int, int]) -> Candidates:
-        before = None if found.products is None else Sums(found.products, found.squares)
-        sums = _rerank.add_columns(self._corpus._rows, self._metric, queries, found.ids, slice(*columns), before)
-        return Candidates(found.ids, *sums, _rerank.lengths_of(queries, columns[1], self._metric, np))
+        sums = _rerank.add_columns(self._corpus._rows, self._metric, queries, found.ids, slice(*columns), found.sums)
+        return Candidates(found.ids, sums, _rerank.lengths_of(queries, columns[1], self._metric, np))
 
 
 def _numbered(found: Candidates, start: int) -> Candidates:
