@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 
 import matryoshka.faiss
-from benchmarks.soak.report import PLAN, Report, results
-from matryoshka import Cascade, Corpus, Funnel, Nesting, _files, _folders
+from benchmarks.soak.report import PLAN, Report, certified, results
+from matryoshka import Cascade, Corpus, Funnel, Nesting, Rotation, _files, _folders
+from matryoshka.cascade import CascadeMonitor
 from matryoshka.faiss import FaissCorpus
 
 KILLS = 500
@@ -51,7 +52,8 @@ class Steps:
         fcntl.flock = self.watched(fcntl.flock)
         _folders._exchange = self.watched(_folders._exchange)
         builtins.open = io.open = self.opening(io.open)
-        matryoshka.faiss.faiss.write_index = self.writing(matryoshka.faiss.faiss.write_index)
+        for name in ("write_index", "write_index_binary"):
+            setattr(matryoshka.faiss.faiss, name, self.writing(getattr(matryoshka.faiss.faiss, name)))
 
     def opening(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(file: Any, mode: str = "r", *arguments: Any, **options: Any) -> Any:
@@ -110,21 +112,55 @@ def read_files(place: Path) -> list[bytes] | None:
     return [file.read_bytes() for file in files if file.is_file() and not file.name.startswith(".")] or None
 
 
-def savings() -> dict[str, Saving]:
+def read_groups(place: Path) -> list[Cascade] | None:
+    return [Cascade.load(file) for file in sorted(place.glob("*.json"))] or None
+
+
+def monitors(cascade: Cascade) -> list[CascadeMonitor]:
+    """Return the same monitor before and after many rows."""
+    before, after = cascade.monitor(), cascade.monitor()
+    after.update(np.arange(3000) % 40 == 0)
+    return [before, after]
+
+
+def folders() -> dict[str, Saving]:
+    """Return what is saved as a folder: old and new are of different length and hold different files."""
     rng = np.random.default_rng(0)
     rows = [rng.normal(size=(n, 32)).astype(np.float32) * scale for n, scale in ((60, 1.0), (90, np.float32(1e-25)))]
     corpora = [Corpus(part, search_dims=(8,)) for part in rows]
-    indexed = [FaissCorpus(corpus, "Flat", dim=8) for corpus in corpora]
+    bits = [Corpus(rows[0], search_dims=(8,), code="bits"), Corpus(rows[1], search_dims=(8, 16), code="bits")]
+    coded = [FaissCorpus(corpus, text, dim=8) for corpus, text in zip(corpora, ("BFlat", "Flat"), strict=True)]
+    kinds: dict[str, tuple[type[Any], list[Any]]] = {
+        "Corpus.save": (Corpus, corpora),
+        "Corpus.save with bits": (Corpus, bits),
+        "FaissCorpus.save": (FaissCorpus, [FaissCorpus(corpus, "Flat", dim=8) for corpus in corpora]),
+        "FaissCorpus.save with bits": (FaissCorpus, coded),
+        "Rotation.save": (Rotation, [Rotation.fit(part) for part in rows]),
+    }
+    return {
+        name: Saving(save, lambda p, kind=kind: results(kind.load(p)), *pair) for name, (kind, pair) in kinds.items()
+    }
+
+
+def save(place: Path, value: Any) -> None:
+    value.save(place)
+
+
+def savings() -> dict[str, Saving]:
+    """Return all that the package writes."""
+    groups = [certified(seed) for seed in (1, 2)]
     values = {
         "Nesting": [Nesting((4, 8)), Nesting((2, 4, 8))],
         "Funnel": [PLAN, Funnel((32,), ())],
-        "Cascade": [Cascade((4, 8), (0.5,)), Cascade((2, 4, 8), (0.75, 0.5))],
+        "Cascade": [Cascade((4, 8), (0.5,)), groups[0][0]],
+        "CascadeMonitor": monitors(groups[0][0]),
     }
     texts = [{f"audit.{end}": text * 100 for end in ("txt", "json", "png")} for text in (b"old", b"new")]
+    files = [{f"{i}.json": f"{one.to_json()}\n".encode() for i, one in enumerate(of)} for of in groups]
     found = {
-        "Corpus.save": Saving(lambda p, c: c.save(p), lambda p: results(Corpus.load(p)), *corpora),
-        "FaissCorpus.save": Saving(lambda p, c: c.save(p), lambda p: results(FaissCorpus.load(p)), *indexed),
+        **folders(),
         "report of a command": Saving(_files.write_together, read_files, *texts),
+        "files of groups": Saving(_files.write_together, read_groups, *files),
         "files of a command": Saving(
             lambda p, data: _files.write_all({p.with_name(name): text for name, text in data.items()}),
             lambda p: read_files(p.parent),
@@ -132,7 +168,7 @@ def savings() -> dict[str, Saving]:
         ),
     }
     for name, (old, new) in values.items():
-        found[f"{name}.save"] = Saving(lambda p, v: v.save(p), type(old).load, old, new)
+        found[f"{name}.save"] = Saving(save, type(old).load, old, new)
     return found
 
 
@@ -208,8 +244,7 @@ def kills() -> Iterator[Report]:
     """Kill every save at every step, with folders that are exchanged and with what stands in for that."""
     exchange = _folders._exchange
     for name, saving in savings().items():
-        folders = name in ("Corpus.save", "FaissCorpus.save")
-        for renames in (False, True) if folders else (False,):
+        for renames in (False, True) if name in folders() else (False,):
             _folders._exchange = (lambda *_: False) if renames else exchange
             for over, linked in ((True, False), (False, False), (True, True)):
                 if linked and name.startswith(("report", "files")):
