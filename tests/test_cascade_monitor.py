@@ -122,10 +122,10 @@ def test_false_alarms_are_bounded_by_counting_every_course(bound: float) -> None
 
 
 def most_against(course: Sequence[bool], bound: float) -> float:
-    """Return the most that any stretch of rows says against the bound: log of its likelihood ratio at its own rate."""
-    most = 0.0
-    for start, stop in itertools.combinations(range(len(course) + 1), 2):
-        n, failures = stop - start, sum(course[start:stop])
+    """Return the most that any last rows say against the bound: log of their likelihood ratio at their own rate."""
+    most, failures = 0.0, 0
+    for n, failed in enumerate(reversed(course), start=1):
+        failures += failed
         if failures > bound * n:
             rest = (n - failures) * math.log((n - failures) / (n - n * bound)) if failures < n else 0.0
             most = max(most, failures * math.log(failures / (n * bound)) + rest)
@@ -138,10 +138,10 @@ def test_there_is_no_alarm_before_a_stretch_of_rows_speaks_for_it(
     course: list[bool], bound: float, delta: float
 ) -> None:
     """However failures are placed: shares of gamblers, each staked once, win no more than the best from its start."""
-    monitor = a_monitor(bound, delta)
+    monitor, against = a_monitor(bound, delta), 0.0
     for i, failed in enumerate(course):
         monitor.update(np.array([failed]))
-        against = most_against(course[: i + 1], bound)
+        against = max(against, most_against(course[: i + 1], bound))
         assert monitor.p_value >= math.exp(-against) * (1 - 1e-9)
         assert not monitor.alarm or against >= math.log(1 / delta) - 1e-9
 
@@ -231,6 +231,8 @@ def test_only_what_a_promise_needs_has_to_be_given() -> None:
                     monitor.failures(answers, *left)
     with pytest.raises(ValueError, match="`labels` must have one class id per row"):
         monitor.failures(answers, full, labels[:2])
+    with pytest.raises(ValueError, match=r"`answers` must have shape \(rows,\), got \(1, "):
+        monitor.failures(answers[None], full[None], labels[None])
     with pytest.raises(TypeError, match="`full_answers` must hold integer class ids, got dtype float64"):
         monitor.failures(answers, full / 1.0)
 
@@ -364,6 +366,13 @@ def test_a_monitor_holds_the_promise_of_the_certificate() -> None:
         Cascade((8, 16), (0.5,)).monitor()
     with pytest.raises(ValueError, match="`delta` must be finite"):
         several.monitor(promise="max_gap", delta=1.0)
+
+
+def test_counts_and_checksums_of_every_size() -> None:
+    monitor = CascadeMonitor(promise="max_error", bound=0.2, delta=0.05, cascade=0, n_rows=2**53, n_failures=2**53)
+    assert CascadeMonitor.from_json(monitor.to_json()) == monitor
+    with pytest.raises(ValueError, match=rf"`n_rows` must be an integer in \[0, {2**53}\], got {2**53 + 1}"):
+        CascadeMonitor(promise="max_error", bound=0.2, delta=0.05, cascade=0, n_rows=2**53 + 1)
 
 
 def test_a_monitor_says_how_it_stands() -> None:

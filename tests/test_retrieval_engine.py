@@ -50,6 +50,49 @@ def test_by_default_any_width_serves() -> None:
     assert engine.stages(24, 2, 5, dim=7, funnel=None).dims == (7,)
 
 
+def test_candidates_are_one_row_of_integers_for_each_query() -> None:
+    ids = np.array([[3, -1], [0, 9]])
+    assert engine.candidate_ids(ids, np.zeros((2, 6))).tolist() == ids.tolist()
+    assert engine.candidate_ids(ids[:, :0], np.zeros((2, 6))).shape == (2, 0)
+    for bad, error, message in (
+        (ids * 1.0, TypeError, "`ids` must hold integers, got dtype float64; pass the ids that a search returned"),
+        (ids[0], ValueError, r"`ids` must have shape \(n_queries, m\), got \(2,\)"),
+        (ids[:1], ValueError, r"`ids` must have shape \(n_queries, m\) = \(2, 2\), got \(1, 2\)"),
+    ):
+        with pytest.raises(error, match=message):
+            engine.candidate_ids(bad, np.zeros((2, 6)))
+
+
+def test_queries_are_compared_in_float32_at_unit_length_under_cosine_only() -> None:
+    queries = np.array([[3e-30, 4e-30, 0.0], [0.0, 0.0, 0.0], [1.0, 2.0, 2.0]])
+    for metric in ("ip", "l2"):
+        found = engine.queries_in_float32(queries, 3, metric)
+        assert found.dtype == np.float32
+        np.testing.assert_array_equal(found, queries.astype(np.float32))
+    found = engine.queries_in_float32(queries, 3, "cosine")
+    np.testing.assert_allclose(found, [[0.6, 0.8, 0.0], [0.0, 0.0, 0.0], [1 / 3, 2 / 3, 2 / 3]], rtol=1e-7)
+    for bad, error, message in (
+        (queries.astype(int), TypeError, "`queries` must hold floating-point numbers"),
+        (queries[0], ValueError, r"`queries` must have shape \(n_queries, dim\), got \(3,\)"),
+        (queries[:, :2], ValueError, r"`queries` must have shape \(n_queries, dim\) = \(3, 3\), got \(3, 2\)"),
+        (queries * 1e39, ValueError, r"`queries` must be finite, got .* in 1 of 3 rows \(first: 2\)"),
+    ):
+        with pytest.raises(error, match=message):
+            engine.queries_in_float32(bad, 3, "ip")
+
+
+def test_the_width_that_an_engine_stores() -> None:
+    assert engine.width(np.zeros((0, 6)), 6) == 6
+    for bad, error, message in (
+        (np.zeros((2, 7)), ValueError, r"`embeddings.shape\[1\]` must be an integer in \[1, 6\], got 7"),
+        (np.zeros((2, 0)), ValueError, r"`embeddings.shape\[1\]` must be an integer in \[1, 6\], got 0"),
+        (np.zeros(6), ValueError, r"`embeddings` must have shape \(n, dim\), got \(6,\)"),
+        (np.zeros((2, 6), int), TypeError, "`embeddings` must hold floating-point numbers"),
+    ):
+        with pytest.raises(error, match=message):
+            engine.width(bad, 6)
+
+
 def test_what_was_found_is_laid_out_by_query() -> None:
     found = [(0, 7, 0.5), (0, 2, 0.25), (2, 9, 1.0), (2, 1, 0.5), (2, 3, 0.5)]
     scores, ids = engine.results(found, np.zeros((4, 6)), 3)

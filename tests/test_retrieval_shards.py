@@ -134,11 +134,40 @@ def test_outlines_are_joined_in_order() -> None:
     two = Outline((7, 3), float32, 9.0, False, [0, 2, 3, 5, 6], 6)
     assert Outline.join([one, two]) == Outline((12, 3), float32, 9.0, False, [4, 5, 7, 8, 10], 7)
     assert Outline.join([two, one]) == Outline((12, 3), float32, 9.0, False, [0, 2, 3, 5, 6], 7)
-    for other in (two._replace(shape=(7, 4)), two._replace(dtype=np.dtype(np.float64))):
-        with pytest.raises(
-            ValueError, match="`rows` must have one width and one dtype in all parts, got 3 columns of "
-        ):
-            Outline.join([one, other])
+    for other, found in (
+        (two._replace(shape=(7, 4)), "3 columns of float32 and 4 columns of float32"),
+        (two._replace(dtype=np.dtype(np.float64)), "3 columns of float32 and 3 columns of float64"),
+    ):
+        with pytest.raises(ValueError, match=f"`rows` must have one width and one dtype in all parts, got {found}; "):
+            Outline.join([one, other, one])
+
+
+def test_an_outline_says_what_rows_are_like(rng: np.random.Generator) -> None:
+    rows = rng.normal(size=(9, 4))
+    rows[5] = (3, 4, 0, 12)
+    assert Shard(rows, metric="l2").outline == Outline((9, 4), np.dtype(np.float64), 169.0, True, [], 0)
+    rows[[0, 1, 2, 4, 6, 8], 1] = np.nan
+    outline = Shard(rows).outline
+    assert (outline.bad, outline.n_bad) == ([0, 1, 2, 4, 6], 6)
+    with pytest.raises(ValueError, match=r"`rows` must be finite, got .* in 12 of 18 rows \(first: 0, 1, 2, 4, 6"):
+        Parts([rows, rows])
+
+
+@pytest.mark.parametrize(
+    ("rows", "error", "message"),
+    [
+        ([[1.0]], TypeError, "`part` must be NumPy arrays in all parts, got list"),
+        (np.ones((2, 3), int), TypeError, "`part` must hold floating-point numbers"),
+        (np.ones((2, 3), np.longdouble), TypeError, "`part` must "),
+        (np.ones(3), ValueError, r"`part` must have shape \(n, dim\), got \(3,\)"),
+        (np.ones((2, 3, 1)), ValueError, r"`part` must have shape \(n, dim\), got \(2, 3, 1\)"),
+        (np.ones((0, 3)), ValueError, "`part` must"),
+        (np.ones((2, 0)), ValueError, "`part` must"),
+    ],
+)
+def test_rows_that_no_shard_takes(rows: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        Shard(rows, name="part")
 
 
 def test_what_it_says_of_itself(rng: np.random.Generator) -> None:
