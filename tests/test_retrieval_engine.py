@@ -45,6 +45,12 @@ def test_other_widths_are_refused(dim: Any, funnel: Any, given: bool, message: s
         engine.stages(24, 2, 5, dim=dim, funnel=funnel, given=given, **SOME)
 
 
+@pytest.mark.parametrize("k", [0, -1])
+def test_nothing_is_no_number_of_results(k: int) -> None:
+    with pytest.raises(ValueError, match=f"`k` must be an integer >= 1, got {k}"):
+        engine.stages(24, 2, k, dim=None, funnel=None)
+
+
 def test_by_default_any_width_serves() -> None:
     assert engine.stages(24, 2, 5, dim=None, funnel=Funnel((7, 9), (60,), code="bits")).dims == (7, 9)
     assert engine.stages(24, 2, 5, dim=7, funnel=None).dims == (7,)
@@ -82,7 +88,7 @@ def test_queries_are_compared_in_float32_at_unit_length_under_cosine_only() -> N
 
 
 def test_the_width_that_an_engine_stores() -> None:
-    assert engine.width(np.zeros((0, 6)), 6) == 6
+    assert (engine.width(np.zeros((0, 6)), 6), engine.width(np.zeros((3, 1)), 6)) == (6, 1)
     for bad, error, message in (
         (np.zeros((2, 7)), ValueError, r"`embeddings.shape\[1\]` must be an integer in \[1, 6\], got 7"),
         (np.zeros((2, 0)), ValueError, r"`embeddings.shape\[1\]` must be an integer in \[1, 6\], got 0"),

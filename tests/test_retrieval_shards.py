@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -126,6 +128,10 @@ def test_many_queries_go_in_parts(rng: np.random.Generator, monkeypatch: pytest.
     monkeypatch.setattr(shards, "_NUMBERS", 18)
     assert_same(corpus.search(queries, 1), whole.search(queries, 1))
     assert sizes == [3] * 16 + [2]  # of 6 numbers each
+    sizes.clear()
+    monkeypatch.setattr(shards, "_NUMBERS", 1)
+    assert_same(corpus.search(queries[:4], 1), whole.search(queries[:4], 1))
+    assert sizes == [1] * 4
 
 
 def test_outlines_are_joined_in_order() -> None:
@@ -168,6 +174,28 @@ def test_an_outline_says_what_rows_are_like(rng: np.random.Generator) -> None:
 def test_rows_that_no_shard_takes(rows: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         Shard(rows, name="part")
+
+
+def test_candidates_are_ranked_by_score_and_then_by_id() -> None:
+    found = Candidates(np.array([[-1, 2, 5, 7, 9]]), np.array([[0.0, 0.25, 0.5, 0.5, 0.125]]))
+    for k, ids in ((2, [5, 7]), (4, [5, 7, 2, 9]), (5, [5, 7, 2, 9, -1]), (8, [5, 7, 2, 9, -1])):
+        scores, ranked = found.ranked(k)
+        assert ranked.tolist() == [ids]
+        assert scores.tolist() == [[0.5, 0.5, 0.25, 0.125, -np.inf][: len(ids)]]
+    assert found.best(3).ids.tolist() == [[2, 5, 7]]
+    assert found.within(5, 9).ids.tolist() == [[0, 2]]
+
+
+def test_a_file_that_became_shorter_is_not_read(rng: np.random.Generator, tmp_path: Path) -> None:
+    np.save(tmp_path / "rows.npy", rng.normal(size=(4000, 8)))
+    shard = Shard(np.load(tmp_path / "rows.npy", mmap_mode="r"), metric="ip")
+    queries = rng.normal(size=(2, 8))
+    found = shard.search(queries, 8, 5, 100)
+    os.truncate(tmp_path / "rows.npy", 4096)
+    with pytest.raises(ValueError, match="must keep the file it is mapped from, 256128 bytes, got 4096"):
+        shard.search(queries, 8, 5, 100)
+    with pytest.raises(ValueError, match="must keep the file it is mapped from, 256128 bytes, got 4096"):
+        shard.rerank(queries, found, (0, 8), 5, 100)
 
 
 def test_what_it_says_of_itself(rng: np.random.Generator) -> None:
