@@ -37,12 +37,12 @@ ROOMS = {  # what is changed, first come first served, and the names of the test
     "monitor": ("cascade/_monitor.py", "cascade_monitor"),
     "certify": ("cascade/_certify.py cascade/_paths.py", "cascade_monitor cascade_precomputed cascade_certify"),
     "cascade": ("cascade/*.py", "cascade_precomputed cascade_oracle cascade cascade_classify"),
-    "codes": ("retrieval/_codes.py", "retrieval_codes"),
+    "codes": ("retrieval/_codes.py retrieval/_sampling.py", "retrieval_codes retrieval_bounds"),
     "bounds": (
         "retrieval/_bounds.py retrieval/_candidates.py retrieval/_prefix.py",
         "retrieval_bounds retrieval_first_stage retrieval_codes",
     ),
-    "calibration": ("retrieval/_calibration.py retrieval/_clock.py retrieval/_sampling.py", "retrieval_calibration"),
+    "calibration": ("retrieval/_calibration.py retrieval/_clock.py", "retrieval_calibration"),
     "engines": (
         "retrieval/engine.py retrieval/shards.py retrieval/_bytes.py",
         "retrieval_engine retrieval_bytes retrieval_shards retrieval_pickle",

@@ -35,6 +35,7 @@ def recall(corpus: Corpus, queries: np.ndarray, k: int, plan: Funnel) -> np.ndar
 def test_a_certified_funnel(rng: np.random.Generator) -> None:
     corpus, queries = Corpus(nested(rng, 3000)), nested(rng, 800)
     plan = Funnel.calibrate(corpus, queries, 10, recall=0.95, delta=0.1, cost="multiply_adds")
+    assert corpus.search_dims == (plan.dims[0],)  # built on the way, and kept
     certificate = plan.certificate
     assert certificate is not None
     assert plan.speedup(3000) > 2
@@ -51,7 +52,20 @@ def test_a_certified_funnel(rng: np.random.Generator) -> None:
     half = queries[np.random.default_rng(0).permutation(800)[400:]]
     assert recall(corpus, half, 10, plan).mean() == pytest.approx(certificate.recalls[certificate.chosen])
     assert "expected recall@10 >= 0.95 with probability >= 0.9 over 400 queries" in str(certificate)
-    assert corpus.search_dims in ((plan.dims[0], 32), (plan.dims[0],))
+
+
+def test_the_full_width_alone_leaves_the_exact_search(rng: np.random.Generator) -> None:
+    corpus, queries = Corpus(nested(rng, 200)), nested(rng, 60)
+    options: dict[str, Any] = {"dims": (32,), "cost": "multiply_adds"}
+    plan = Funnel.calibrate(corpus, queries, 5, recall=0.9, **options)
+    assert plan == Funnel((32,))
+    assert plan.certificate is not None
+    assert (plan.certificate.p_values, plan.certificate.chosen) == ((), None)
+    assert [point.funnel for point in Funnel.pareto(corpus, queries[:1], 5, **options)] == [Funnel((32,))]
+    with pytest.raises(ValueError, match="`queries` must be at least 2, got 1; pass more"):
+        Funnel.calibrate(corpus, queries[:1], 5, recall=0.9, **options)
+    with pytest.raises(ValueError, match="`queries` must be at least 1, got 0; pass more"):
+        Funnel.pareto(corpus, queries[:0], 5, **options)
 
 
 def seconds(clock: _clock.Clock, name: tuple[Any, ...], *_: object) -> float:
@@ -463,7 +477,7 @@ def test_what_cannot_be_referred_to_weakly_is_measured_anew(rng: np.random.Gener
 @pytest.mark.parametrize("cost", ["time", "multiply_adds"])
 def test_progress_is_told_to_its_end(rng: np.random.Generator, cost: str) -> None:
     corpus, queries, told = Corpus(nested(rng, 400)), nested(rng, 100), list[tuple[int, int]]()
-    for find in (Funnel.calibrate, Funnel.pareto):
+    for find, most in ((Funnel.calibrate, 1 + 2 + 8), (Funnel.pareto, 1 + 2)):
         told.clear()
         find(corpus, queries, 5, cost=cost, progress=lambda done, total: told.append((done, total)))
         done, totals = zip(*told, strict=True)
@@ -471,6 +485,7 @@ def test_progress_is_told_to_its_end(rng: np.random.Generator, cost: str) -> Non
         assert list(done) == sorted(set(done))
         assert done[0] == 1
         assert done[-1] == totals[0]
+        assert totals[0] == most or cost == "time"  # the exact search, starts at 8 and at 16, and what may be tested
 
 
 def test_who_brings_as_many_queries_as_advised_gets_a_cheaper_funnel(rng: np.random.Generator) -> None:
@@ -516,9 +531,12 @@ def test_the_safest_funnels_are_tested_first_and_not_many() -> None:
     lists = [funnel.keep[0] for funnel in tested]
     assert lists == sorted(lists, reverse=True)
     assert lists[:2] == [660, 330]
-    assert len(lists) <= 8
-    assert min(lists) == 120
-    dear = _calibration._Price(1000.0, price.of, 600.0)
-    assert _calibration._to_test(found, 0.93, dear, 1000)[0].keep == (330,)
+    assert len(lists) == 8
+    assert (lists[2], lists[-1]) == (325, 120)
+    costs = [10 + m for m in lists[2:]]
+    assert all(1.1 < dear / cheap < 1.35 for dear, cheap in itertools.pairwise(costs))  # evenly, as 130 to 335 allows
+    for limit in (600.0, 670.0):  # what twice the list costs
+        dear = _calibration._Price(1000.0, price.of, limit)
+        assert _calibration._to_test(found, 0.93, dear, 1000)[0].keep == (330,)
     assert _calibration._to_test([], 0.93, price, 1000) == []
     assert [funnel.keep for funnel in _calibration._to_test(found[:2], 0.99, price, 1000)] == [(30,), (15,)]

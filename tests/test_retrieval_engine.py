@@ -120,6 +120,6 @@ def test_rows_are_stored_in_float32_and_named_where_they_are_not_finite() -> Non
     rows = np.arange(24.0).reshape(8, 3)
     stored = engine.rows_in_float32(rows, slice(2, 5))
     assert (stored.dtype, stored.tolist()) == (np.dtype("<f4"), rows[2:5].tolist())
-    rows[6, 1] = 1e39  # which float32 does not hold
-    with pytest.raises(ValueError, match=r"`embeddings` must be finite, got .* in 1 of 8 rows \(first: 6\)"):
+    rows[7, 1] = 1e39  # which float32 does not hold
+    with pytest.raises(ValueError, match=r"`embeddings` must be finite, got .* in 1 of 8 rows \(first: 7\)"):
         engine.rows_in_float32(rows, slice(5, 8))
