@@ -6,7 +6,7 @@ What a figure shows stands with what it is of. Figures need the extra `cli`, tab
 from __future__ import annotations
 
 import io
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from matryoshka import _checks
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 BLUE, RED, GREEN, VIOLET, OCHRE, GREY = "#1f6fb4", "#d1495b", "#2a9d5c", "#8a5cb8", "#c98b1b", "#7f7f7f"
 """Colours of what is drawn, in the order in which they are given out; grey is for what others are compared with."""
+
+COLUMNS = 100
+"""How wide a printed line may be."""
 
 _BELOW = 0.65
 """How far below the axes a legend stands, in inches: turned tick labels and a name of the axis fit in between."""
@@ -125,6 +128,16 @@ def rendered(figure: Any, *, dpi: int = 150, kind: str = "png") -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format=kind, dpi=dpi)
     return buffer.getvalue()
+
+
+def wrapped(lines: Iterable[str], *, indent: int = 4) -> list[str]:
+    """Break lines that are wider than COLUMNS between words, and indent what follows below."""
+    import textwrap  # whose patterns would slow down every import
+
+    whole: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
+    bound = (line.replace(" %", "\xa0%") for line in lines)
+    fitted = (textwrap.wrap(line, COLUMNS, subsequent_indent=" " * indent, **whole) or [""] for line in bound)
+    return [part.replace("\xa0", " ") for parts in fitted for part in parts]
 
 
 def table(rows: Sequence[Sequence[str]], *, left: Collection[int] = ()) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,13 @@ Capture = pytest.CaptureFixture[str]
 
 def names(folder: str = ".") -> list[str]:
     return sorted(path.name for path in Path(folder).iterdir())
+
+
+def unwrapped(printed: object) -> str:
+    """Return what is printed, each sentence in one line; no line of it is too wide."""
+    text = str(printed)
+    assert max(map(len, text.splitlines())) <= 100
+    return re.sub("\n {4}(?! )", " ", text)
 
 
 def assert_refused(arguments: str, message: str, capsys: Capture) -> None:

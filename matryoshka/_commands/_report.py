@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 import json
-import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from matryoshka._commands import _advice, _picture
 from matryoshka._commands._measure import Measured, Plan
-from matryoshka._pictures import table
-
-COLUMNS, INDENT = 100, "    "
-"""How wide a line may be, and how what follows below is told from a new line."""
+from matryoshka._pictures import COLUMNS, table, wrapped
 
 
 @dataclass(frozen=True)
@@ -41,7 +36,7 @@ class Report:
             "clock = exact / ms; exact: the median ms of the exact search that ran in turn with this plan",
             "",
         ]
-        return "\n".join(("", *_wrapped([*meaning, *_advice.sentences(self.settings, self.measured), *self.notes])))
+        return "\n".join(("", *wrapped([*meaning, *_advice.sentences(self.settings, self.measured), *self.notes])))
 
     def __str__(self) -> str:
         rows = self.measured
@@ -52,9 +47,10 @@ class Report:
 
 def opening(settings: dict[str, Any]) -> str:
     """Say what is searched, and where it lies."""
+    threads = settings["threads"]
     title = (
         f"{settings['source']}: {settings['n']:,} rows of {settings['dim']:,} columns, {settings['metric']}; "
-        f"{settings['n_queries']:,} queries, {settings['threads']} threads; counts and times are per query"
+        f"{settings['n_queries']:,} queries, {threads} thread{'s' * (threads != 1)}; counts and times are per query"
     )
     size = f"{settings['rows_bytes'] / 1e6:,.1f} MB"
     where = f"{size} in memory"
@@ -66,7 +62,7 @@ def opening(settings: dict[str, Any]) -> str:
             f"rows are rotated by {settings['rotation']}; to rotate a query is part of each count and time but at "
             "the full width, which needs none"
         )
-    return "\n".join((*_wrapped(lines), ""))
+    return "\n".join((*wrapped(lines), ""))
 
 
 class Layout:
@@ -79,12 +75,13 @@ class Layout:
         calibrated = f"calibrated bits {dim} > {dim} > {dim}"
         clocks = [[f"ms, batch {batch}", "p95", "exact", "clock"] for batch in batches]
         found = [f"recall@{k}", *([f"mAP@{k}"] if labelled else [])]
-        self.header = [["engine", "plan"], ["multiply-adds", "MB read", "theory", *found], *clocks]
+        self.header = [["engine"], ["plan"], ["multiply-adds", "MB read", "theory", *found], *clocks]
         most = settings["n"] * settings["dim"]
         self.widest = [
-            [max(engines, key=len), max(*map(str, plans), calibrated, key=len)],
-            [f"{2 * most:,}", f"{16 * most / 1e6:,.2f}", "999.9 x", *["0.000"] * len(found)],
-            *[["999.9", "999.9", "999.9", "99.9 x"]] * len(batches),
+            [max(engines, key=len)],
+            [max(*map(str, plans), calibrated, key=len)],
+            [f"{2 * most:,}", f"{16 * most / 1e6:,.2f}", f"{settings['n']:,} x", *["0.000"] * len(found)],
+            *[["9999.9", "9999.9", "9999.9", "999.9 x"]] * len(batches),
         ]
 
     def head(self) -> list[str]:
@@ -94,29 +91,27 @@ class Layout:
     def line(self, row: Measured) -> str:
         """Return the cells of one plan, in as many lines."""
         counts = ["-"] * 3 if row.multiply_adds is None else [f"{row.multiply_adds:,.0f}"]
-        counts += [] if row.bytes is None else [f"{row.bytes / 1e6:,.2f}", f"{row.theory:,.1f} x"]
+        counts += [] if row.bytes is None else [f"{row.bytes / 1e6:,.2f}", _factor(row.theory)]
         counts.append(f"{row.recall:.3f}")
         counts += [f"{row.mean_average_precision:.3f}"] if row.mean_average_precision is not None else []
         clocks = [
             [*map(_advice.milliseconds, (times.median, times.p95, times.exact)), f"{times.speedup:.1f} x"]
             for times in row.times
         ]
-        return "\n".join(self._lines([[row.engine, str(row.plan)], counts, *clocks]))
+        return "\n".join(self._lines([[row.engine], [str(row.plan)], counts, *clocks]))
 
     def _lines(self, groups: list[list[str]]) -> list[str]:
         """Put groups of cells side by side, as many into a line as fit; others follow below, indented."""
         lines = [""]
         for i, (cells, *wide) in enumerate(zip(groups, self.header, self.widest, strict=True)):
-            *others, shown = table([*wide, cells], left=(0, 1) if i == 0 else ())
+            *others, shown = table([*wide, cells], left=(0,) if i < 2 else ())
             width = max(map(len, others))
             if i and len(lines[-1]) + 2 + width > COLUMNS:
-                lines.append(INDENT + shown.ljust(width))
+                lines.append("    " + shown.ljust(width))
             else:
                 lines[-1] += "  " * (i > 0) + shown.ljust(width)
         return [line.rstrip() for line in lines]
 
 
-def _wrapped(lines: Iterable[str]) -> list[str]:
-    """Return sentences in lines that fit, indented from the second on."""
-    fill = functools.partial(textwrap.fill, subsequent_indent=INDENT, break_long_words=False, break_on_hyphens=False)
-    return [fill(line, COLUMNS) for line in lines]
+def _factor(factor: float | None) -> str:
+    return "-" if factor is None else f"{factor:,.{0 if factor >= 100 else 1}f} x"

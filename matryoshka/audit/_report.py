@@ -152,8 +152,10 @@ class Audit:
         return figure(self)
 
     def __str__(self) -> str:
-        table = (_title(self), *_pictures.table(_cells(self)), "", *_LEGEND)
-        return "\n".join((self.verdict, "", *table, "", *_advice(self), *self.notes, "", self.recommendation))
+        tables = [line for cells in _tables(self) for line in (*_pictures.table(cells), "")]
+        above = self.verdict, "", _title(self)
+        below = *_legend(self), "", *_advice(self), *self.notes, "", self.recommendation
+        return "\n".join((*_pictures.wrapped(above), *tables, *_pictures.wrapped(below)))
 
     def _repr_html_(self) -> str:
         """Return what is printed, for a notebook."""
@@ -161,8 +163,8 @@ class Audit:
             (
                 _pictures.html_lines([self.verdict]),
                 _pictures.html_lines([_title(self)]),
-                _pictures.html_table(_cells(self)),
-                _pictures.html_lines(_LEGEND),
+                *map(_pictures.html_table, _tables(self)),
+                _pictures.html_lines(_legend(self)),
                 _pictures.html_lines([*_advice(self), *self.notes]),
                 _pictures.html_lines([self.recommendation]),
             )
@@ -171,11 +173,14 @@ class Audit:
 
 _DERIVED = ("truncates", "smallest_dim", "ladder", "verdict", "recommendation", "notes")
 _LEGEND = (
-    "energy: squared length that lies in the first columns; 95 %: interval of kept; range: of the random orders;",
-    "last: the last columns instead of the first; rotated: the first ones after a rotation fitted on other rows;",
+    "energy: squared length that lies in the first columns; 95 %: interval of kept;",
+    "range: of the random orders; last: the last columns instead of the first;",
+    "rotated: the first ones after a rotation fitted on other rows;",
     "gain: what that keeps beyond the prefix, a 95 % interval in points;",
-    "worth: random columns that keep as much, per column; p: chance of such a lead if the order meant nothing.",
+    "worth: random columns that keep as much, per column;",
+    "p: chance of such a lead if the order meant nothing.",
 )
+_LABELLED = "1-NN, class mean: accuracy by the nearest other row, and by the nearest mean of a class."
 
 
 def _title(audit: Audit) -> str:
@@ -185,10 +190,14 @@ def _title(audit: Audit) -> str:
     )
 
 
-def _cells(audit: Audit) -> list[list[str]]:
-    labelled = audit.rows[0].nearest_neighbor_accuracy is not None
-    header = ["dim", "energy", "kept", "95 %", "random", "range", "last", "rotated", "gain", "worth", "p"]
-    lines = [header + (["1-NN", "class mean"] if labelled else []) + [""]]
+def _legend(audit: Audit) -> list[str]:
+    return [*_LEGEND, *([_LABELLED] if audit.rows[0].nearest_neighbor_accuracy is not None else [])]
+
+
+def _tables(audit: Audit) -> list[list[list[str]]]:
+    """Return the cells of what is kept at each width, and with labels those of how good it is."""
+    lines = [["dim", "energy", "kept", "95 %", "random", "range", "last", "rotated", "gain", "worth", "p", ""]]
+    accuracies = [["dim", "1-NN", "class mean"]]
     for row in audit.rows:
         full = row.dim == audit.dim
         cells = [
@@ -203,11 +212,13 @@ def _cells(audit: Audit) -> list[list[str]]:
             "" if full else _interval(row.gain_low, row.gain_high),
             "" if full else f"{row.worth:.2f} x",
             "" if full else f"{row.p_value:.2f}",
+            "passes" if row.passes and not full else "",
         ]
+        lines.append(cells)
         if row.nearest_neighbor_accuracy is not None and row.nearest_class_mean_accuracy is not None:
-            cells += [f"{100 * row.nearest_neighbor_accuracy:.1f} %", f"{100 * row.nearest_class_mean_accuracy:.1f} %"]
-        lines.append([*cells, "passes" if row.passes and not full else ""])
-    return lines
+            shares = row.nearest_neighbor_accuracy, row.nearest_class_mean_accuracy
+            accuracies.append([str(row.dim), *(f"{100 * share:.1f} %" for share in shares)])
+    return [lines, accuracies] if len(accuracies) > 1 else [lines]
 
 
 def _advice(audit: Audit) -> list[str]:

@@ -173,7 +173,8 @@ class CascadeEvaluation:
 
 
 def _aligned(lines: Sequence[tuple[str, str, str]]) -> list[str]:
-    return [f"{name:<14}  {value}  {told}".rstrip() for name, value, told in lines]
+    whole = (f"{name:<14}  {value}  {told}".rstrip() for name, value, told in lines)
+    return _pictures.wrapped(whole, indent=25)
 
 
 def _rate(share: float, n: int) -> str:
