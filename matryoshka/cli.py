@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
+import io
 import os
+import shutil
 import sys
 import textwrap
 import warnings
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import matryoshka
 
@@ -39,7 +42,16 @@ class _Parser(argparse.ArgumentParser):
     """A parser whose errors are one line, like all others; its subparsers are of the same class."""
 
     def __init__(self, **options: object) -> None:
-        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)  # type: ignore[arg-type]
+        wide = min(100, shutil.get_terminal_size().columns - 2)
+        formatter = functools.partial(argparse.RawDescriptionHelpFormatter, width=wide)
+        super().__init__(formatter_class=formatter, allow_abbrev=False, **options)  # type: ignore[arg-type]
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """Refuse what is left over where it was found: the message then names the help of that command."""
+        options, others = super().parse_known_args(args, namespace)
+        if others:
+            self.error(f"unrecognized arguments: {' '.join(others)}")
+        return options, others
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"matryoshka: error: {message}; see {self.prog} --help\n")
@@ -60,11 +72,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         written; 1 if whoever reads the output stopped reading, 130 if the user interrupted.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    options = _parser(next((word for word in arguments if not word.startswith("-")), "")).parse_args(arguments)
+    _open_streams()
     with warnings.catch_warnings():
         warnings.simplefilter("always", UserWarning)
         warnings.showwarning = lambda message, *_, **__: print(f"matryoshka: warning: {message}", file=sys.stderr)
         try:
+            options = _parser(next((word for word in arguments if not word.startswith("-")), "")).parse_args(arguments)
             options.run(options)
             sys.stdout.flush()
         except BrokenPipeError:
@@ -79,6 +92,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _open_streams() -> None:
+    """Let nothing be written where the caller closed a stream, and let names be spelled out that one cannot show."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8"))
+        elif isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
+
+
 def _parser(chosen: str) -> _Parser:
     """Describe all commands, and the options of the chosen one, whose module alone is loaded."""
     parser = _Parser(
@@ -86,7 +109,7 @@ def _parser(chosen: str) -> _Parser:
         description="Matryoshka representation learning: tools for arrays in files.",
         epilog=f"example:\n  matryoshka audit EMB.npy\n\nmatryoshka COMMAND --help tells of each.\n\n{STATUS}",
     )
-    parser.add_argument("--version", action="version", version=f"matryoshka {matryoshka.__version__}")
+    parser.add_argument("-V", "--version", action="version", version=f"matryoshka {matryoshka.__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for name, purpose in COMMANDS.items():
         command = commands.add_parser(name, help=purpose)
@@ -100,6 +123,8 @@ def _parser(chosen: str) -> _Parser:
 
 def _reason(error: Exception) -> str:
     """Return what an error says, without the number that the system gives it."""
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"'{error.filename}': {error.strerror}"
+    if isinstance(error, MemoryError):
+        return f"memory must suffice, got too little: {str(error) or 'none left'}; free some, or pass fewer rows."
+    if isinstance(error, OSError) and error.strerror is not None:
+        return error.strerror if error.filename is None else f"'{error.filename}': {error.strerror}"
     return str(error)

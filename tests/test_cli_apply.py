@@ -92,7 +92,10 @@ def test_rows_without_a_label_are_answered_but_not_judged(cascade: Cascade, caps
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("none.json p.npy", "'none.json': No such file or directory"),
+        (
+            "none.json p.npy",
+            "CASCADE.json must be a file to read, got 'none.json': No such file or directory; name what",
+        ),
         ("p.npy p.npy", "`p.npy` must be"),
         ("c.json none.npy", "`PROBS.npy` must be a file to read, got 'none.npy'"),
         ("own.json p.npy", "own.json must decide by the probabilities, got precomputed confidences; use it in Python"),

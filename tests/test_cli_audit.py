@@ -229,6 +229,16 @@ def test_a_full_disk_leaves_nothing_half_written(rows: np.ndarray, exists: bool,
 
 
 @pytest.mark.usefixtures("rows")
+def test_a_full_disk_is_named_where_it_is(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    def fail(self: Rotation, path: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Rotation, "save", fail)
+    assert main(["audit", "rows.npy", "--rotation", "turn"]) == 2
+    assert capsys.readouterr().err == "matryoshka: error: 'turn': No space left on device\n"
+
+
+@pytest.mark.usefixtures("rows")
 def test_without_matplotlib_only_the_folder_is_out_of_reach(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert main(["audit", "rows.npy", "-o", "out"]) == 2

@@ -20,6 +20,8 @@ from conftest import load
 
 from matryoshka import Corpus, Funnel, Rotation, costs, metrics
 from matryoshka._commands import _measure, _picture, benchmark
+from matryoshka._commands._elsewhere import Elsewhere
+from matryoshka._commands._inputs import bad_rows
 from matryoshka._commands._measure import Engine, Measured, Plan, Task, Times
 from matryoshka._commands._report import Report
 from matryoshka.cli import main
@@ -501,6 +503,29 @@ def test_engines_are_read() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("text", "index", "address"),
+    [
+        ("dask:parts", "parts", ""),
+        ("dask:a@b/parts", "a@b/parts", ""),
+        ("dask:a@b/parts@tcp://host:8786", "a@b/parts", "tcp://host:8786"),
+        ("postgres:items@postgresql://me:p@ss@host/db", "items", "postgresql://me:p@ss@host/db"),
+        ("postgres:shop.items@host=h dbname=d", "shop.items", "host=h dbname=d"),
+        ("qdrant:items@a@b/here", "items", "a@b/here"),
+    ],
+)
+def test_what_lies_elsewhere_ends_at_an_at(text: str, index: str, address: str) -> None:
+    kind = text.partition(":")[0]
+    assert benchmark.engines(f"{text},exact") == (Elsewhere(f"{kind}:{index}", index, address, kind), Engine("exact"))
+
+
+def test_a_client_that_no_extra_brings_is_named(files: Any, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    load("qdrant_edge")
+    monkeypatch.setitem(sys.modules, "qdrant_client", None)
+    message = "--engine qdrant:a@URL needs qdrant_client, which is not installed; run: pip install qdrant-client"
+    assert_refused("benchmark rows.npy queries.npy --engine qdrant:a@http://h:1", message, capsys)
+
+
 @pytest.mark.parametrize("text", ["", "faiss:", "hnsw", "exact,exact", "exactly"])
 def test_unknown_engines_are_refused(text: str, capsys: Capture) -> None:
     with pytest.raises(SystemExit, match="2"):
@@ -526,7 +551,7 @@ def test_batches_are_called_batches(capsys: Capture) -> None:
 def test_bad_rows_are_found_block_by_block() -> None:
     rows = np.zeros((9, 2**21))
     rows[[2, 3, 8], [0, 5, 2**21 - 1]] = np.nan, np.inf, -np.inf
-    assert benchmark._bad_rows(rows) == [2, 3, 8]
+    assert bad_rows(rows) == [2, 3, 8]
 
 
 def test_few_queries_are_not_calibrated_on(files: tuple[np.ndarray, np.ndarray], capsys: Capture) -> None:

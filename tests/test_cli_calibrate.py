@@ -160,7 +160,7 @@ def test_the_figure_is_a_picture(folder: Path, capsys: Capture) -> None:
     assert capsys.readouterr().out.endswith("wrote curve.png\n")
     assert calibrate("p.npy y.npy --dims 8,16,32 --figure curve.nonsense -o c.json") == 2
     assert "--figure must end in one of " in capsys.readouterr().err
-    assert calibrate("p.npy y.npy --dims 8,16,32 --figure c.svg -o c.svg") == 2
+    assert calibrate(f"p.npy y.npy --dims 8,16,32 --figure c.svg -o ../{folder.name}/c.svg") == 2
     assert "--figure and -o must be two files, got 'c.svg' for both" in capsys.readouterr().err
     assert names() == ["curve.png", "p.npy", "y.npy", "z.npy"]
 
@@ -257,13 +257,17 @@ def test_few_rows_warn(folder: Path, capsys: Capture) -> None:
         ("p.npy y.npy --max-error 0.0001", "`max_error` must be certifiable for the full width at least"),
         ("text.npy y.npy", "`text.npy` must be a .npy file of numbers"),
         ("p.npy y.npy --groups y.npy", "--groups must come with --certify or a bound; the published rule"),
+        ("nan.npy y.npy", "`nan.npy[1]` must be finite, got NaN or infinity in 1 of 400 rows (first: 399); remove"),
+        ("nan.npy y.npy --logits", "`nan.npy[1]` must be finite, got NaN or infinity in 1 of 400 rows (first: 399)"),
     ],
 )
 def test_nothing_is_written_when_something_is_wrong(
     folder: Path, capsys: Capture, arguments: str, message: str
 ) -> None:
     np.save("short.npy", np.load("y.npy")[:5])
-    np.save("two.npy", np.load("p.npy")[:2])
+    np.save("two.npy", bad := np.load("p.npy")[:2])
+    bad[1, -1, 0] = np.nan
+    np.save("nan.npy", np.concatenate((bad, bad[:1])))
     Path("text.npy").write_text("0.5")
     drawn = " --figure c.png" if importlib.util.find_spec("matplotlib") else ""
     dims = "" if "--dims" in arguments else " --dims 8,16,32"
@@ -319,7 +323,6 @@ def test_groups_get_a_table_and_a_file_each(folder: Path, capsys: Capture, *, la
         "others, drawn"
         for group in (-2, 7, 90)
     ]
-    assert "--test" not in out  # which is refused with groups
     for group, table in zip((-2, 7), tables, strict=False):
         part = judged[groups[judged] == group]
         assert f"\n{expected[group].evaluate(probabilities[:, part], *(y[part] for y in truth))}\n" in table
@@ -328,18 +331,51 @@ def test_groups_get_a_table_and_a_file_each(folder: Path, capsys: Capture, *, la
     assert out.endswith("\n\nwrote new/-2.json\nwrote new/7.json\nwrote new/90.json\n")
 
 
+@pytest.mark.parametrize("labelled", [False, True])
+def test_other_rows_may_judge_each_group(folder: Path, capsys: Capture, *, labelled: bool) -> None:
+    probabilities, labels, groups = np.load("p.npy"), np.load("y.npy"), np.arange(400) % 3
+    for name, array in (("g", groups), ("q", probabilities[:, :90]), ("x", labels[:90]), ("h", groups[:90] // 2)):
+        np.save(f"{name}.npy", array)
+    truth, rows = ((labels,), "y.npy") if labelled else ((), "")
+    judging = f"q.npy {'x.npy ' * labelled}h.npy"
+    promise = "--max-disagreement 0.4 --groups g.npy --json"
+    assert calibrate(f"p.npy {rows} --dims 8,16,32 {promise} --test {judging}") == 0
+    expected = Cascade.certify(probabilities, *truth, nesting=(8, 16, 32), max_disagreement=0.4, groups=groups)
+    results = json.loads(capsys.readouterr().out)["results"]
+    assert [(found["group"], found["n_judged"]) for found in results] == [(0, 60), (1, 30), (2, 0)]
+    for found, group in zip(results, (0, 1), strict=False):
+        part = np.flatnonzero(groups[:90] // 2 == group)
+        evaluation = expected[group].evaluate(probabilities[:, part], *(y[part] for y in truth))
+        assert found["curve"][-1] == json.loads(json.dumps(asdict(evaluation)))
+    assert results[2]["curve"] == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ("--groups p.npy", "GROUPS.npy must hold an integer for each of 400 rows, got float32 (3, 400, 4); number the"),
         ("--groups short.npy", "GROUPS.npy must hold an integer for each of 400 rows, got int64 (5,)"),
         ("--groups none.npy", "`GROUPS.npy` must be a file to read, got 'none.npy'"),
-        ("--groups y.npy --test p.npy y.npy", "--groups must come without --test and --figure"),
-        ("--groups y.npy -o p.npy", "-o must be a new folder with --groups, got 'p.npy', a file; name another"),
+        ("--groups y.npy --figure c.png", "--groups must come without --figure, which is of one cascade; leave it out"),
+        ("--groups y.npy -o text", "-o must be a new folder with --groups, got 'text', a file; name another"),
+        (
+            "--groups y.npy --test p.npy",
+            "--test must name probabilities and labels, and last groups, got 1 files; name",
+        ),
+        ("--groups y.npy --test p.npy y.npy y.npy y.npy", "labels, and last groups, got 4 files; name two or three"),
+        ("--groups y.npy --test p.npy y.npy short.npy", "--test must hold an integer for each of 400 rows, got int64"),
+        ("--groups y.npy --test p.npy none.npy", "`--test` must be a file to read, got 'none.npy'"),
+        (
+            "--groups y.npy --test p.npy y.npy far.npy",
+            "in --groups, got 2 other groups, such as 7; leave their rows out",
+        ),
     ],
 )
 def test_groups_that_do_not_fit_are_refused(folder: Path, capsys: Capture, arguments: str, message: str) -> None:
+    load("matplotlib")
     np.save("short.npy", np.load("y.npy")[:5])
+    np.save("far.npy", np.where(np.arange(400) < 2, 7, np.load("y.npy")) + (np.arange(400) == 9) * 90)
+    Path("text").touch()
     assert_refused(f"calibrate p.npy y.npy --dims 8,16,32 --max-gap 0.3 -o new {arguments}", message, capsys)
 
 
@@ -350,6 +386,8 @@ def test_groups_that_do_not_fit_are_refused(folder: Path, capsys: Capture, argum
         ("-o none/c.json", "-o/--output: 'none/c.json' must be in a folder that exists"),
         ("--figure none/c.png", "--figure: 'none/c.png' must be in a folder that exists"),
         ("-o .", "-o/--output: '.' must be new, or a file that may be replaced, got a folder"),
+        ("-o y.npy", "-o/--output: 'y.npy' must be new, or a file that may be replaced, got a file of arrays"),
+        ("--figure /dev/null", "--figure: '/dev/null' must be new, or a file that may be replaced, got a device"),
     ],
 )
 def test_wrong_options_are_refused_before_any_work(folder: Path, capsys: Capture, arguments: str, message: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import sys
 import zipfile
@@ -78,6 +79,14 @@ def test_a_data_set_gives_the_column_that_is_named(rows: np.ndarray) -> None:
     assert_same("split/train:e", rows)
     with pytest.raises(ValueError, match="`EMB.npy` must be one split of a data set, got all of 'split'; name one of"):
         load_array("split:e", "EMB.npy")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
+def test_a_pipe_is_refused_before_it_is_waited_for(capsys: Capture) -> None:
+    os.mkfifo("pipe")
+    assert_refused(
+        "audit pipe", "`EMB.npy` must be a file to read, got 'pipe', a pipe or a device; write it to", capsys
+    )
 
 
 def test_commands_read_them(rows: np.ndarray, capsys: Capture) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -23,9 +24,15 @@ class Elsewhere(Engine):
 
     @classmethod
     def read(cls, text: str) -> Elsewhere | None:
-        """Read dask:FOLDER[@SCHEDULER], postgres:TABLE@SERVER or qdrant:NAME@FOLDER; None if it is none of these."""
+        """Read dask:FOLDER[@HOST:PORT], postgres:TABLE@SERVER or qdrant:NAME@FOLDER; None if it is none of these.
+
+        A table or a collection ends at the first @, since there may be others in what follows. A folder ends at the
+        last one, if a port follows: where there is none, that @ is part of its name.
+        """
         kind, _, rest = text.partition(":")
-        index, _, address = rest.partition("@")
+        index, _, address = rest.rpartition("@") if kind == "dask" else rest.partition("@")
+        if kind == "dask" and ":" not in address:
+            index, address = rest, ""
         if kind not in KINDS or not index or (kind != "dask" and not address):
             return None
         return cls(f"{kind}:{index}", index, address, kind)
@@ -70,7 +77,8 @@ def _opened(engine: Elsewhere, metric: str) -> Searchable:
     if engine.kind == "postgres":
         from matryoshka.postgres import PgvectorCorpus  # an extra, which other engines do without
 
-        return PgvectorCorpus(engine.parameters, engine.index, metric=metric)
+        schema, dot, table = engine.index.partition(".")
+        return PgvectorCorpus(engine.parameters, (schema, table) if dot else schema, metric=metric)
     if engine.kind == "qdrant":
         collection: Searchable = _collection(engine)
         return collection
@@ -88,5 +96,9 @@ def _collection(engine: Elsewhere) -> Any:
 
     if "://" not in engine.parameters:
         return QdrantCorpus(engine.parameters, engine.index)
-    client = require("qdrant_client", extra="qdrant", purpose=f"--engine {engine.name}@URL")
+    try:
+        client = importlib.import_module("qdrant_client")  # of no extra: folders do without it
+    except ModuleNotFoundError as error:
+        msg = f"--engine {engine.name}@URL needs {error.name}, which is not installed; run: pip install qdrant-client"
+        raise ImportError(msg) from error
     return QdrantCorpus(client.QdrantClient(engine.parameters, timeout=10, check_compatibility=False), engine.index)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from matryoshka import _files
+from matryoshka._array import row_blocks
 from matryoshka._optional import require
 
 _MEMORY = "must fit into memory, where all but .npy files are read; make memory free, or write it as an .npy file"
@@ -39,6 +40,9 @@ def load_array(place: str, name: str, *, mmap: bool = False) -> np.ndarray:
         What it holds is not an array of numbers; pickled objects are refused.
     """
     path, chosen = _parts(place)
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        msg = f"`{name}` must be a file to read, got {place!r}, a pipe or a device; write it to a file first."
+        raise ValueError(msg)
     start = _start(path)
     if start == b"PK\3\4":
         return _of_archive(path, chosen)
@@ -50,6 +54,15 @@ def load_array(place: str, name: str, *, mmap: bool = False) -> np.ndarray:
         msg = f"`{name}` must be one split of a data set, got all of {str(path)!r}; name one of its folders."
         raise ValueError(msg)
     return _files.load_array(place, name, mmap=mmap)
+
+
+def bad_rows(array: np.ndarray) -> list[int]:
+    """Return which rows (n, width) hold NaN or infinity, reading a block at a time."""
+    blocks = row_blocks(len(array), max(1, 2**22 // max(1, array.shape[1])))
+    found: list[int] = np.flatnonzero(
+        np.concatenate([~np.isfinite(array[block]).all(axis=1) for block in blocks])
+    ).tolist()
+    return found
 
 
 def _parts(place: str) -> tuple[Path, str | None]:

@@ -8,10 +8,33 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from matryoshka import _files, _pictures
 from matryoshka._optional import require
+
+Number = TypeVar("Number", int, float)
+
+ARRAYS = (".npy", ".npz", ".parquet")
+"""Ends of names of files that hold arrays: no other file is written over them."""
+
+
+def integer(text: str) -> int:
+    """Read a whole number."""
+    return _number(text, int, "an integer")
+
+
+def number(text: str) -> float:
+    """Read a number."""
+    return _number(text, float, "a number")
+
+
+def _number(text: str, kind: type[Number], name: str) -> Number:
+    try:
+        return kind(text)
+    except ValueError:
+        msg = f"must be {name}, got {text!r}"
+        raise argparse.ArgumentTypeError(msg) from None
 
 
 def widths(text: str) -> tuple[int, ...]:
@@ -35,8 +58,9 @@ def _integers(text: str, name: str, example: str) -> tuple[int, ...]:
 def new_file(text: str) -> Path:
     """Read the path of a file to write: that it can be written is known before any work is done."""
     path = Path(text)
-    if path.is_dir():
-        msg = f"{text!r} must be new, or a file that may be replaced, got a folder"
+    if path.exists() and (not path.is_file() or path.suffix in ARRAYS):
+        got = "a folder" if path.is_dir() else "a file of arrays" if path.is_file() else "a device or a pipe"
+        msg = f"{text!r} must be new, or a file that may be replaced, got {got}"
         raise argparse.ArgumentTypeError(msg)
     if not path.parent.is_dir():
         msg = f"{text!r} must be in a folder that exists"
@@ -103,7 +127,7 @@ def write(report: Publishable, name: str, options: argparse.Namespace, *, dpi: i
     """Write a report to the folder `-o` if there is one: text, record and figure together, or nothing."""
     if options.output is not None:
         contents = {
-            f"{name}.txt": f"{report}\n".encode(),
+            f"{name}.txt": f"{report}\n".encode(errors="backslashreplace"),
             f"{name}.json": f"{report.to_json()}\n".encode(),
             f"{name}.png": _pictures.rendered(report.figure(), dpi=dpi),
         }

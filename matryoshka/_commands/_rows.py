@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from matryoshka import _checks
-from matryoshka._commands._inputs import load_array
+from matryoshka._commands._inputs import bad_rows, load_array
 
 ONE_IN = 5
 """Where no other rows judge, one in so many does, and chooses nothing."""
@@ -25,6 +25,11 @@ class Rows(NamedTuple):
 
     def __len__(self) -> int:
         return int(self.probabilities.shape[1])
+
+    @property
+    def ids(self) -> set[int]:
+        """Which groups there are."""
+        return set() if self.groups is None else set(self.groups.tolist())
 
     @property
     def arrays(self) -> tuple[np.ndarray, ...]:
@@ -89,12 +94,17 @@ def load(
     if len(dims) != n_prefixes:
         msg = f"{path} must hold a prefix for each of the {len(dims)} widths, got {n_prefixes}; name its own ladder."
         raise ValueError(msg)
-    ids = None if groups is None else load_array(groups, "GROUPS.npy")
+    if probabilities.dtype.kind == "f":  # before rows are drawn from it: their numbers are those in the file
+        for i, rows in enumerate(probabilities):
+            _checks.no_bad_rows(bad_rows(rows), n, f"{path}[{i}]")
+    groups_name, labels_name = ("GROUPS.npy", "LABELS.npy") if name == "PROBS.npy" else (name, name)
+    ids = None if groups is None else load_array(groups, groups_name)
     if ids is not None and (ids.shape != (n,) or ids.dtype.kind not in "iu"):
-        msg = f"GROUPS.npy must hold an integer for each of {n} rows, got {ids.dtype} {ids.shape}; number the groups."
+        got = f"{ids.dtype} {ids.shape}"
+        msg = f"{groups_name} must hold an integer for each of {n} rows, got {got}; number the groups."
         raise ValueError(msg)
     if labels is None:
         return Rows(probabilities, None, ids)
-    truth = load_array(labels, "LABELS.npy" if name == "PROBS.npy" else name)
+    truth = load_array(labels, labels_name)
     _checks.labels(truth, "labels", (n,), np)
     return Rows(probabilities, truth, ids)

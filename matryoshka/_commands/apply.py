@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import textwrap
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
-from matryoshka import _files
+from matryoshka import _files, _pictures
 from matryoshka._commands import _rows
 from matryoshka._commands._options import add_json, folder, wrote
 from matryoshka.cascade import Cascade
@@ -49,9 +48,10 @@ def run(options: argparse.Namespace) -> None:
         record = {"kind": "application", "version": 1, "cascade": json.loads(cascade.to_json())}
         print(json.dumps(record | {"evaluation": asdict(evaluation)}), flush=True)
     else:
-        print(f"Cascade of {options.cascade} (confidence {cascade.confidence}).\n\n{evaluation}")
+        print(*_pictures.wrapped([f"Cascade of {options.cascade} (confidence {cascade.confidence})."]), "", sep="\n")
+        print(evaluation)
         if cascade.certificate is not None:
-            print("", *textwrap.wrap(f"certificate: {cascade.certificate}.", 100), sep="\n")
+            print("", *_pictures.wrapped([f"certificate: {cascade.certificate}."]), sep="\n")
     if options.output is None:
         return
     rows.doing("answering")
@@ -64,7 +64,11 @@ def run(options: argparse.Namespace) -> None:
 def _cascade(path: str) -> Cascade:
     """Read a cascade; of a folder of groups, say which files may be meant."""
     if not Path(path).is_dir():
-        return Cascade.load(path)
+        try:
+            return Cascade.load(path)
+        except OSError as error:
+            msg = f"CASCADE.json must be a file to read, got {path!r}: {error.strerror}; name what calibrate -o wrote."
+            raise ValueError(msg) from error
     groups = sorted(each.name for each in Path(path).glob("*.json"))
     which = f"the cascades {', '.join(groups[:3])}{', ...' * (len(groups) > 3)}" if groups else "no cascade"
     remedy = f"name that of a group, such as {Path(path, groups[0])}" if groups else "name a file"

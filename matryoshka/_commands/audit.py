@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from matryoshka import _checks, _folders
+from matryoshka import _checks, _files, _folders
 from matryoshka._commands._inputs import load_array
-from matryoshka._commands._options import add_json, folder, publish, require_plots, widths, wrote
+from matryoshka._commands._options import add_json, folder, integer, publish, require_plots, widths, wrote
 from matryoshka.audit import audit
 from matryoshka.rotation import Rotation
 
@@ -32,8 +32,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dims", type=widths, metavar="8,16,...", help="widths; default the full one, halved down to 8"
     )
-    parser.add_argument("--k", type=int, default=10, help="nearest neighbours that are to be kept; default 10")
-    parser.add_argument("--seed", type=int, default=0, help="draws rows and column orders; default 0")
+    parser.add_argument("--k", type=integer, default=10, help="nearest neighbours that are to be kept; default 10")
+    parser.add_argument("--seed", type=integer, default=0, help="draws rows and column orders; default 0")
     parser.add_argument(
         "-o", "--output", type=folder, metavar="DIR", help="write audit.txt, audit.json and audit.png to this folder"
     )
@@ -58,7 +58,8 @@ def run(options: argparse.Namespace) -> None:
     report = audit(embeddings, labels=labels, dims=options.dims, k=k, max_rows=MOST_ROWS, seed=options.seed)
     publish(report, "audit", options, dpi=150)
     if rotation is not None:
-        rotation.save(options.rotation)
+        with _files.naming(options.rotation):
+            rotation.save(options.rotation)
         where = os.fspath(options.rotation)
         wrote(options, f"{where}: Rotation.load({where!r}).apply(rows) turns rows and queries, before they are cut")
 

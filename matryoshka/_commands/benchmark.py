@@ -19,13 +19,15 @@ from matryoshka import _checks
 from matryoshka._array import row_blocks
 from matryoshka._commands import _measure, _report
 from matryoshka._commands._elsewhere import Elsewhere
-from matryoshka._commands._inputs import load_array
+from matryoshka._commands._inputs import bad_rows, load_array
 from matryoshka._commands._measure import Engine, Measured, Plan, Task
 from matryoshka._commands._options import (
     Progress,
     add_json,
     batches,
     folder,
+    integer,
+    number,
     progress,
     require_plots,
     widths,
@@ -42,8 +44,8 @@ MOST_MEASURED, MOST_CALIBRATING = 500, 1000
 
 ENGINES = (
     "exact (default), faiss:TEXT such as faiss:HNSW32, or faiss:TEXT@SETTINGS such as faiss:IVF64,Flat@nprobe=8; "
-    "dask:FOLDER[@SCHEDULER], postgres:TABLE@SERVER and qdrant:NAME@FOLDER or @URL, which hold the rows of the corpus; "
-    "several with commas between"
+    "dask:FOLDER[@HOST:PORT], postgres:[SCHEMA.]TABLE@SERVER and qdrant:NAME@FOLDER or @URL, which hold the rows of "
+    "the corpus (a name ends at its first @, a folder at its last); several with commas between"
 )
 
 GENERATED_ROWS, GENERATED_QUERIES, GENERATED_DIM = 20_000, 1000, 2048
@@ -65,12 +67,14 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--labels", metavar="L.npy", help="array (rows,) of class ids: adds mAP@k to the table")
     parser.add_argument("--query-labels", metavar="QL.npy", help="array (queries,) of class ids")
     parser.add_argument("--engine", type=engines, default="exact", metavar="E,...", help=ENGINES)
-    parser.add_argument("--k", type=int, default=10, help="results per query; default 10")
-    parser.add_argument("--batch", type=batches, default=(1, 64), metavar="1,64", help="queries asked at once")
+    parser.add_argument("--k", type=integer, default=10, help="results per query; default 10")
+    parser.add_argument(
+        "--batch", type=batches, default="1,64", metavar="1,64", help="queries asked at once; default 1,64"
+    )
     parser.add_argument("--dims", type=widths, metavar="8,16,...", help="widths; default the full one, halved to 8")
     parser.add_argument("--metric", choices=_checks.METRICS, default="cosine", help="default cosine")
     parser.add_argument(
-        "--recall", type=float, default=0.95, metavar="R", help="that the calibrated funnel promises; default 0.95"
+        "--recall", type=number, default=0.95, metavar="R", help="that the calibrated funnel promises; default 0.95"
     )
     parser.add_argument(
         "--in-memory", action="store_true", help="read the corpus into memory; by default it is mapped from its file"
@@ -79,7 +83,9 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--rotation", metavar="DIR", help="rotate corpus (in memory) and queries by what Rotation.save wrote here"
     )
     _add_generated(parser)
-    parser.add_argument("--seed", type=int, default=0, help="draws vectors and the queries that calibrate; default 0")
+    parser.add_argument(
+        "--seed", type=integer, default=0, help="draws vectors and the queries that calibrate; default 0"
+    )
     parser.add_argument(
         "-o", "--output", type=folder, metavar="DIR", help="write benchmark.txt, .json and .png to this folder"
     )
@@ -89,8 +95,8 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def _add_generated(parser: argparse.ArgumentParser) -> None:
     """Describe what is generated where no files are given."""
-    parser.add_argument("--n", type=int, help="generated rows, instead of files; default 20000")
-    parser.add_argument("--dim", type=int, help="generated columns; default 2048")
+    parser.add_argument("--n", type=integer, help="generated rows, instead of files; default 20000")
+    parser.add_argument("--dim", type=integer, help="generated columns; default 2048")
 
 
 def engines(text: str) -> tuple[Engine, ...]:
@@ -103,8 +109,8 @@ def engines(text: str) -> tuple[Engine, ...]:
         index, _, parameters = name.removeprefix("faiss:").partition("@")
         if name != "exact" and (not name.startswith("faiss:") or not index):
             got = repr(name.partition("@")[0])  # what follows may hold a password
-            kinds = "exact, faiss:TEXT, dask:FOLDER, postgres:TABLE@SERVER or qdrant:NAME@FOLDER"
-            msg = f"engines must be {kinds} with commas, got {got}"
+            kinds = "exact, faiss:TEXT, dask:FOLDER, postgres:[SCHEMA.]TABLE@SERVER or qdrant:NAME@FOLDER"
+            msg = f"engines must be {kinds} with commas between, and a name ends at the first @, got {got}"
             raise argparse.ArgumentTypeError(msg)
         found.append(Engine(name) if name == "exact" else Engine(name, index, parameters))
     if len(set(found)) < len(found):
@@ -179,7 +185,7 @@ def _load(options: argparse.Namespace) -> Vectors:
     with np.errstate(over="ignore"):  # what becomes infinite is reported as such
         queries = queries.astype(np.float64 if rows.dtype == np.float64 else np.float32, copy=False)
     for array, name in ((queries, "queries"), (rows, "corpus")):
-        _checks.no_bad_rows(_bad_rows(array), len(array), name)
+        _checks.no_bad_rows(bad_rows(array), len(array), name)
     if options.labels is None:
         return Vectors(rows, queries, None, f"{options.corpus}")
     labels = load_array(options.labels, "--labels")
@@ -187,14 +193,6 @@ def _load(options: argparse.Namespace) -> Vectors:
     _checks.labels(labels, "labels", (len(rows),), np)
     _checks.labels(query_labels, "query_labels", (len(queries),), np)
     return Vectors(rows, queries, (labels, query_labels), f"{options.corpus}")
-
-
-def _bad_rows(array: np.ndarray) -> list[int]:
-    """Return which rows hold NaN or infinity, reading a block at a time."""
-    step = max(1, 2**22 // array.shape[1])
-    bad = [~np.isfinite(array[block]).all(axis=1) for block in row_blocks(len(array), step)]
-    found: list[int] = np.flatnonzero(np.concatenate(bad)).tolist()
-    return found
 
 
 def _generate(options: argparse.Namespace) -> Vectors:

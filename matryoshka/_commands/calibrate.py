@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import textwrap
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from matryoshka import _files, _pictures
 from matryoshka._commands import _rows
-from matryoshka._commands._options import add_json, new_file, require_plots, widths, wrote
+from matryoshka._commands._options import add_json, integer, new_file, number, require_plots, widths, wrote
 from matryoshka._commands._rows import Rows
 from matryoshka.cascade import Cascade, CascadeDisplay, CascadeEvaluation, OracleRouting, oracle_routing
 
@@ -42,12 +41,15 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--test",
         nargs="+",
         metavar=("PROBS.npy", "LABELS.npy"),
-        help="other rows that judge, with or without labels; by default a random fifth of the rows, kept apart",
+        help="other rows that judge, with or without labels, with --groups followed by their groups; by default a "
+        "random fifth of the rows, kept apart",
     )
-    parser.add_argument("--confidence", help="max_probability, margin or entropy; default as in Cascade")
+    parser.add_argument(
+        "--confidence", help="max_probability, margin or entropy; default max_probability, with a promise margin"
+    )
     parser.add_argument("--temperature", action="store_true", help="fit a temperature to each prefix first")
     parser.add_argument("--variant", help="of the published rule: code (default) or paper")
-    parser.add_argument("--seed", type=int, default=0, help="draws the rows that judge or fit a path; default 0")
+    parser.add_argument("--seed", type=integer, default=0, help="draws the rows that judge or fit a path; default 0")
     _add_promise(parser)
     parser.add_argument(
         "-o",
@@ -65,10 +67,12 @@ def _add_promise(parser: argparse.ArgumentParser) -> None:
     """Describe what `Cascade.certify` takes."""
     promise = parser.add_argument_group("promise", "Thresholds are tested until it holds (Learn then Test).")
     promise.add_argument("--certify", action="store_true", help="promise a gap of 0.01, unless other bounds are given")
-    promise.add_argument("--max-gap", type=float, metavar="P", help="P(wrong where the full width is right)")
-    promise.add_argument("--max-error", type=float, metavar="P", help="P(wrong)")
-    promise.add_argument("--max-disagreement", type=float, metavar="P", help="P(answers otherwise than the full width)")
-    promise.add_argument("--delta", type=float, metavar="P", help="P(the promise does not hold); default 0.1")
+    promise.add_argument("--max-gap", type=number, metavar="P", help="P(wrong where the full width is right)")
+    promise.add_argument("--max-error", type=number, metavar="P", help="P(wrong)")
+    promise.add_argument(
+        "--max-disagreement", type=number, metavar="P", help="P(answers otherwise than the full width)"
+    )
+    promise.add_argument("--delta", type=number, metavar="P", help="P(the promise does not hold); default 0.1")
     promise.add_argument(
         "--groups", metavar="GROUPS.npy", help="array (rows,) of group ids: promise it to each of them"
     )
@@ -139,7 +143,7 @@ def _check_figure(options: argparse.Namespace) -> None:
     if _kind(options.figure) not in types:
         msg = f"--figure must end in one of {', '.join(sorted(types))}, got '{options.figure}'; choose one of these."
         raise ValueError(msg)
-    if options.figure == options.output:
+    if options.output is not None and options.figure.resolve() == options.output.resolve():
         msg = f"--figure and -o must be two files, got '{options.figure}' for both; rename one."
         raise ValueError(msg)
 
@@ -171,14 +175,20 @@ def _check_promise(options: argparse.Namespace) -> None:
     if given and not options.certify:
         msg = f"{_options(given)} must come with --certify or a bound; the published rule promises nothing."
         raise ValueError(msg)
-    if options.groups is not None and (options.test is not None or options.figure is not None):
-        msg = "--groups must come without --test and --figure, which are of one cascade; leave them out."
+    if options.groups is not None and options.figure is not None:
+        msg = "--groups must come without --figure, which is of one cascade; leave it out."
         raise ValueError(msg)
     if options.groups is not None and options.output is not None and options.output.exists():
         msg = f"-o must be a new folder with --groups, got '{options.output}', a file; name another."
         raise ValueError(msg)
-    if options.test is not None and len(options.test) > 2:
-        msg = f"--test must name probabilities and labels, got {len(options.test)} files; name one or two."
+    _check_test(options)
+
+
+def _check_test(options: argparse.Namespace) -> None:
+    n_groups = int(options.groups is not None)
+    if options.test is not None and not 1 <= len(options.test) - n_groups <= 2:
+        names, number = ("labels, and last groups", "two or three") if n_groups else ("labels", "one or two")
+        msg = f"--test must name probabilities and {names}, got {len(options.test)} files; name {number}."
         raise ValueError(msg)
 
 
@@ -191,22 +201,25 @@ def _read(options: argparse.Namespace) -> tuple[Rows, Rows]:
     rows = _rows.load(options.probabilities, options.labels, options.dims, options.groups)
     if options.test is None:
         chosen, judged = rows.split(options.seed)
-    else:
-        chosen, judged = rows, _rows.load(*_two(options.test), options.dims, name="--test")
-    return chosen, judged.labelled()
+        return chosen, judged.labelled()
+    *others, groups = options.test if rows.groups is not None else (*options.test, None)
+    judged = _rows.load(others[0], others[1] if len(others) > 1 else None, options.dims, groups, name="--test")
+    if strangers := judged.ids - rows.ids:
+        msg = (
+            f"--test must hold rows of the groups in --groups, got {len(strangers)} other groups, such as "
+            f"{min(strangers)}; leave their rows out, and name the groups last."
+        )
+        raise ValueError(msg)
+    return rows, judged.labelled()
 
 
 def _told(options: argparse.Namespace, n_chosen: int, n_judged: int, group: int | None) -> str:
     """Say how many rows of a group, or of all, chose and how many judge, and which these are."""
-    others = f"{n_judged:,} others, drawn from the same file"
-    if group is not None:
-        return f"Group {group}. Chosen on {n_chosen:,} rows, measured on {others}."
-    which = f"{others} (--test names rows of your own)" if options.test is None else f"the {n_judged:,} rows of --test"
-    return f"Chosen on {n_chosen:,} rows, measured on {which}."
-
-
-def _two(paths: list[str]) -> tuple[str, str | None]:
-    return paths[0], paths[1] if len(paths) > 1 else None
+    which = f"the {n_judged:,} rows of --test"
+    if options.test is None:
+        which = f"{n_judged:,} others, drawn from the same file (--test names rows of your own)"
+    lead = "" if group is None else f"Group {group}. "
+    return f"{lead}Chosen on {n_chosen:,} rows, measured on {which}."
 
 
 def _calibrate(options: argparse.Namespace, rows: Rows) -> dict[int, Cascade] | dict[None, Cascade]:
@@ -228,16 +241,17 @@ def _calibrate(options: argparse.Namespace, rows: Rows) -> dict[int, Cascade] | 
 def report(cascade: Cascade, curve: list[CascadeEvaluation], oracle: OracleRouting | None, told: str) -> str:
     """Return the table and what belongs to it, in plain ASCII."""
     rule = "published rule" if cascade.certificate is None else "certified"
-    lines = [*textwrap.wrap(f"Cascade ({rule}, confidence {cascade.confidence}). {told}", 100), ""]
+    lines = [*_pictures.wrapped([f"Cascade ({rule}, confidence {cascade.confidence}). {told}"]), ""]
     lines.append(str(curve[-1]) if curve else "No row judges it.")
     if oracle is not None:
         lines.append(
             f"perfect router  {oracle.expected_dim_all:7.1f}  expected dim, right on {oracle.accuracy:.2%} of the rows"
         )
     if cascade.temperatures is not None:
-        lines += ["", "temperatures    " + ", ".join(f"{t:.3g}" for t in cascade.temperatures)]
+        temperatures = "temperatures    " + ", ".join(f"{t:.3g}" for t in cascade.temperatures)
+        lines += ["", *_pictures.wrapped([temperatures], indent=16)]
     if cascade.certificate is not None:
-        lines += ["", *textwrap.wrap(f"certificate: {cascade.certificate}.", 100)]
+        lines += ["", *_pictures.wrapped([f"certificate: {cascade.certificate}."])]
     return "\n".join(lines)
 
 

@@ -459,11 +459,13 @@ def test_the_benchmark_measures_it(
     PgvectorCorpus.create(database, "items", rows)
     np.save("rows.npy", rows)
     np.save("queries.npy", np.tile(queries, (4, 1)))
-    address = f"{server}{'&' if '?' in server else '?'}options=-csearch_path%3Dtest,public"
-    engine = ["--engine", f"postgres:items@{address}", "--dims", "6,24", "--batch", "4"]
+    engine = ["--engine", f"postgres:test.items@{server}", "--dims", "6,24", "--batch", "4"]
     main(["benchmark", "rows.npy", "queries.npy", *engine])
     out = capsys.readouterr().out
-    assert [line.split()[1] for line in out.splitlines() if line.startswith("postgres:items")][:2] == ["full", "prefix"]
+    assert [line.split()[1] for line in out.splitlines() if line.startswith("postgres:test.items")][:2] == [
+        "full",
+        "prefix",
+    ]
     assert server not in out
     _elsewhere._opened(_elsewhere.Elsewhere.read(engine[1]), "cosine").connection.close()
     _elsewhere._opened.cache_clear()
