@@ -22,8 +22,11 @@ BLUE, RED, GREEN, VIOLET, OCHRE, GREY = "#1f6fb4", "#d1495b", "#2a9d5c", "#8a5cb
 COLUMNS = 100
 """How wide a printed line may be."""
 
-_BELOW = 0.65
+_BELOW = 0.7
 """How far below the axes a legend stands, in inches: turned tick labels and a name of the axis fit in between."""
+_TICKS, _EDGE, _LEAST, _OVERHANG = 0.45, 0.05, 0.35, 1.15
+"""Inches below axes that ticks and names take anyhow, and that stay clear at the edge of a figure; the part of their
+height that axes keep; and how much wider than the axes a legend may be."""
 
 MARKERS = {"full": "*", "prefix": "o", "adaptive": "s", "funnel": "v", "bits": "P", "calibrated": "D"}
 """Marks of plans of a search."""
@@ -109,18 +112,46 @@ def light_frame(axes: Any) -> None:
 
 
 def legend(axes: Any, *entries: Sequence[Any], ncols: int = 2) -> None:
-    """Put the legend below the axes, where it covers no curve, if the figure's layout makes room for it, else inside.
+    """Put the legend below the axes, where it covers no curve; one as wide as the axes, or else a single column.
 
-    `entries` are as matplotlib takes them.
+    `entries` are as matplotlib takes them. A layout of the figure makes room for it; without one, these axes give up
+    some of their height, unless something else says where they are drawn.
     """
-    if axes.figure.get_layout_engine() is None:
-        axes.legend(*entries, loc="best", fontsize=8, framealpha=0.9)
-        return
     from matplotlib.transforms import ScaledTranslation
 
     below = axes.transAxes + ScaledTranslation(0, -_BELOW, axes.figure.dpi_scale_trans)
     at: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "bbox_transform": below}
-    axes.legend(*entries, **at, ncols=ncols, fontsize=9, frameon=False)
+    style: dict[str, Any] = {"fontsize": 9, "frameon": False, "borderaxespad": 0}
+    drawn = axes.legend(*entries, **at, **style, ncols=ncols)
+    if ncols > 1 and drawn.get_window_extent().width > _OVERHANG * axes.bbox.width:
+        drawn = axes.legend(*entries, **at, **style)
+    if axes.figure.get_layout_engine() is None and axes.get_axes_locator() is None:
+        axes.set_axes_locator(_AboveLegend(axes))
+
+
+class _AboveLegend:
+    """Says where to draw axes that have a legend below them: where they stand, but so much shorter.
+
+    It is asked at each drawing, and shortens nothing once the figure has a layout: that finds axes as they were. For
+    the same reason it says to which place in a grid they belong.
+    """
+
+    def __init__(self, axes: Any) -> None:
+        self._axes = axes
+
+    def __call__(self, axes: Any, renderer: Any) -> Any:
+        from matplotlib.transforms import Bbox
+
+        place, drawn = axes.get_position(original=True), axes.get_legend()
+        if drawn is None or axes.figure.get_layout_engine() is not None:
+            return place
+        inches = axes.figure.bbox.height / axes.figure.dpi
+        taken = drawn.get_window_extent(renderer).height / axes.figure.dpi + _BELOW
+        floor = max(place.y0 - _TICKS / inches, _EDGE / inches) + taken / inches
+        return Bbox.from_extents(place.x0, min(floor, place.y1 - _LEAST * place.height), place.x1, place.y1)
+
+    def get_subplotspec(self) -> Any:
+        return self._axes.get_subplotspec()
 
 
 def rendered(figure: Any, *, dpi: int = 150, kind: str = "png") -> bytes:

@@ -6,23 +6,26 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from matryoshka import _checks, metrics
+from matryoshka import _checks, _pictures, metrics
 from matryoshka._array import is_integer, namespace, take_rows, to_numpy
-from matryoshka._pictures import table
 from matryoshka._typing import Array
 from matryoshka.audit import Audit
 from matryoshka.nesting import Nesting
 from matryoshka.retrieval import Corpus
 
-__all__ = ["Evaluation", "evaluate"]
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["Evaluation", "EvaluationDisplay", "evaluate"]
 
 MEASURES = ("ndcg@10", "mrr@10", "map@100", "recall@100")
 """What is measured unless something else is asked for; the first one is the main one."""
@@ -126,7 +129,11 @@ class Evaluation:
         return f"{self.n_queries:,} queries among {self.n_rows:,} rows, by {_METRICS[self.metric]}."
 
     def __str__(self) -> str:
-        return "\n".join((self._of(), "", *table(self._cells())))
+        return "\n".join((self._of(), "", *_pictures.table(self._cells())))
+
+    def _repr_html_(self) -> str:
+        """Return what is printed, for a notebook."""
+        return "\n".join((_pictures.html_lines([self._of()]), _pictures.html_table(self._cells())))
 
 
 _METRICS = {"cosine": "cosine similarity", "ip": "inner product", "l2": "Euclidean distance"}
@@ -135,6 +142,99 @@ _CUT = {
     "ip": "Cut it, and compare what is left as it is.",
     "l2": "Cut it, and compare what is left as it is.",
 }
+
+
+_COLOURS = (_pictures.BLUE, _pictures.RED, _pictures.GREEN, _pictures.VIOLET, _pictures.OCHRE, _pictures.GREY)
+
+
+class EvaluationDisplay(_pictures.Display):
+    """The picture of evaluations: one measure of each, width by width.
+
+    Parameters
+    ----------
+    evaluations : Evaluation, or dict of str to Evaluation
+        What `evaluate` returned; several are drawn beside each other, under their names.
+
+    Attributes
+    ----------
+    ax_ : matplotlib.axes.Axes
+        The axes that `plot` drew on last.
+    figure_ : matplotlib.figure.Figure
+        The figure of these.
+
+    Raises
+    ------
+    TypeError
+        What is given are no evaluations, or their names no text.
+    ValueError
+        There is none, or no measure that all of them have.
+
+    Examples
+    --------
+    >>> from matryoshka.evaluation import EvaluationDisplay
+    >>> rows = np.random.default_rng(0).normal(size=(50, 16))
+    >>> cut, reversed_ = (evaluate(r, r + 1, qrels=np.arange(50)[:, None] + [0, 0]) for r in (rows, rows[:, ::-1]))
+    >>> display = EvaluationDisplay({"first columns": cut, "last columns": reversed_}).plot()
+    >>> display.ax_.get_ylabel()
+    'nDCG@10'
+    """
+
+    def __init__(self, evaluations: Evaluation | Mapping[str, Evaluation]) -> None:
+        named = {"": evaluations} if isinstance(evaluations, Evaluation) else evaluations
+        if not isinstance(named, Mapping):
+            got = _checks.describe(named)
+            msg = f"`evaluations` must be an Evaluation or a dict of them, got {got}; pass what `evaluate` returns."
+            raise TypeError(msg)
+        _checks.instances(tuple(named.values()), "evaluations", Evaluation, "what `evaluate` returns")
+        self.evaluations = {_checks.text(name, "evaluations"): found for name, found in named.items()}
+        if not self._measures:
+            msg = "`evaluations` must have a measure in common, got none; evaluate all with the same `measures`."
+            raise ValueError(msg)
+
+    def plot(self, ax: Axes | None = None, *, measure: str | None = None) -> EvaluationDisplay:
+        """Draw a line for each evaluation, without showing it.
+
+        Parameters
+        ----------
+        ax : matplotlib.axes.Axes, optional
+            Where to draw, by default on a new figure of pyplot. The legend stands below the axes: if the figure has no
+            layout, such as ``layout="constrained"``, they give up some of their height for it.
+        measure : str, optional
+            What to draw, one of those that all evaluations have, by default the main one: ``"recall@100"``.
+
+        Returns
+        -------
+        EvaluationDisplay
+            Itself, with `ax_` and `figure_`.
+
+        Raises
+        ------
+        TypeError
+            `ax` are no axes.
+        ValueError
+            There is no such measure.
+        ImportError
+            matplotlib is not installed.
+        """
+        measure = self._measures[0] if measure is None else _checks.choice(measure, "measure", self._measures)
+        axes = self._on(ax, purpose="the picture of an evaluation")
+        for (name, found), colour in zip(self.evaluations.items(), itertools.cycle(_COLOURS), strict=False):
+            axes.plot(found.dims, [of[measure] for of in found.scores.values()], "o-", color=colour, label=name)
+        _pictures.width_axis(axes, sorted({dim for found in self.evaluations.values() for dim in found.dims}))
+        _pictures.light_frame(axes)
+        axes.set_xlabel("columns kept")
+        axes.set_ylabel(_titled(measure))
+        titles = {found._of().rstrip(".") for found in self.evaluations.values()}
+        axes.set_title(titles.pop() if len(titles) == 1 else "", fontsize=10)
+        if any(self.evaluations):
+            _pictures.legend(axes)
+        return self
+
+    @property
+    def _measures(self) -> tuple[str, ...]:
+        """The names of what all have, in the order of the first."""
+        first, *others = self.evaluations.values()
+        return tuple(name for name in first.measures if all(name in other.measures for other in others))
 
 
 def evaluate(

@@ -13,14 +13,15 @@ import numpy as np
 import pytest
 from conftest import load
 
-from matryoshka import Cascade, Corpus, Funnel, audit
+from matryoshka import Cascade, Corpus, Evaluation, Funnel, audit
 from matryoshka._commands import calibrate
 from matryoshka.audit import Audit, AuditDisplay
 from matryoshka.cascade import CascadeDisplay, CascadeEvaluation, Certificate, oracle_routing
+from matryoshka.evaluation import EvaluationDisplay
 from matryoshka.retrieval import FunnelDisplay, FunnelPoint
 
 DIMS = (8, 24, 64)
-Display = AuditDisplay | CascadeDisplay | FunnelDisplay
+Display = AuditDisplay | CascadeDisplay | FunnelDisplay | EvaluationDisplay
 
 
 @pytest.fixture(autouse=True)
@@ -57,10 +58,12 @@ POINTS = [
     FunnelPoint(Funnel((64, 64), (9,), code="bits"), 0.9, 576, 3e-3),
     FunnelPoint(Funnel((64,)), 1.0, 6400, 9e-3),
 ]
+CUT = Evaluation({m: {"ndcg@10": m / 99, "mrr@5": m / 70} for m in DIMS}, "cosine", 1234, 56)
+ROTATED = Evaluation({m: {"map@9": 0.1, "mrr@5": m / 65, "ndcg@10": m / 66} for m in (8, 16, 64)}, "cosine", 1234, 56)
 
 
 def displays(report: Audit) -> list[Display]:
-    return [AuditDisplay(report), CascadeDisplay(CURVE), FunnelDisplay(POINTS)]
+    return [AuditDisplay(report), CascadeDisplay(CURVE), FunnelDisplay(POINTS), EvaluationDisplay({"cut": CUT})]
 
 
 def lines(display: Display) -> dict[str, Any]:
@@ -78,7 +81,7 @@ def line(display: Display, start: str) -> np.ndarray:
 # Where
 
 
-@pytest.mark.parametrize("i", range(3))
+@pytest.mark.parametrize("i", range(4))
 def test_draws_on_the_axes_of_the_caller_and_on_none_else(report: Audit, plt: Any, i: int) -> None:
     figure, (left, right) = plt.subplots(1, 2)
     display = displays(report)[i]
@@ -91,7 +94,7 @@ def test_draws_on_the_axes_of_the_caller_and_on_none_else(report: Audit, plt: An
     assert display.plot(left).ax_ is left
 
 
-@pytest.mark.parametrize("i", range(3))
+@pytest.mark.parametrize("i", range(4))
 def test_without_axes_a_figure_of_pyplot_is_made_but_not_shown(
     report: Audit, plt: Any, monkeypatch: pytest.MonkeyPatch, i: int
 ) -> None:
@@ -101,21 +104,48 @@ def test_without_axes_a_figure_of_pyplot_is_made_but_not_shown(
     assert display.figure_.axes == [display.ax_]
 
 
-@pytest.mark.parametrize("i", range(3))
-def test_legend_is_below_where_there_is_room_and_inside_where_not(report: Audit, plt: Any, i: int) -> None:
-    own = displays(report)[i].plot()
-    own.figure_.draw_without_rendering()
-    box = own.ax_.get_legend().get_window_extent()
-    assert box.y0 >= 0
-    assert box.y1 < own.ax_.xaxis.label.get_window_extent().y0
-    _, axes = plt.subplots()
-    displays(report)[i].plot(axes)
-    axes.figure.draw_without_rendering()
-    inside = axes.get_legend().get_window_extent()
-    assert inside.y0 >= axes.get_window_extent().y0
+@pytest.mark.parametrize("i", range(4))
+@pytest.mark.parametrize("layout", [None, "constrained", "tight", "called later"])
+def test_legend_is_below_whatever_the_layout(report: Audit, plt: Any, i: int, layout: str | None) -> None:
+    later = layout == "called later"
+    figure, grid = plt.subplots(1, 2, figsize=(11, 5), layout=None if later else layout)
+    other = grid[0].get_position().bounds
+    for _ in range(2):  # drawn again, axes give up nothing more
+        grid[1].clear()
+        displays(report)[i].plot(grid[1])
+        if later:
+            figure.tight_layout()
+        figure.draw_without_rendering()
+        axes, legend = grid[1].get_window_extent(), grid[1].get_legend().get_window_extent()
+        assert 0 < legend.y0 < legend.y1 < grid[1].xaxis.label.get_window_extent().y0
+        assert axes.height > 0.4 * figure.bbox.height
+        assert abs((legend.x0 + legend.x1) - (axes.x0 + axes.x1)) < 2
+        assert legend.width < 1.3 * axes.width
+    if layout is None:
+        assert grid[0].get_position().bounds == other
+        assert grid[1].get_position().y1 == grid[0].get_position().y1
 
 
-@pytest.mark.parametrize("i", range(3))
+def test_legend_leaves_small_axes_some_height(report: Audit, plt: Any) -> None:
+    figure = plt.figure(figsize=(3, 1.5))
+    axes = figure.add_axes((0.3, 0.4, 0.6, 0.5))
+    AuditDisplay(report).plot(axes)
+    figure.draw_without_rendering()
+    assert axes.get_position().height == pytest.approx(0.35 * 0.5)
+    axes.get_legend().remove()
+    figure.draw_without_rendering()
+    assert axes.get_position().height == pytest.approx(0.5)
+
+
+def test_axes_that_are_placed_otherwise_stay(report: Audit, plt: Any) -> None:
+    figure, outer = plt.subplots()
+    axes = outer.inset_axes((0.5, 0.5, 0.4, 0.4))
+    AuditDisplay(report).plot(axes)
+    figure.draw_without_rendering()
+    assert axes.get_window_extent().height == pytest.approx(0.4 * outer.get_window_extent().height)
+
+
+@pytest.mark.parametrize("i", range(4))
 def test_axes_that_are_none_are_refused_before_a_figure_is_made(report: Audit, plt: Any, i: int) -> None:
     _, grid = plt.subplots(1, 2)
     with pytest.raises(TypeError, match=r"`ax` must be Axes of matplotlib, got ndarray; pass one"):
@@ -125,7 +155,7 @@ def test_axes_that_are_none_are_refused_before_a_figure_is_made(report: Audit, p
     assert len(plt.get_fignums()) == 1
 
 
-@pytest.mark.parametrize("i", range(3))
+@pytest.mark.parametrize("i", range(4))
 def test_without_matplotlib_the_extra_is_named(report: Audit, monkeypatch: pytest.MonkeyPatch, i: int) -> None:
     display = displays(report)[i]
     monkeypatch.setitem(sys.modules, "matplotlib", None)
@@ -143,7 +173,8 @@ def test_audit_draws_its_rows(report: Audit, plt: Any) -> None:
         xs, ys = line(kept, name)
         assert xs.tolist()[-3:] == dims
         np.testing.assert_allclose(ys, [100 * getattr(row, column) for row in report.rows])
-    assert any(text.get_text() == " truncates down to here" for text in kept.ax_.texts)
+    assert line(kept, "truncates down to 12 columns")[0].tolist() == [12, 12]
+    assert line(kept, "half")[1].tolist() == [50, 50]
     energy = AuditDisplay(report).plot(kind="energy")
     np.testing.assert_allclose(energy.ax_.lines[0].get_ydata(), [100 * row.energy for row in report.rows])
     accuracy = AuditDisplay(report).plot(kind="accuracy")
@@ -289,6 +320,41 @@ def test_certificate_of_a_funnel_is_a_line() -> None:
         FunnelDisplay([POINTS[0], replace(POINTS[1], seconds=None)])
 
 
+def test_evaluations_are_drawn_by_name() -> None:
+    display = EvaluationDisplay({"cut": CUT, "rotated": ROTATED}).plot()
+    np.testing.assert_allclose(line(display, "cut"), [DIMS, [m / 99 for m in DIMS]])
+    np.testing.assert_allclose(line(display, "rotated"), [(8, 16, 64), [m / 66 for m in (8, 16, 64)]])
+    assert display.ax_.get_xticks().tolist() == [8, 16, 24, 64]
+    assert display.ax_.get_ylabel() == "nDCG@10"
+    assert display.ax_.get_title() == "56 queries among 1,234 rows, by cosine similarity"
+    other = EvaluationDisplay({"rotated": ROTATED, "cut": replace(CUT, n_rows=9)})
+    for measure, name, by in (("mrr@5", "MRR@5", 70), ("ndcg@10", "nDCG@10", 99), (None, "MRR@5", 70)):
+        np.testing.assert_allclose(line(other.plot(measure=measure), "cut")[1], [m / by for m in DIMS])
+        assert other.ax_.get_ylabel() == name
+        assert other.ax_.get_title() == ""
+    alone = EvaluationDisplay(CUT).plot().ax_
+    np.testing.assert_allclose(alone.lines[0].get_ydata(), [m / 99 for m in DIMS])
+    assert alone.get_legend() is None
+
+
+def test_evaluations_of_other_kinds_are_refused() -> None:
+    calls: list[tuple[Any, str]] = [
+        ([CUT], "`evaluations` must be an Evaluation or a dict of them, got list; pass what `evaluate` returns"),
+        ({}, "`evaluations` must hold at least one Evaluation, got none"),
+        ({"cut": CUT, "other": CUT.scores}, "`evaluations` must hold nothing but Evaluation, got dict among them"),
+        ({16: CUT}, "`evaluations` must be a string, got int"),
+        (
+            {"cut": CUT, "other": Evaluation({8: {"recall@1": 1.0}}, "ip", 2, 1)},
+            "`evaluations` must have a measure in common, got none; evaluate all with the same `measures`",
+        ),
+    ]
+    for given, message in calls:
+        with pytest.raises((TypeError, ValueError), match=message):
+            EvaluationDisplay(given)
+    with pytest.raises(ValueError, match=r"`measure` must be one of 'mrr@5', 'ndcg@10', got 'map@9'"):
+        EvaluationDisplay({"rotated": ROTATED, "cut": CUT}).plot(measure="map@9")
+
+
 # In a notebook
 
 
@@ -311,7 +377,7 @@ def shown(value: Any) -> str:
 
 def test_a_notebook_shows_what_is_printed(report: Audit) -> None:
     assert CASCADE.certificate is not None
-    for value in (report, CURVE[-1], BLIND[-1], CASCADE.certificate):
+    for value in (report, CURVE[-1], BLIND[-1], CASCADE.certificate, CUT):
         assert words(shown(value)) == words(str(value))
 
 

@@ -30,9 +30,10 @@ import numpy as np
 import pytest
 from conftest import load
 
-from matryoshka import Cascade, Corpus, Funnel, Nesting, Rotation, audit
+from matryoshka import Cascade, Corpus, Evaluation, Funnel, Nesting, Rotation, audit
 from matryoshka.audit import AuditDisplay
 from matryoshka.cascade import CascadeDisplay, CascadeMonitor, Certificate, oracle_routing
+from matryoshka.evaluation import EvaluationDisplay
 from matryoshka.retrieval import FunnelDisplay
 
 MODULES = ("", "audit", "cascade", "costs", "embeddings", "evaluation", "losses", "metrics", "nesting", "retrieval",
@@ -85,6 +86,7 @@ MONITOR = CASCADE.monitor()
 FUNNEL = Funnel(DIMS, (3,))
 POINTS = Funnel.pareto(CORPUS, QUERIES, 2, dims=DIMS, cost="multiply_adds")
 CALIBRATED = Funnel.calibrate(CORPUS, QUERIES, 2, dims=DIMS, cost="multiply_adds").certificate
+EVALUATION = Evaluation({m: {"ndcg@10": m / 9, "recall@5": m / 8} for m in DIMS}, "cosine", 8, 3)
 CURVE, FRONTIER = CASCADE.curve(PROBABILITIES, LABELS), Cascade.frontier(PROBABILITIES, LABELS, nesting=DIMS)
 ROTATION = Rotation.fit(ROWS)
 
@@ -236,6 +238,8 @@ OWN: dict[tuple[str, str], tuple[str, Any]] = {
     ("Corpus.search", "first_stage"): ("callable", None),
     ("FaissCorpus.rerank", "dim"): ("int", None),
     ("FaissCorpus.search", "dim"): ("int", None),
+    ("EvaluationDisplay", "evaluations"): ("object", EVALUATION),
+    ("EvaluationDisplay.plot", "measure"): ("str", "recall@5"),
     ("FunnelDisplay", "certificate"): ("object", CALIBRATED),
     ("Funnel.from_json", "text"): ("json", FUNNEL.to_json()),
     ("Funnel.calibrate", "queries"): ("array", frozen(rng.normal(size=(12, 4)))),
@@ -501,7 +505,8 @@ def example(name: str) -> Any:
         return CascadeMonitor.from_json(MONITOR.to_json())  # one of its own, since it is fed
     examples = {
         "AuditDisplay": AuditDisplay(good("AuditDisplay", "audit")[1]), "Cascade": CASCADE,
-        "CascadeDisplay": CascadeDisplay(CURVE), "Corpus": CORPUS, "Funnel": FUNNEL,
+        "CascadeDisplay": CascadeDisplay(CURVE), "Corpus": CORPUS,
+        "EvaluationDisplay": EvaluationDisplay(EVALUATION), "Funnel": FUNNEL,
         "FunnelDisplay": FunnelDisplay(POINTS), "Nesting": Nesting(DIMS), "Rotation": ROTATION,
     }  # fmt: skip
     if name not in examples:

@@ -65,8 +65,8 @@ class AuditDisplay(_pictures.Display):
         Parameters
         ----------
         ax : matplotlib.axes.Axes, optional
-            Where to draw, by default on a new figure of pyplot. The legend stands below the axes if the figure has a
-            layout, such as ``layout="constrained"``, else inside.
+            Where to draw, by default on a new figure of pyplot. The legend stands below the axes: if the figure has no
+            layout, such as ``layout="constrained"``, they give up some of their height for it.
         kind : {"kept", "energy", "accuracy"}, default "kept"
             The nearest neighbours that are kept, the squared length in the first columns, or, where labels were given,
             accuracy.
@@ -112,10 +112,10 @@ def figure(audit: Audit) -> Any:
 
 def _kept(axes: Any, audit: Audit) -> None:
     dims, kept = _dims(audit), _percent(audit, "kept")
-    axes.set_ylabel(f"of the {audit.k} nearest neighbours at full width, kept (%)")
-    axes.set_title(f"{audit.n_queries:,} queries among {audit.n_audited:,} rows", fontsize=10)
+    axes.set_ylabel("nearest neighbours kept (%)")
+    axes.set_title(f"the {audit.k} nearest of {audit.n_queries:,} queries among {audit.n_audited:,} rows", fontsize=10)
     if audit.n_fitted:
-        label = f"first columns after a rotation fitted on {audit.n_fitted:,} others"
+        label = f"rotated first columns (fitted on {audit.n_fitted:,} others)"
         axes.plot(dims, _percent(audit, "rotated"), "--", color=_OTHER, lw=1.2, label=label)
     axes.fill_between(dims, _percent(audit, "random_low"), _percent(audit, "random_high"), color=_RANDOM, alpha=0.25)
     random = f"random columns (mean and range of {audit.orders} orders)"
@@ -126,11 +126,10 @@ def _kept(axes: Any, audit: Audit) -> None:
     axes.errorbar(
         dims, kept, yerr=(below, above), fmt="-o", color=_PREFIX, capsize=3, lw=2, label="first columns (95 % interval)"
     )
-    axes.axhline(100 * KEPT, color=_pictures.ink(axes), lw=0.8, alpha=0.6)
-    axes.text(dims[-1], 100 * KEPT + 1, "half", va="bottom", ha="right", fontsize=9)
+    axes.axhline(100 * KEPT, color=_pictures.ink(axes), lw=0.8, alpha=0.6, label="half, which the rule asks for")
     if audit.smallest_dim is not None:
-        axes.axvline(audit.smallest_dim, color=_PREFIX, lw=1, alpha=0.6)
-        axes.text(audit.smallest_dim, 2, " truncates down to here", rotation=90, color=_PREFIX, ha="right", fontsize=9)
+        label = f"truncates down to {audit.smallest_dim:,} columns"
+        axes.axvline(audit.smallest_dim, color=_PREFIX, lw=1, alpha=0.6, label=label)
     handles, names = axes.get_legend_handles_labels()
     _pictures.legend(axes, handles[::-1], names[::-1])
 

@@ -94,8 +94,8 @@ class CascadeDisplay(_pictures.Display):
         Parameters
         ----------
         ax : matplotlib.axes.Axes, optional
-            Where to draw, by default on a new figure of pyplot. The legend stands below the axes if the figure has a
-            layout, such as ``layout="constrained"``, else inside.
+            Where to draw, by default on a new figure of pyplot. The legend stands below the axes: if the figure has no
+            layout, such as ``layout="constrained"``, they give up some of their height for it.
         cost : {"expected_dim", "cumulative_dim"}, default "expected_dim"
             What the cascade pays: with a tied head (MRL-E), or with separate heads (MRL).
 

@@ -80,8 +80,8 @@ class FunnelDisplay(_pictures.Display):
         Parameters
         ----------
         ax : matplotlib.axes.Axes, optional
-            Where to draw, by default on a new figure of pyplot. The legend stands below the axes if the figure has a
-            layout, such as ``layout="constrained"``, else inside.
+            Where to draw, by default on a new figure of pyplot. The legend stands below the axes: if the figure has no
+            layout, such as ``layout="constrained"``, they give up some of their height for it.
 
         Returns
         -------
