@@ -277,9 +277,14 @@ def _on_host(array: Array) -> Array:
     return array if device(array) == host else array.to_device(host)
 
 
+def index_dtype(xp: Namespace) -> object:
+    """Return the integer dtype in which this library indexes by default."""
+    return xp.arange(1).dtype
+
+
 def as_indices(array: Array, xp: Namespace) -> Array:
     """Return integers in the dtype in which this library indexes: in a narrow one, comparisons may wrap around."""
-    return xp.astype(array, xp.arange(1).dtype, copy=False)
+    return xp.astype(array, index_dtype(xp), copy=False)
 
 
 def can_write(xp: Namespace) -> bool:
