@@ -398,7 +398,7 @@ def test_a_head_made_of_a_classifier_trains_on_and_is_saved(tied: bool, tmp_path
     plain.fit(x, labels, epochs=20, verbose=0)
     before = plain.predict(x, verbose=0)
     head = layers.MRLHead.from_linear(plain.layers[-1], NESTING, tied=tied)
-    nested = keras.Model(plain.inputs, head(plain.layers[-2].output))
+    nested = keras.Model(plain.inputs[0], head(plain.layers[-2].output))
     after = nested.predict(x, verbose=0)
     np.testing.assert_array_equal(after[:, -1].argmax(-1), before.argmax(-1))
     nested.compile(keras.optimizers.Adam(0.01), layers.MRLCrossEntropy(NESTING))
@@ -916,7 +916,8 @@ def test_a_label_out_of_range_shows_in_compiled_steps(label: int, jit_compile: b
         model.set_weights(weights)
         assert is_refused(lambda: fused.test_on_batch([x, bad]))
     ignored = np.where(np.arange(12) == 7, IGNORED, labels)
-    model.reset_metrics()
+    for each in (model, fused):  # before 3.15, Keras keeps the mean of one call for the next
+        each.reset_metrics()
     assert np.isfinite(model.test_on_batch(x, ignored)).all()
     assert np.isfinite(fused.test_on_batch([x, ignored]))
 
