@@ -1,4 +1,4 @@
-"""Products and exponentials, written over their arguments where a library can, and means: what losses compute with."""
+"""The arithmetic of losses: softmax and products, in place where a library allows it, and means."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from matryoshka._typing import Array, Namespace
 def softmax(logits: Array, xp: Namespace, *, scale: float = 1.0, overwrite: bool = False) -> tuple[Array, Array, Array]:
     """Return the softmax p over the last axis (r, c) times `scale`, the largest logits (r,), and log(1 / max p) (r,).
 
-    Each logit is exponentiated once. The sum of the last two is the logarithm of the sum of the exponentials; apart,
-    they keep the digits of a loss next to large logits. With `overwrite`, p may take the place of the logits.
+    Each logit is exponentiated once. The last two results add up to the logarithm of the sum of the exponentials; kept
+    apart, they preserve the digits of a small loss beside large logits. With `overwrite`, p may replace the logits.
     """
     largest = xp.max(logits, axis=-1)
-    if hasattr(xp, "softmax") and not overwrite:  # one pass through the cache
+    if hasattr(xp, "softmax") and not overwrite:  # a single pass over memory
         p = xp.softmax(logits, -1)
         log_sum = -xp.log(xp.max(p, axis=-1))
         if scale != 1.0:
@@ -61,7 +61,7 @@ def write_product(target: Array, left: Array, right: Array, *, keep: bool, xp: N
     """Write left @ right to `target`, or with `keep` add it, in a library whose arrays can be written to."""
     if library(xp) == "torch" and left.dtype == target.dtype:
         _torch_add_product(target, left, right, keep=int(keep), xp=xp)
-    elif keep:  # in pieces, whose products stay in the cache
+    elif keep:  # in pieces that stay in the cache
         for rows in row_blocks(left.shape[0], max(1, _PRODUCT_SIZE // max(1, right.shape[1]))):
             target[rows, :] += _product(left[rows, :], right, xp)
     elif left.dtype == target.dtype:
@@ -75,8 +75,8 @@ def add_transposed_product(total: Array | None, left: Array, right: Array, *, dt
     if library(xp) == "jax" and right.shape[1] <= left.shape[0]:
         from jax import lax  # loaded already, with the arrays
 
-        # XLA copies `left` transposed before each such product, which takes longer than a product with few columns.
-        # The barrier keeps it from turning this one around again.
+        # XLA would first copy `left` transposed, which takes longer than a product with few columns. The barrier keeps
+        # it from rewriting this product into that one.
         product = xp.matrix_transpose(lax.optimization_barrier(xp.matrix_transpose(right) @ left))  # type: ignore[no-untyped-call]
         product = xp.astype(product, dtype, copy=False)
         return product if total is None else total + product
@@ -84,9 +84,10 @@ def add_transposed_product(total: Array | None, left: Array, right: Array, *, dt
 
 
 def settled(array: Array, xp: Namespace) -> Array:
-    """Return `array`; XLA, which forms a sum anew wherever it is used, keeps this one.
+    """Return `array`, and make XLA store it, which otherwise recomputes a sum wherever it is used.
 
-    Its barriers are gone before it fuses, but it does not look past a choice, though one side is never taken.
+    XLA removes optimisation barriers before it fuses operations, but does not fuse across a conditional, even one that
+    always takes the same branch.
     """
     if library(xp) != "jax" or 0 in array.shape:
         return array
@@ -97,10 +98,10 @@ def settled(array: Array, xp: Namespace) -> Array:
 
 
 _PRODUCT_SIZE = 2**20
-"""Numbers in a product that is formed on its own before it is added."""
+"""Size of the pieces in which a product is added, in numbers."""
 
-# PyTorch's CPU products with fewer columns than this take up to ten times as long as their transposes, and `addmm_` on
-# a transposed view does not transpose: the product is formed on its own and then copied or added.
+# With fewer columns than this, a CPU product of PyTorch takes up to ten times as long as its transpose. `addmm_` on a
+# transposed view does not help, so the transposed product is formed by itself and then copied or added.
 _NARROW = 16
 
 

@@ -31,11 +31,11 @@ def namespace(
     Parameters
     ----------
     *arrays : (name, array)
-        What to look at.
+        The arrays, each with the name that an error gives it.
     optional : iterable of (name, array or None)
-        Likewise, but for None, which is passed over.
+        More of them; None is skipped.
     xp : namespace, optional
-        Returned as it is: whoever hands a namespace in answers for it. Only what is no array of it is refused.
+        Returned as it is, once each array is known to be one that its functions take. Devices are not compared.
 
     Raises
     ------
@@ -73,7 +73,7 @@ def namespace(
 
 
 def beside_jax(*arguments: Any, xp: Namespace | None) -> tuple[Any, ...]:
-    """Return arrays, and sequences of them, with those of NumPy as JAX arrays where one is: JAX takes both together."""
+    """Return arrays and sequences of arrays; if any is of JAX, which accepts NumPy arrays too, convert these to JAX."""
     if xp is not None and not (hasattr(xp, "isdtype") and library(xp) == "jax"):  # torch.compile traces no further
         return arguments
 
@@ -130,7 +130,7 @@ def _check_of(name: str, array: Array, xp: Namespace) -> None:
 
 
 def _check_plain(name: str, array: Array, xp: Namespace) -> None:
-    """Refuse arrays of another meaning: a mask or a layout that would be passed over, or products of another kind."""
+    """Refuse arrays that mean something else: a mask or layout that would be ignored, or `*` as a matrix product."""
     if type(array) is np.ndarray:
         return
     found = None
@@ -166,9 +166,8 @@ def is_array(value: object) -> bool:
 
 
 def device(array: Array) -> object:
-    """Return where `array` lives; traced JAX arrays, which have no place yet, give None."""
+    """Return the device of `array`; None for JAX, whose traced arrays have none and which refuses mixtures itself."""
     if is_jax_array(array):
-        # Under jit the compiler decides; outside it JAX moves nothing by itself either, and raises on a mix.
         return None
     return _device(array)
 
@@ -182,7 +181,7 @@ def is_floating(array: Array, xp: Namespace) -> bool:
     if isinstance(array, np.ndarray):  # what follows is slow there
         return array.dtype.kind == "f" or _dtype_name(array) in _HALF
     name = _dtype_name(array)
-    if name.startswith(("float8", "float4")):  # for storage: their sums would be as coarse
+    if name.startswith(("float8", "float4")):  # for storage only: sums in them would be as coarse
         return False
     return name in _HALF or bool(xp.isdtype(array.dtype, "real floating"))
 
@@ -207,7 +206,7 @@ def _dtype_name(array: Array) -> str:
 
 
 def length(array: Array, axis: int, xp: Namespace, *, dtype: object = None) -> Any:
-    """Return the length of an axis: an int, or where a graph leaves it open (None), a 0-d integer or `dtype` array."""
+    """Return the length of an axis as an int; if a graph leaves it open (None), as an integer or `dtype` array ()."""
     n = array.shape[axis]
     if n is not None:
         return n
@@ -237,7 +236,7 @@ def from_numpy(array: np.ndarray, *, like: Array, xp: Namespace) -> Array:
 
 
 def empty(shape: tuple[int, ...], *, like: Array, dtype: object, xp: Namespace) -> Array:
-    """Return an array of any content on the device of `like`."""
+    """Return an uninitialised array on the device of `like`."""
     return xp.empty(shape, dtype=dtype, device=_creation_device(like, xp))
 
 
@@ -252,7 +251,7 @@ def _creation_device(like: Array, xp: Namespace) -> object:
 
 
 def is_remote(array: Array) -> bool:
-    """Tell whether to read a number of `array` would wait for an accelerator."""
+    """Tell whether reading a number of `array` would wait for an accelerator."""
     if is_torch_array(array):
         return bool(array.device.type != "cpu")
     return is_cupy_array(array) or (is_jax_array(array) and any(d.platform != "cpu" for d in array.devices()))
@@ -270,7 +269,7 @@ def to_numpy(array: Array) -> np.ndarray:
 
 
 def _on_host(array: Array) -> Array:
-    """Move an array of a library whose arrays NumPy cannot read from where they lie."""
+    """Move an array to the host, of a library whose arrays NumPy cannot read where they are."""
     if is_cupy_array(array):
         return array.get()
     host = array_namespace(array).__array_namespace_info__().default_device()
@@ -293,12 +292,12 @@ def can_write(xp: Namespace) -> bool:
 
 
 def take_rows(array: Array, rows: np.ndarray, xp: Namespace) -> Array:
-    """Return some rows of an array by their numbers on the host, reading no others."""
+    """Return the rows of an array with these numbers, reading no others."""
     return array[rows] if is_numpy_array(array) else xp.take(array, from_numpy(rows, like=array, xp=xp), axis=0)
 
 
 def row_blocks(n: int, size: int) -> list[slice]:
-    """Cut n rows into slices of `size`; no rows make one empty slice, so that every result has its shape."""
-    if n <= size:  # leaves n open where PyTorch traces it
+    """Cut n rows into slices of `size`; no rows give one empty slice, so that results keep their shape."""
+    if n <= size:  # where PyTorch traces it, n stays open
         return [slice(0, n)]
     return [slice(start, min(start + size, n)) for start in range(0, max(n, 1), size)]

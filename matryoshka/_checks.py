@@ -1,7 +1,7 @@
-"""Checks of arguments that several rooms share, and their wording, which that of all others follows.
+"""Checks of arguments that several parts of the package share, and the wording that all its errors follow.
 
 A message names the argument, the rule, what arrived, and what to do about it. It never shows array contents.
-Kinds of things that are wrong raise TypeError, values, shapes and devices raise ValueError.
+The wrong kind of thing raises TypeError; a wrong value, shape or device raises ValueError.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ LARGEST_INTEGER = 2**63 - 1
 """No count, width or id is larger: arrays of every library hold it."""
 
 LARGEST_SEQUENCE = 2**18
-"""As many widths or thresholds may a sequence hold: an iterator may never end."""
+"""How many widths or thresholds a sequence may hold at most: an iterator may never end."""
 
 LARGEST_RESULT = 2**31
-"""As many numbers may one call return, or one layer hold."""
+"""How many numbers one call may return, or one layer hold, at most."""
 
 METRICS = ("cosine", "ip", "l2")
 """How prefixes may be compared."""
 
 CODES = ("float", "bits")
-"""How a first stage may store and compare prefixes: as the numbers they are, or one bit a column."""
+"""How a first stage may store and compare prefixes: as numbers, or as one bit per column."""
 
 FEWEST_BITS = 64
-"""Width from which on a first stage is tried in bits, a word of them: fewer tell too few rows apart."""
+"""Narrowest width at which a first stage is tried in bits, a machine word: fewer bits tell too few rows apart."""
 
 
 def describe(value: object) -> str:
-    """Say of what kind a value is, and, where it is one number or a short text, what it is."""
+    """Name the type of a value and, if it is a single number or a short text, the value."""
     if not isinstance(value, bool | int | float | complex | str | bytes | np.generic):
         return type(value).__name__
     if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
@@ -64,7 +64,7 @@ def integer(
     maximum: int | None = None,
     limit: int = LARGEST_INTEGER,
 ) -> int:
-    """Return `value` as a Python int within [minimum, maximum]; a technical `limit` is named where it is exceeded."""
+    """Return `value` as a Python int within [minimum, maximum]; an error mentions `limit` only if it is exceeded."""
     number = value if type(value) is int else _index(value)
     if number is None:
         msg = f"`{name}` must be an integer, got {describe(value)}; pass an int."
@@ -91,7 +91,7 @@ def _index(value: object) -> int | None:
 
 
 def _is_single(value: object) -> bool:
-    """Tell whether a value is no array, or one of no axes that holds a number and no truth value."""
+    """Tell whether a value is not an array, or is an array () of a number that is not a bool."""
     dtype = getattr(value, "dtype", None)
     if dtype is None:
         return True
@@ -99,7 +99,7 @@ def _is_single(value: object) -> bool:
 
 
 def seed(value: object, name: str = "seed") -> int:
-    """Return the seed of a random generator, without which no result could be had again."""
+    """Return the seed of a random generator; None is refused, since its results could not be reproduced."""
     return integer(value, name, minimum=0, limit=2**128 - 1)  # as many bits as NumPy draws for one
 
 
@@ -165,7 +165,7 @@ def text(value: object, name: str) -> str:
 
 
 def sequence(value: object, name: str, of: str, example: str, *, unordered: bool = False) -> tuple[Any, ...]:
-    """Return the entries of a list, a tuple, a range, an array (n,) or an iterator, or with `unordered` of a set."""
+    """Return the entries of a list, tuple, range, array (n,) or iterator, or, if `unordered`, of a set."""
     refused = (str, bytes, bytearray, memoryview, Mapping, *(() if unordered else (Set,)))
     if isinstance(value, refused) or not isinstance(value, Iterable) or len(getattr(value, "shape", (0,))) != 1:
         msg = f"`{name}` must be a sequence of {of}, got {describe(value)}; pass {example}."
@@ -178,7 +178,7 @@ def sequence(value: object, name: str, of: str, example: str, *, unordered: bool
 
 
 def numbers(values: object, name: str, count: int, rule: str, **interval: Any) -> tuple[float, ...]:
-    """Return `count` finite numbers within an interval, as for `real`; `rule` says in the messages what they are."""
+    """Return `count` finite numbers within an interval, as for `real`; `rule` tells in the errors what they are."""
     found = sequence(values, name, "numbers", rule)
     floats = tuple(real(value, f"{name}[{i}]", **interval) for i, value in enumerate(found))
     if len(floats) != count:
@@ -188,7 +188,7 @@ def numbers(values: object, name: str, count: int, rule: str, **interval: Any) -
 
 
 def instances(values: object, name: str, of: type[Kind], example: str) -> tuple[Kind, ...]:
-    """Return the entries of a sequence, all of one class and at least one."""
+    """Return the entries of a sequence, of which there must be at least one, and all must be of one class."""
     entries = sequence(values, name, of.__name__, example)
     other = [describe(entry) for entry in entries if not isinstance(entry, of)]
     if other or not entries:
@@ -203,7 +203,7 @@ def dims(
 ) -> tuple[int, ...]:
     """Return widths as a tuple of ints: at least one, positive, strictly increasing, none above `most`.
 
-    After a first stage that is searched in a code the second width may be the first once more, in numbers.
+    With a coded first stage, the second width may equal the first: the same columns once more, as numbers.
     """
     found = sequence(values, name, "integers", "for instance (8, 16, 32)")
     widths = tuple(integer(value, f"{name}[{i}]") for i, value in enumerate(found))
@@ -221,7 +221,7 @@ def dims(
 
 
 def keep(values: object, n_stages: int, name: str = "keep") -> tuple[int, ...]:
-    """Return list lengths as a tuple of ints: positive, never growing, one for each of the stages but the last."""
+    """Return list lengths as a tuple of ints: positive, never growing, one for each stage but the last."""
     found = sequence(values, name, "integers", "for instance (200, 100, 50)")
     counts = tuple(integer(value, f"{name}[{i}]", minimum=1) for i, value in enumerate(found))
     if len(counts) != n_stages - 1:
@@ -237,7 +237,7 @@ def keep(values: object, n_stages: int, name: str = "keep") -> tuple[int, ...]:
 
 
 def dims_within(widths: Sequence[int], limit: int, name: str = "dims", *, of: str = "embeddings") -> None:
-    """Check that no width exceeds the `limit` columns that there are."""
+    """Check that no width exceeds `limit`, the number of columns."""
     if max(widths) > limit:
         msg = (
             f"`{name}` must lie within [1, {limit}], the width of `{of}`, got {max(widths)}; "
@@ -268,35 +268,35 @@ def same_dtype(xp: Namespace, *arrays: tuple[str, Array]) -> None:
 
 
 def ndim(array: Array, name: str, n: int, axes: str) -> None:
-    """Check that `array` has `n` axes; `axes` spells them for the message."""
+    """Check that `array` has `n` axes; `axes` names them in the message."""
     if len(array.shape) != n:
         msg = f"`{name}` must have shape {axes}, got {tuple(array.shape)}; reshape it."
         raise ValueError(msg)
 
 
 def min_ndim(array: Array, name: str, n: int, axes: str) -> None:
-    """Check that `array` has at least `n` axes; `axes` spells them for the message."""
+    """Check that `array` has at least `n` axes; `axes` names them in the message."""
     if len(array.shape) < n:
         msg = f"`{name}` must have shape {axes}, got {tuple(array.shape)}; reshape it."
         raise ValueError(msg)
 
 
 def shape(array: Array, name: str, expected: tuple[int | None, ...], axes: str) -> None:
-    """Check the shape of `array`; `axes` spells it for the message."""
+    """Check the shape of `array`; `axes` names its axes in the message."""
     if not _agree(array.shape, expected):
         msg = f"`{name}` must have shape {axes} = {tuple(expected)}, got {tuple(array.shape)}; reshape or select."
         raise ValueError(msg)
 
 
 def _agree(actual: Sequence[int | None], expected: Sequence[int | None]) -> bool:
-    """Tell whether two shapes are equal as far as they are known: graphs may leave an axis open (None)."""
+    """Tell whether two shapes are equal as far as they are known: a graph may leave an axis open (None)."""
     return len(actual) == len(expected) and all(
         a is None or b is None or a == b for a, b in zip(actual, expected, strict=True)
     )
 
 
 def width(array: Array, name: str, dim: int) -> None:
-    """Check that the last axis of `array` is as wide as the nesting: a wider input is never silently cut."""
+    """Check that the last axis of `array` is as wide as the nesting: a wider input is never cut silently."""
     if len(array.shape) < 1 or array.shape[-1] != dim:
         msg = (
             f"the last axis of `{name}` must be as wide as the nesting, {dim}, got shape {tuple(array.shape)}; "
@@ -324,7 +324,7 @@ def same_result_shape(parts: Sequence[Any]) -> None:
 
 
 def n_classes(weight: Array, name: str, *, axis: int = 0) -> int:
-    """Return the number of classes, the length of `axis`, of which there must be at least one."""
+    """Return the number of classes, the length of `axis`, which must be at least one."""
     min_ndim(weight, name, 2 if axis == 0 else 1, "(n_classes, width)" if axis == 0 else "(..., n_classes)")
     count = weight.shape[axis]
     if count < 1:
@@ -334,12 +334,12 @@ def n_classes(weight: Array, name: str, *, axis: int = 0) -> int:
 
 
 def classes(value: object, name: str, width: int) -> int:
-    """Return the number of classes of a new head, whose weight must not be larger than a layer may be."""
+    """Return the number of classes of a new head, whose weight must not exceed `LARGEST_RESULT` numbers."""
     return integer(value, name, minimum=1, limit=max(1, LARGEST_RESULT // width))
 
 
 def bias(array: Array | None, name: str, count: int) -> None:
-    """Check that a bias, if there is one, has one number per class."""
+    """Check that a bias, if given, has one number per class."""
     if array is not None:
         shape(array, name, (count,), "(n_classes,)")
 
@@ -361,7 +361,7 @@ def heads(values: Sequence[Any], count: int) -> tuple[tuple[Array, Array | None]
 
 
 def labels(array: Array, name: str, expected: tuple[int | None, ...], xp: Namespace) -> None:
-    """Check shape and integer dtype of labels; their values stay unread, because that might wait for a device."""
+    """Check shape and integer dtype of labels, but not their values: reading them might wait for a device."""
     if not is_integer(array, xp):
         msg = f"`{name}` must hold integer class ids, got dtype {array.dtype}; cast it, or take argmax of one-hot rows."
         raise TypeError(msg)
@@ -376,7 +376,7 @@ def labels(array: Array, name: str, expected: tuple[int | None, ...], xp: Namesp
 def label_values(
     labels: np.ndarray, name: str, n_classes: int, ignore_index: int | None = None, hint: str = ""
 ) -> None:
-    """Check that labels lie within [0, n_classes) or are to be ignored."""
+    """Check that labels lie within [0, n_classes) or equal `ignore_index`."""
     outside = (labels < 0) | (labels >= n_classes)
     if ignore_index is not None:
         outside &= labels != ignore_index
@@ -401,9 +401,9 @@ def signed_numbers(array: Array, name: str, xp: Namespace) -> None:
 def no_bad_rows(
     bad: Sequence[int], n_rows: int, name: str, *, count: int | None = None, drawn_from: int | None = None
 ) -> None:
-    """Check that no rows were found that are not finite; `bad` may hold the first of `count` only.
+    """Raise an error if there are bad rows, with NaN or infinity, among `n_rows`.
 
-    Where not all rows were looked at, `n_rows` were drawn from `drawn_from`.
+    `bad` holds their numbers, or the first few of `count`. If the rows are a sample, it is of `drawn_from` rows.
     """
     if bad:
         drawn = "" if drawn_from in (None, n_rows) else f" drawn from {drawn_from}"
@@ -415,7 +415,7 @@ def no_bad_rows(
 
 
 def finite_rows(array: Array, name: str, xp: Namespace) -> None:
-    """Check that every row (n, k) is finite, which waits for the device; the message counts and names bad rows."""
+    """Check that every row (n, k) is finite, which waits for the device; the message counts bad rows and lists some."""
     bad = xp.any(~xp.isfinite(array), axis=-1)
     if count := count_true(bad, xp):
         found = xp.nonzero(bad)[0]

@@ -1,4 +1,4 @@
-"""Read and write files so that reading executes nothing and writing is whole, or not at all."""
+"""Read files without executing anything in them, and write files completely or not at all."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ import numpy as np
 
 try:
     import fcntl
-except ImportError:  # Windows has no such locks: what a killed process left there stays
+except ImportError:  # Windows has no such locks: there, the leftovers of killed processes stay
     fcntl = None  # type: ignore[assignment]
 
 PathLike = str | os.PathLike[str]
 
 _HIDDEN = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.(tmp|old)")
-"""Names beside a path: `.tmp` is being written or out of use, `.old` waits, for a moment, for the new one."""
+"""Hidden names beside a path: `.tmp` is being written or was replaced, `.old` is just being replaced."""
 
 
 def write_text(path: PathLike, text: str) -> None:
-    """Write `text` to `path` as UTF-8: whole, or not at all."""
+    """Write `text` to `path` as UTF-8, completely or not at all."""
     write_bytes(path, text.encode("utf-8"))
 
 
 def write_bytes(path: PathLike, data: bytes) -> None:
-    """Write `data` to `path`: whole, or not at all."""
+    """Write `data` to `path`, completely or not at all."""
     write_all({Path(path): data})
 
 
 def write_all(contents: Mapping[Path, bytes]) -> None:
-    """Write files, each whole: all are written before the first takes its place. Links are followed, and stay."""
+    """Write files, each completely, and all before the first replaces another. Links are followed and kept."""
     with ExitStack() as stack:
         written = []
         for path, data in contents.items():
@@ -52,7 +52,7 @@ def write_all(contents: Mapping[Path, bytes]) -> None:
 
 
 def write_together(folder: PathLike, contents: Mapping[str, bytes]) -> None:
-    """Write files into `folder`, which is made if absent: all are written before the first takes its place."""
+    """Write files into `folder`, which is made if absent, all of them before the first replaces another."""
     target = Path(folder)
     made = not target.exists()
     target.mkdir(exist_ok=True)
@@ -62,13 +62,13 @@ def write_together(folder: PathLike, contents: Mapping[str, bytes]) -> None:
         if made:
             for name in contents:
                 (target / name).unlink(missing_ok=True)
-            with suppress(OSError):  # somebody else put something there
+            with suppress(OSError):  # another process has put something there
                 target.rmdir()
         raise
 
 
 def _clear_leftovers(target: Path) -> None:
-    """Remove the files that killed processes left beside `target`."""
+    """Remove the temporary files that killed processes have left beside `target`."""
     for path in hidden(target, ".tmp"):
         with locked(path) as dead, suppress(OSError):
             if dead and path.is_file():
@@ -77,7 +77,7 @@ def _clear_leftovers(target: Path) -> None:
 
 @contextmanager
 def _write_beside(path: Path, data: bytes) -> Iterator[Path]:
-    """Give a temporary file beside `path` that holds `data`, as long as the block lasts."""
+    """Yield a temporary file beside `path` that holds `data`; it is removed if it is still there after the block."""
     if path.exists() and not (path.is_file() or path.is_dir()):
         msg = f"`path` must be a file, got {os.fspath(path)!r}, which is a device or the like; choose another path."
         raise FileExistsError(msg)
@@ -102,14 +102,15 @@ def checksum(file: PathLike) -> int:
 def load_array(
     path: PathLike, name: str = "path", *, mmap: bool = False, remedy: str = "save a numeric array with np.save"
 ) -> np.ndarray:
-    """Read one array from a .npy file, memory-mapped if asked; pickled objects are refused, with a `remedy`.
+    """Read one array from a .npy file, memory-mapped with `mmap`; pickled objects are refused.
 
     Raises
     ------
     OSError
         There is no such file, or it cannot be read; the message calls it the argument `name`.
     ValueError
-        The file holds no plain array, or less than its header claims, in which case no memory was asked for.
+        The file holds no plain array, or less than its header claims, which is noticed before memory is allocated. The
+        message ends with `remedy`.
     """
     try:
         with Path(path).open("rb") as file:
@@ -122,7 +123,7 @@ def load_array(
     except MemoryError as error:
         msg = f"`{name}` must be a file that fits into memory, got {os.fspath(path)!r}; make memory free."
         raise OSError(msg) from error
-    except Exception as error:  # NumPy raises what it happens to trip over
+    except Exception as error:  # of whatever type NumPy happens to raise
         msg = f"`{os.fspath(path)}` must be a .npy file of numbers, got a damaged one; {remedy}."
         raise ValueError(msg) from error
     if fault == "an .npz archive":
@@ -133,7 +134,7 @@ def load_array(
 
 
 def _fault(file: BinaryIO) -> str | None:
-    """Say what a file is that holds no array of numbers as large as its header claims, None for one that does."""
+    """Say what is wrong with a .npy file; None if it holds an array of numbers as large as its header claims."""
     start = file.read(6)
     if start != np.lib.format.MAGIC_PREFIX:
         return "an .npz archive" if start.startswith(b"PK\3\4") else "a file of another format"
@@ -142,7 +143,7 @@ def _fault(file: BinaryIO) -> str | None:
         major, _ = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
         shape, _, dtype = read(file)
-    except Exception:  # whatever the parser of Python trips over
+    except Exception:  # of whatever type Python's parser raises
         return "a damaged one"
     if dtype.hasobject:
         return "Python objects (numbers among them can be cast with astype(np.float32))"
@@ -153,11 +154,11 @@ def _fault(file: BinaryIO) -> str | None:
 
 @contextmanager
 def naming(path: PathLike) -> Iterator[None]:
-    """Let errors of the system name `path`, not the temporary file behind it."""
+    """Make errors of the system name `path`, not the temporary file behind it."""
     try:
         yield
     except OSError as error:
-        if error.errno is None:  # one of our own, which says what it has to say
+        if error.errno is None:  # one of our own, with its own message
             raise
         raise OSError(error.errno, error.strerror, os.fspath(path)) from error
 
@@ -174,7 +175,7 @@ def visible(path: Path) -> str:
 
 
 def entries(folder: Path) -> list[Path]:
-    """Return what is in a folder, nothing if it cannot be told."""
+    """Return what is in a folder; nothing if it cannot be read."""
     try:
         return list(folder.iterdir())
     except OSError:
@@ -182,25 +183,25 @@ def entries(folder: Path) -> list[Path]:
 
 
 def hidden(target: Path, suffix: str) -> list[Path]:
-    """Return what stands beside `target` under one of its hidden names."""
+    """Return what is beside `target` under one of its hidden names with this suffix."""
     return [path for path in entries(target.parent) if path.suffix == suffix and visible(path) == target.name]
 
 
 @contextmanager
 def hidden_beside(target: Path, make: Callable[[Path], object]) -> Iterator[Path]:
-    """Make something under a hidden name of `target`, locked while the block works on it: other saves let it be."""
+    """Make something under a hidden name of `target`, locked during the block so that other saves leave it alone."""
     while True:
         path = target.with_name(f".{target.name}.{os.urandom(4).hex()}.tmp")
         make(path)
         with locked(path, wait=True):
-            if path.exists():  # else another save took it for a leftover, just before it was locked
+            if path.exists():  # else another save took it for a leftover just before it was locked
                 yield path
                 return
 
 
 @contextmanager
 def locked(path: Path, *, wait: bool = False) -> Iterator[bool]:
-    """Hold a lock, which ends with the process at the latest, and say whether it was to be had."""
+    """Try to lock a path during the block, and yield whether it is locked; the lock ends with the process at latest."""
     if fcntl is None:
         yield False
         return
@@ -221,7 +222,7 @@ def locked(path: Path, *, wait: bool = False) -> Iterator[bool]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Wait until the names in a folder are on the disk, where the system can be asked to."""
+    """Wait until the names in a folder are on the disk, on systems where that can be asked for."""
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

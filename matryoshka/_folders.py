@@ -1,4 +1,4 @@
-"""Folders that are saved as a whole: replaced in one step, read as one, and told from folders of other people."""
+"""Folders that are saved and read as a unit: replaced in one step, and only if they hold nothing but our files."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ _TRIES = 20
 
 @dataclass(frozen=True)
 class Layout:
-    """What a folder of one kind holds: by its record and by the names in it we know what is ours.
+    """What a folder of one kind holds. Its record and its names tell our folders from others.
 
     Attributes
     ----------
     kind : str
-        As the record calls it.
+        The kind that the record gives.
     record : str
-        Name of the JSON file that says what belongs together.
+        Name of the JSON file that describes the folder.
     files : str
         Regular expression of the names of all other files.
     folders : mapping of str to Layout
-        Folders within.
+        Folders within it.
     """
 
     kind: str
@@ -44,24 +44,24 @@ class Layout:
     folders: Mapping[str, Layout] = field(default_factory=dict)
 
     def within(self, path: Path) -> Layout | None:
-        """Return the layout of a folder inside, None if it is none of ours."""
+        """Return the layout of a folder within; None if it is not one of ours."""
         return self.folders.get(_files.visible(path)) if path.is_dir() and not path.is_symlink() else None
 
     def has_file(self, path: Path) -> bool:
-        """Tell whether a path in such a folder is a file under one of our names."""
+        """Tell whether a path in such a folder is a file with one of our names."""
         name = _files.visible(path)
         ours = name == self.record or re.fullmatch(self.files, name) is not None
         return ours and path.is_file() and not path.is_symlink()
 
     def strangers(self, folder: Path) -> list[str]:
-        """Name what a folder holds that is not ours."""
+        """Return the names of what a folder holds that is not ours."""
         found: list[str] = []
         for path in sorted(folder.iterdir()):
             if (inner := self.within(path)) is not None:
                 found += [f"{path.name}/{name}" for name in inner.strangers(path)]
             elif self.has_file(path):
                 found += [path.name] if path.name == self.record and not self._is_record(path) else []
-            elif os.path.lexists(path):  # else a save beside this one has just replaced the folder
+            elif os.path.lexists(path):  # else a concurrent save has just replaced the folder
                 found.append(path.name)
         return found
 
@@ -73,7 +73,7 @@ class Layout:
         return isinstance(record, dict) and record.get("kind") == self.kind
 
     def check_replaceable(self, path: PathLike, target: Path) -> None:
-        """Refuse to replace anything but an empty folder or one that holds nothing but what was saved before."""
+        """Refuse to replace anything but an empty folder or one that holds only what was saved before."""
         if not target.exists() or (target.is_dir() and not any(target.iterdir())):
             return
         if not (target / self.record).is_file():
@@ -99,10 +99,10 @@ ROTATION = Layout("rotation", "rotation.json", r"(matrix|energy)\.npy")
 
 @contextmanager
 def new_folder(path: PathLike, layout: Layout) -> Iterator[Path]:
-    """Give a hidden folder beside `path` to fill, which takes the place of `path` if the block ends without an error.
+    """Yield a hidden folder beside `path` to fill, which replaces `path` if the block ends without an error.
 
-    A folder that stands there is replaced in one step, and only if it is of the same layout; until then, readers see
-    the old one. A link is followed, and stays.
+    An existing folder is replaced in one step, and only if it is of the same layout; until then, readers see the old
+    one. A link is followed and kept.
     """
     target = _files.real(path)
     _put_back(target)
@@ -118,13 +118,13 @@ def new_folder(path: PathLike, layout: Layout) -> Iterator[Path]:
                 _switch(new, target)
                 _files.sync_folder(target.parent)
         finally:
-            _remove(new, layout, heir=target)  # what was replaced, or else what was not finished
+            _remove(new, layout, heir=target)  # the folder that was replaced, or one that was not finished
 
 
 def read_folder(path: PathLike, layout: Layout, read: Callable[[Path, bytes], Result], *, by: str) -> Result:
-    """Return what `read` makes of a folder and the text of its record; `by` is the method that writes such folders.
+    """Return `read(folder, text of its record)`; `by` names in errors the method that writes such folders.
 
-    Where a save replaced the folder meanwhile, it is read once more.
+    If a save has replaced the folder meanwhile, it is read again.
     """
     for _ in range(_TRIES):
         before, error = _state(path, layout), None
@@ -141,14 +141,14 @@ def read_folder(path: PathLike, layout: Layout, read: Callable[[Path, bytes], Re
 
 
 class _State(NamedTuple):
-    """What a save changes: where the folder is, which one it is (None: there is none), and the text of its record."""
+    """What a save changes: where the folder is, its inode number (None: no such folder), and the text of its record."""
 
     folder: Path
     number: int | None
     text: bytes | None
 
     def checked_text(self, path: PathLike, layout: Layout, by: str) -> bytes:
-        """Return the text of the record, which must be there."""
+        """Return the text of the record, or raise an error if there is none."""
         if self.number is None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fspath(self.folder / layout.record))
         if self.text is None:
@@ -172,7 +172,7 @@ def _state(path: PathLike, layout: Layout) -> _State:
 
 
 def _clear_leftovers(target: Path, layout: Layout) -> None:
-    """Remove the folders that killed processes left beside `target`."""
+    """Remove the folders that killed processes have left beside `target`."""
     for path in _files.hidden(target, ".tmp") + list(filter(_is_abandoned, _files.hidden(target, ".old"))):
         with _files.locked(path) as dead:
             if dead and path.is_dir():
@@ -180,21 +180,21 @@ def _clear_leftovers(target: Path, layout: Layout) -> None:
 
 
 def _is_abandoned(old: Path) -> bool:
-    """Tell whether no living save is about to replace what it moved to `old`."""
+    """Tell whether the save that moved a folder to `old` is no longer running."""
     new = old.with_suffix(".tmp")
     with _files.locked(new) as free:
         return free or not new.exists()
 
 
 def _standing(path: PathLike) -> Path:
-    """Return where a folder is: at `path`, or where a save that was killed between two renames has left it."""
+    """Return where a folder is: at `path`, or where a save that was killed between two renames left it."""
     target = _files.real(path)
     waiting = [] if target.exists() else _files.hidden(target, ".old")
     return max(waiting, key=os.path.getmtime) if waiting and not target.exists() else Path(path)
 
 
 def _put_back(target: Path) -> None:
-    """Move a folder back to its place where a killed save has left it hidden."""
+    """Move a folder back to its place if a killed save has left it hidden."""
     place = _standing(target)
     if place != target and _is_abandoned(place):
         with suppress(OSError):  # another save was faster
@@ -202,7 +202,7 @@ def _put_back(target: Path) -> None:
 
 
 def _switch(new: Path, target: Path) -> None:
-    """Let `new` and `target` change places; nothing, or an empty folder, is replaced."""
+    """Exchange `new` and `target`; if `target` is absent or empty, rename `new`."""
     try:
         new.rename(target)
     except OSError:
@@ -220,12 +220,12 @@ def _switch(new: Path, target: Path) -> None:
         if old.exists() and not target.exists():
             old.rename(target)
         raise
-    with suppress(OSError):  # a save beside this one has removed it
+    with suppress(OSError):  # a concurrent save has removed it
         old.rename(new)
 
 
 def _exchange(left: Path, right: Path) -> bool:
-    """Exchange two paths in one step, and say whether the system could; where it cannot, two renames tell why."""
+    """Exchange two paths in one step, and tell whether the system could; why it could not, two renames will show."""
     if (call := _renameat2()) is None:
         return False
     here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
@@ -238,15 +238,15 @@ def _renameat2() -> Callable[..., int] | None:
         import ctypes
 
         call: Callable[..., int] = ctypes.CDLL(None).renameat2
-    except (AttributeError, ImportError, OSError, TypeError):  # not Linux, or one of long ago
+    except (AttributeError, ImportError, OSError, TypeError):  # not Linux, or a very old one
         return None
     return call
 
 
 def _remove(folder: Path, layout: Layout, *, heir: Path) -> None:
-    """Remove what is ours of a folder that is out of use, and the folder; what others put in moves to `heir`."""
+    """Remove our files from a folder that is out of use, and the folder; files of others in it move to `heir`."""
     for path in _files.entries(folder):
-        with suppress(OSError):  # a save beside this one was faster; what cannot go stays for the next
+        with suppress(OSError):  # a concurrent save was faster; what cannot be removed is left to the next save
             if (inner := layout.within(path)) is not None:
                 _remove(path, inner, heir=heir / path.name)
             elif layout.has_file(path):
@@ -259,7 +259,7 @@ def _remove(folder: Path, layout: Layout, *, heir: Path) -> None:
 
 
 def _sync(folder: Path) -> None:
-    """Wait until all that is in a folder is on the disk."""
+    """Wait until everything in a folder is on the disk."""
     for path in folder.iterdir():
         if path.is_dir():
             _sync(path)

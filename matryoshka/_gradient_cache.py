@@ -1,4 +1,4 @@
-"""Gradient caching in PyTorch: batches whose activations do not fit into memory. `matryoshka.torch` hands it out."""
+"""Gradient caching in PyTorch, for batches whose activations do not fit into memory; part of `matryoshka.torch`."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ _Encoder = Callable[[Any], torch.Tensor]
 class CachedStep:
     """The gradients of one large batch, computed in pieces by gradient caching.
 
-    A contrastive loss compares all rows of a batch, whose activations need not fit into memory for that: the encoder
-    runs over pieces without a graph, the loss gives the gradient in all embeddings, and the encoder runs again over
-    one piece at a time, whose backward pass starts from its part of that gradient.
+    A contrastive loss compares all rows of a batch, but their activations need not be in memory at once. The encoder
+    runs over pieces without a graph; the loss gives the gradient in all embeddings; then the encoder runs again over
+    one piece at a time, with a backward pass that starts from its part of that gradient.
 
     Parameters
     ----------
     encoder : callable, or sequence of callables
-        Called on a piece of an input, returns its embeddings (rows, dim). A sequence holds one encoder per input.
+        Called on a piece of an input; returns its embeddings (rows, dim). A sequence holds one encoder per input.
     loss : callable
-        Called on the embeddings of the whole batch, a tensor for each input; returns a tensor (). If it has parameters,
-        such as a temperature, they get their gradients too.
+        Called on the embeddings of the whole batch, a tensor for each input; returns a tensor (). Its parameters, such
+        as a temperature, get their gradients too.
     mini_batch : int
-        Rows of a piece, at least 1. More need more memory and are faster.
+        Rows of a piece, at least 1. Larger pieces need more memory and are faster.
 
     Raises
     ------
@@ -38,26 +38,28 @@ class CachedStep:
         An encoder or a loss that cannot be called; when called, inputs that are neither tensors nor made of them, or
         encoders and losses that return no tensor.
     ValueError
-        A `mini_batch` below 1, no encoder. When called: no input, or not as many as the encoders; an input without rows
-        or whose tensors have different numbers of rows; an encoder that returns another number of rows than it was
-        given, or another shape the second time; a loss that is not one number.
+        A `mini_batch` below 1, or no encoder. When called: no input, or not as many as there are encoders; an input
+        without rows, or with tensors of different numbers of rows; an encoder that returns another number of rows than
+        it was given, or another shape the second time; a loss that is not one number.
 
     Notes
     -----
-    `step(*inputs)` takes tensors, mappings of tensors (as tokenizers of Hugging Face give) or sequences of them, cut
-    along the first axis. It adds the gradients to `.grad` of the parameters, as `backward` does, and returns the loss,
-    detached. Inputs may differ in length where the loss allows it. Under `torch.no_grad` it returns the loss alone.
+    `step(*inputs)` takes tensors, mappings of tensors (as from tokenizers of Hugging Face) or sequences of them, which
+    are cut along the first axis. It adds the gradients to `.grad` of the parameters, as `backward` does, and returns
+    the loss, detached. Inputs may differ in length if the loss allows it. Under `torch.no_grad` only the loss is
+    computed.
 
-    The gradients are those of one backward pass on the whole batch: random states are restored for the second run, so
-    that dropout draws the same, and autocast applies to both. What mixes the rows of a batch within the encoder, as
-    batch normalisation does, sees pieces. To scale the loss, for `torch.amp.GradScaler` or to accumulate gradients,
-    scale it where it is computed: ``CachedStep(encoder, lambda *rows: scaler.scale(loss(*rows)), mini_batch=64)``.
+    The gradients are those of one backward pass on the whole batch: random states (of the CPU and of CUDA) are restored
+    for the second run, so that dropout draws the same, and autocast applies to both runs. What mixes the rows of a
+    batch within the encoder, such as batch normalisation, sees one piece at a time. To scale the loss, for
+    `torch.amp.GradScaler` or to accumulate gradients, scale it where it is computed:
+    ``CachedStep(encoder, lambda *rows: scaler.scale(loss(*rows)), mini_batch=64)``.
 
-    Under DistributedDataParallel give the wrapped model as `encoder`, which then exchanges gradients once, at its last
-    piece, and an `InfoNCE` with `gather=True` as `loss`: all processes must have equally many rows.
+    Under DistributedDataParallel, pass the wrapped model as `encoder`, which then exchanges gradients once, with its
+    last piece, and an `InfoNCE` with `gather=True` as `loss`; all processes must have equally many rows.
 
-    The encoder costs a second forward pass. Memory: the activations of one piece, and the embeddings of the batch with
-    what the loss keeps for them.
+    The cost is a second forward pass of the encoder. Memory: the activations of one piece, the embeddings of the batch,
+    and what the loss keeps for them.
 
     References
     ----------
@@ -141,7 +143,7 @@ class CachedStep:
 
 
 class _Piece(NamedTuple):
-    """Some rows of an input, and what embeds them."""
+    """Some rows of an input, and their encoder."""
 
     encoder: _Encoder
     batch: Any
@@ -149,7 +151,7 @@ class _Piece(NamedTuple):
     stop: int
 
     def embed(self, width: torch.Size | None) -> torch.Tensor:
-        """Return the embeddings (rows, *width); None: of a width that is not known yet."""
+        """Return the embeddings (rows, *width); None if the width is not known yet."""
         rows = self.stop - self.start
         found = self.encoder(_cut(self.batch, slice(self.start, self.stop)))
         if not isinstance(found, torch.Tensor):
@@ -166,7 +168,7 @@ class _Piece(NamedTuple):
 
 
 def _lengths(value: object, name: str) -> Iterator[int]:
-    """Give the number of rows of each tensor of an input."""
+    """Yield the number of rows of each tensor of an input."""
     if isinstance(value, torch.Tensor) and value.ndim:
         yield value.shape[0]
     elif isinstance(value, Mapping | list | tuple):
@@ -181,7 +183,7 @@ def _lengths(value: object, name: str) -> Iterator[int]:
 
 
 def _cut(value: Any, rows: slice) -> Any:
-    """Return some rows of each tensor of an input: in new containers, since encoders write to them."""
+    """Return some rows of each tensor of an input, in new containers, because encoders may write to these."""
     if isinstance(value, torch.Tensor):
         return value[rows]
     if isinstance(value, Mapping):
@@ -200,17 +202,17 @@ def _one_number(loss: Any) -> torch.Tensor:
 
 
 def _backward(batches: list[list[_Piece]], states: list[Any], gradients: list[torch.Tensor | None]) -> None:
-    """Embed each piece again as in its state, and start its backward pass from its rows of the gradients."""
+    """Embed each piece again, from its random state, and start its backward pass from its rows of the gradients."""
     whole = [(piece, gradient) for pieces, gradient in zip(batches, gradients, strict=True) for piece in pieces]
     todo = [
         (piece, state, gradient[piece.start : piece.stop])
         for (piece, gradient), state in zip(whole, states, strict=True)
-        if gradient is not None  # of an input that the loss takes for a constant
+        if gradient is not None  # None: the loss treats this input as constant
     ]
     last = {id(piece.encoder): i for i, (piece, _, _) in enumerate(todo)}
     for i, (piece, state, gradient) in enumerate(todo):
         _set_random_states(state)
-        # DistributedDataParallel exchanges the sum of all pieces at the last.
+        # DistributedDataParallel exchanges the sum over all pieces with the last one.
         apart = nullcontext if last[id(piece.encoder)] == i else getattr(piece.encoder, "no_sync", nullcontext)
         with apart():
             embeddings = piece.embed(gradient.shape[1:])

@@ -37,8 +37,8 @@ def require(module: str, *, extra: str, purpose: str) -> ModuleType:
 
 
 def command(extra: str) -> str:
-    """Return what installs an extra, wherever this package came from: what it requires, then its name in a registry."""
-    import importlib.metadata  # which takes longer to load than the rest of the package
+    """Return how to install an extra: by its requirements, wherever this package came from, and by its name."""
+    import importlib.metadata  # takes longer to load than the rest of the package
 
     named = f'pip install "{PACKAGE}[{extra}]"'
     try:
@@ -47,6 +47,6 @@ def command(extra: str) -> str:
         every = []
     marker = re.compile(rf"""\s*;\s*extra\s*==\s*["']{re.escape(extra)}["']""")
     wanted = [f'"{marker.sub("", each)}"' for each in every if marker.search(each)]
-    if not wanted:  # a checkout that was put on the path, and is not what is installed
+    if not wanted:  # a checkout on the path, which is not what is installed
         wanted = [f'"{Path(__file__).parents[1]}[{extra}]"']
     return f"pip install {' '.join(wanted)} (with this package from a registry: {named})"

@@ -1,6 +1,6 @@
-"""What all figures and tables share: colours and marks, new axes, how these look, aligned columns and tables in HTML.
+"""What all figures and tables share: colours and marks, axes and their style, aligned columns, tables in HTML.
 
-What a figure shows stands with what it is of. Figures need the extra `cli`, tables nothing.
+What a figure shows is defined beside the thing that it shows. Figures need the extra `cli`, tables nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure, SubFigure
 
 BLUE, RED, GREEN, VIOLET, OCHRE, GREY = "#1f6fb4", "#d1495b", "#2a9d5c", "#8a5cb8", "#c98b1b", "#7f7f7f"
-"""Colours of what is drawn, in the order in which they are given out; grey is for what others are compared with."""
+"""Colours in the order in which they are used; grey is for what others are compared with."""
 
 COLUMNS = 100
 """How wide a printed line may be."""
@@ -29,7 +29,7 @@ _TICKS, _EDGE, _LEAST, _OVERHANG = 0.45, 0.05, 0.35, 1.15
 height that axes keep; and how much wider than the axes a legend may be."""
 
 MARKERS = {"full": "*", "prefix": "o", "adaptive": "s", "funnel": "v", "bits": "P", "calibrated": "D"}
-"""Marks of plans of a search."""
+"""Markers of the kinds of search plans."""
 MEANINGS = {
     "full": "the full width alone",
     "prefix": "so many columns alone",
@@ -41,7 +41,7 @@ MEANINGS = {
 
 
 def new(width: float, height: float, *, purpose: str) -> Any:
-    """Return an empty figure, in inches; `purpose` says what needs matplotlib if there is none."""
+    """Return an empty figure of this size in inches; without matplotlib, the error says that `purpose` needs it."""
     require("matplotlib", extra="cli", purpose=purpose)
     from matplotlib.figure import Figure
 
@@ -49,7 +49,7 @@ def new(width: float, height: float, *, purpose: str) -> Any:
 
 
 class Display:
-    """What can be drawn on the caller's axes, or on new ones; where it was drawn last is kept, as in scikit-learn."""
+    """A picture drawn on the caller's axes or on new ones; like a display of scikit-learn, it keeps the last ones."""
 
     ax_: Axes
     figure_: Figure | SubFigure
@@ -71,14 +71,14 @@ class Display:
 
 
 def width_axis(axes: Any, dims: Sequence[int]) -> None:
-    """Let the horizontal axis show widths: a doubling is a step, and every width has its tick."""
+    """Let the horizontal axis show widths, on a scale of base 2, with a tick for each."""
     axes.set_xscale("log", base=2)
     axes.set_xticks(dims, [str(dim) for dim in dims], rotation=45 if len(dims) > 7 else 0)
     axes.minorticks_off()
 
 
 def cost_axis(axes: Any) -> None:
-    """Let the horizontal axis show costs: each step multiplies them, and the ticks are plain numbers."""
+    """Let the horizontal axis show costs, on a logarithmic scale with plain numbers."""
     from matplotlib import ticker
 
     axes.set_xscale("log")
@@ -89,23 +89,23 @@ def cost_axis(axes: Any) -> None:
 
 
 def mark(axes: Any, x: float, y: float, kind: str, colour: str, *, label: str | None = None) -> None:
-    """Mark a plan of this kind where it stands."""
+    """Draw the marker of a plan of this kind."""
     size = 11 if kind == "full" else 6
     axes.plot(x, y, MARKERS[kind], color=colour, ms=size, alpha=0.75, label=label)
 
 
 def front(axes: Any, points: Sequence[tuple[float, float]], colour: str) -> None:
-    """Join what no other point beats, cheapest first: what is reached stays until the next one pays more for more."""
+    """Draw a Pareto front, cheapest point first, as a staircase: between two points, the cheaper one is the best."""
     axes.step([x for x, _ in points], [y for _, y in points], where="post", color=colour, lw=1.5)
 
 
 def ink(axes: Any) -> Any:
-    """Return the colour of writing: dark on light paper, or light where the caller's style is dark."""
+    """Return the colour of text: dark on a light background, light in a dark style of the caller."""
     return axes.xaxis.label.get_color()
 
 
 def light_frame(axes: Any) -> None:
-    """Draw a pale grid behind the curves, and spines only where the ticks are."""
+    """Draw a pale grid behind the curves, and only the left and lower spines."""
     axes.grid(color=ink(axes), alpha=0.1)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -172,16 +172,16 @@ def wrapped(lines: Iterable[str], *, indent: int = 4) -> list[str]:
 
 
 def table(rows: Sequence[Sequence[str]], *, left: Collection[int] = ()) -> list[str]:
-    """Align cells to the right, those of the columns `left` to the left, and return a line for each row."""
+    """Align cells to the right, those of the columns `left` to the left; return a line for each row."""
     columns = enumerate(zip(*rows, strict=True))
     formats = [f"{'<' if i in left else '>'}{max(map(len, cells))}" for i, cells in columns]
     return ["  ".join(map(format, row, formats)).rstrip() for row in rows]
 
 
 def html_table(rows: Sequence[Sequence[str]], *, header: bool = True) -> str:
-    """Return a table for a notebook: the first row names the columns, or else the first column the rows.
+    """Return a table for a notebook: with `header`, the first row names the columns, else the first column the rows.
 
-    It has no colours of its own, so that it takes those of the page, dark or light.
+    It has no colours, so that it takes those of the page, dark or light.
     """
     names, body = (rows[0], rows[1:]) if header else ((), rows)
     head = "".join(f"<th>{_escaped(name)}</th>" for name in names)

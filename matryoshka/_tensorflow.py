@@ -1,7 +1,7 @@
-"""The part of the array API that the losses use, on TensorFlow tensors, which have no such namespace of their own.
+"""The part of the array API that losses use, for TensorFlow, which has no such namespace of its own.
 
-Hand this module to a loss as `xp`. It knows axes whose length a graph leaves open (None), and takes `device` without
-using it: TensorFlow itself places what it makes.
+Pass this module to a loss as `xp`. It supports axes whose length a graph leaves open (None), and ignores `device`,
+because TensorFlow places tensors itself.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def astype(x: Any, dtype: Any, *, copy: bool = True) -> Any:
 
 
 def arange(stop: Any, *, dtype: Any = None, device: Any = None) -> Any:
-    """Return 0 … stop - 1, as int64: on a GPU, TensorFlow keeps int32 on the host."""
+    """Return 0 … stop - 1, by default as int64: on a GPU, TensorFlow keeps int32 on the host."""
     return tf.range(tf.cast(stop, dtype or tf.int64))
 
 

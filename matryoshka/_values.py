@@ -1,4 +1,4 @@
-"""What the package's values share: they travel as JSON, alone or in a file, and compete by what they cost and reach."""
+"""What the plans of this package share: JSON, alone or in a file, and the Pareto front of cost and quality."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ Point = TypeVar("Point")
 
 
 class JsonValue:
-    """A dataclass that travels as a JSON object of its fields, from which its constructor builds it again."""
+    """A dataclass that is written as a JSON object of its fields, and read by calling its constructor with them."""
 
     _kind: ClassVar[str]
-    """What the object calls itself."""
+    """The name of the class in the JSON."""
 
     _before: ClassVar[dict[str, Any]] = {}
-    """Fields that came later, and what they were before: they are left out while they are that still."""
+    """Fields that older versions did not have, each with the value that means the same; such values are not written."""
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -81,7 +81,7 @@ class JsonValue:
 
 
 def record(text: str | bytes, *, kind: str, keys: Collection[str], source: object = "text") -> dict[str, Any]:
-    """Parse the JSON of one of this package's values and check kind, version and keys; `source` is where it stood."""
+    """Parse the JSON of one of this package's values and check kind, version and keys; `source` says where it was."""
     remedy = f"pass what `to_json` of a {kind} wrote" if source == "text" else f"save the {kind} anew"
     try:
         parsed = json.loads(text)
@@ -104,7 +104,7 @@ def record(text: str | bytes, *, kind: str, keys: Collection[str], source: objec
 
 @contextmanager
 def reading(kind: str, source: object) -> Iterator[None]:
-    """Let errors about the values in a record say where the record stood."""
+    """Make errors about the values in a record say where the record was."""
     try:
         yield
     except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
@@ -113,19 +113,19 @@ def reading(kind: str, source: object) -> Iterator[None]:
 
 
 def _brief(value: object) -> str:
-    """Say what a file gave as its kind or version, at no length."""
+    """Show what a file gives as its kind or version, in a few words."""
     plain = value is None or isinstance(value, str | int | float)
     return repr(value) if plain and len(repr(value)) <= 80 else type(value).__name__
 
 
 def sealed(record: dict[str, Any], checksums: dict[str, int]) -> dict[str, Any]:
-    """Return a record with the checksums of what it stands for, and one of its own."""
+    """Return a record with the checksums of the arrays that it describes, and with one of itself."""
     record = {**record, "checksums": checksums}
     return {**record, "checksum": _own_checksum(record)}
 
 
 def checksums(record: dict[str, Any], names: Iterable[str]) -> dict[str, int] | None:
-    """Return the checksums in a record, which are of all `names`; None in one from before there were any."""
+    """Return the checksums in a record, one for each of `names`; None in an old record, which has none."""
     found = record.get("checksums")
     if found is None and "checksum" not in record:
         return None
@@ -136,7 +136,7 @@ def checksums(record: dict[str, Any], names: Iterable[str]) -> dict[str, int] | 
 
 
 def check_seal(record: dict[str, Any], keys: Collection[str], *, source: object, of: str = "corpus") -> None:
-    """Check that a record is as it was sealed; one from before there were checksums holds no other keys."""
+    """Check that a record is as it was sealed and has no other keys; an old one has no checksums to compare."""
     allowed = {"kind", "version", *keys} | ({"checksums", "checksum"} if "checksum" in record else set())
     if others := set(record) - allowed:
         msg = f"`{source}` must hold nothing but {', '.join(sorted(allowed))}, got {_brief(min(others))}; save anew."
@@ -146,7 +146,7 @@ def check_seal(record: dict[str, Any], keys: Collection[str], *, source: object,
 
 
 def check_sum(expected: object, got: int, *, source: object, of: str = "corpus") -> None:
-    """Check that the checksum of what was read is the one that was saved; `of` is what to save anew otherwise."""
+    """Check that what was read has the checksum that was saved; `of` names in the error what to save anew."""
     if expected != got:
         msg = (
             f"`{source}` must be as it was saved, got other bytes than its checksum says; the folder is damaged or "
@@ -161,9 +161,9 @@ def _own_checksum(record: dict[str, Any]) -> int:
 
 
 def pareto_front(points: Iterable[Point], worth: Callable[[Point], tuple[float, float]]) -> list[Point]:
-    """Return the points that no other one beats, cheapest first; `worth` gives what a point costs and what it reaches.
+    """Return the points that no other one beats, cheapest first; `worth` gives the cost and the quality of a point.
 
-    Of points that cost and reach the same, the first stays.
+    Of points with the same cost and quality, the first is kept.
     """
     front: list[Point] = []
     best = -float("inf")

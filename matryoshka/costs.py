@@ -1,15 +1,15 @@
 """What search and heads cost, counted instead of measured: multiply-adds, bytes read, bytes kept, parameters.
 
 One multiply-add counts as one, as in the paper, which calls it a FLOP; its MFLOPs are these numbers divided by 10^6.
-Choosing the best candidates, normalising and the network are not counted. All counts but those of HNSW are exact
-integers. The size of a number is `itemsize` bytes, 4 for float32.
+The network, normalisation and the selection of the best candidates are not counted. All counts except those of HNSW
+are exact integers. A number takes `itemsize` bytes, 4 in float32.
 
-Two ways of counting stand side by side. *As published*: every stage of a funnel computes its distances from nothing.
-*As executed* (`executed=True`): a stage at width d' that follows one at width d adds the products of the columns
-d … d' - 1 to running sums, so a candidate costs d' - d.
+There are two ways of counting. *As published*: every stage of a funnel computes its distances from scratch. *As
+executed* (`executed=True`): a stage at width d' that follows one at width d adds the products of columns d … d' - 1 to
+running sums, so a candidate costs d' - d.
 
-A first stage may be searched in a code of one bit a column, 64 of them to a word of eight bytes. It multiplies nothing,
-so that its multiply-adds are 0 and its bytes are what there is to count; the stage after it has no sums to add to.
+A first stage may be searched in a code of one bit per column, packed into words of 64 bits. It multiplies nothing, so
+it counts 0 multiply-adds, and only its bytes; the stage after it has no running sums to add to.
 
 References
 ----------
@@ -83,11 +83,11 @@ def rerank(k: int, dim: int, *, after: int = 0) -> int:
     Parameters
     ----------
     k : int
-        Candidates. The distances that an index counted itself (HNSW, IVF) may stand here too.
+        Candidates, or the distances that an index (HNSW, IVF) says it computed.
     dim : int
         Numbers compared per candidate.
     after : int, default 0
-        Leading columns whose products an earlier stage has left behind, below `dim`; 0 is the count as published.
+        Leading columns, fewer than `dim`, whose products an earlier stage has summed up; 0 counts as published.
 
     Returns
     -------
@@ -111,20 +111,20 @@ def funnel(n: int, dims: Sequence[int], keep: Sequence[int], *, code: str = "flo
     n : int
         Rows of the corpus.
     dims : sequence of int
-        Widths of the stages, strictly increasing; after a coded first stage the second may be the first once more.
+        Widths of the stages, strictly increasing; after a coded first stage the second may equal the first.
     keep : sequence of int
         Candidates handed from each stage to the next, one fewer than `dims`, never growing; lists longer than the
         corpus count as `n`.
     code : {"float", "bits"}, default "float"
         How the first width is stored and searched.
     executed : bool, default False
-        Count running products once instead of every stage from nothing.
+        Let every stage add to the sums of the one before, instead of starting from scratch.
 
     Returns
     -------
     int
         n · dims[0] + Σ keep[j] · dims[j + 1], or with `executed` Σ keep[j] · (dims[j + 1] - dims[j]). With a code
-        there is no first term, and the second stage starts from nothing either way.
+        there is no first term, and the second stage starts from scratch either way.
 
     Raises
     ------
@@ -135,8 +135,8 @@ def funnel(n: int, dims: Sequence[int], keep: Sequence[int], *, code: str = "flo
 
     Notes
     -----
-    One pair of widths is adaptive retrieval, a single width and no list an exact search. The choice of the first list
-    is not counted, although on the clock it soon outweighs a search at 16 dimensions.
+    Two widths are adaptive retrieval; a single width and no list are an exact search. Selecting the first list is not
+    counted, although by the clock it soon outweighs a search at 16 dimensions.
 
     Examples
     --------
@@ -174,8 +174,8 @@ def hnsw(n: int, dim: int) -> float:
     Notes
     -----
     The paper gives HNSW the order O(d log N) and never a count. This is that order with the constant 1, good for
-    ratios between widths at one `n`, not for comparing with `search`: a real query visits many times log2(n) rows,
-    more as its candidate list grows. As executed, it is `rerank` of the distances that the index counted.
+    ratios between widths at one `n`, but not for a comparison with `search`: a real query visits many times log2(n)
+    rows, and more as its candidate list grows. As executed, the count is `rerank` of the distances it computed.
 
     Examples
     --------
@@ -200,7 +200,7 @@ def search_bytes(n: int, dim: int, *, code: str = "float", itemsize: int = 4) ->
     Returns
     -------
     int
-        n · dim · itemsize, or for bits n · ⌈dim / 64⌉ · 8. Queries answered in one batch share these reads.
+        n · dim · itemsize, or for bits n · ⌈dim / 64⌉ · 8. The queries of a batch share these reads.
 
     Examples
     --------
@@ -226,7 +226,7 @@ def rerank_bytes(k: int, dim: int, *, after: int = 0, itemsize: int = 4) -> int:
     Returns
     -------
     int
-        k · (dim - after) · itemsize, without the stored norm of each candidate and stage.
+        k · (dim - after) · itemsize; the norm stored for each candidate and stage is not counted.
     """
     return rerank(k, dim, after=after) * _count(itemsize, "itemsize")
 
@@ -247,12 +247,12 @@ def funnel_bytes(
     n, dims, keep, code, executed
         As for `funnel`.
     itemsize : int, default 4
-        Bytes per number that is no code.
+        Bytes per number, codes aside.
 
     Returns
     -------
     int
-        The bytes of its search and of its rerankings.
+        The bytes of its search plus those of its reranking stages.
 
     Examples
     --------
@@ -310,7 +310,7 @@ def index_bytes(n: int, dim: int, *, code: str = "float", itemsize: int = 4) -> 
 
 
 def separate_indexes_bytes(n: int, nesting: NestingLike, *, itemsize: int = 4) -> int:
-    """Count the bytes of one database per width, what separately trained models of fixed width need.
+    """Count the bytes of one database per width, which separately trained models of fixed width need.
 
     Parameters
     ----------
@@ -324,7 +324,7 @@ def separate_indexes_bytes(n: int, nesting: NestingLike, *, itemsize: int = 4) -
     Returns
     -------
     int
-        Σ n · dim · itemsize over the widths; with MRL the widest alone is enough.
+        Σ n · dim · itemsize over the widths; with MRL, the widest alone is enough.
 
     Examples
     --------
@@ -342,18 +342,18 @@ def hnsw_index_bytes(n: int, dim: int, *, m: int = 32, itemsize: int = 4) -> int
     n, dim : int
         Rows, and numbers per row.
     m : int, default 32
-        Links per row and upper layer; the lowest layer has twice as many. The paper's HNSW32 has 32.
+        Links per row in an upper layer; the lowest layer has twice as many. HNSW32, as in the paper, has 32.
     itemsize : int, default 4
         Bytes per number.
 
     Returns
     -------
     int
-        n · (dim · itemsize + 2 m · 4): the upper layers, about four bytes a row, are left out.
+        n · (dim · itemsize + 2 m · 4), without the upper layers, which take about four bytes per row.
 
     Examples
     --------
-    The links weigh a little at 2048 dimensions and outweigh the rows at 16:
+    The links add little at 2048 dimensions, and outweigh the rows at 16:
 
     >>> [round(hnsw_index_bytes(1_281_167, dim) / index_bytes(1_281_167, dim), 2) for dim in (2048, 16)]
     [1.03, 5.0]
@@ -371,7 +371,7 @@ def head_parameters(nesting: NestingLike, n_classes: int, *, tied: bool = False,
     n_classes : int
         Classes.
     tied : bool, default False
-        MRL-E: one classifier whose leading columns serve the prefixes, instead of one per prefix (MRL).
+        MRL-E: one classifier, whose leading columns serve the prefixes, instead of one per prefix (MRL).
     bias : bool, default True
         Count biases: one per prefix for MRL, a shared one for MRL-E.
 
@@ -392,7 +392,7 @@ def head_parameters(nesting: NestingLike, n_classes: int, *, tied: bool = False,
 
 
 def head(nesting: NestingLike, n_classes: int, *, tied: bool = False) -> int:
-    """Count the multiply-adds that give one embedding its logits at every prefix.
+    """Count the multiply-adds of the logits of one embedding at every prefix.
 
     Parameters
     ----------

@@ -1,6 +1,6 @@
 """How well each width of the same embeddings retrieves what is known to be relevant.
 
-`audit` asks of embeddings alone what cutting them loses; here people or labels have said what ought to be found.
+`audit` measures from the embeddings alone what cutting them loses; here, people or labels say what should be found.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["Evaluation", "EvaluationDisplay", "evaluate"]
 
 MEASURES = ("ndcg@10", "mrr@10", "map@100", "recall@100")
-"""What is measured unless something else is asked for; the first one is the main one."""
+"""The default measures; the first is the main one."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Evaluation:
     metric : {"cosine", "ip", "l2"}
         The similarity of two prefixes.
     n_rows, n_queries : int
-        Rows searched, and queries for which one of them is relevant: the mean is over these.
+        Rows searched, and queries that have a relevant row: means are over these.
     """
 
     scores: dict[int, dict[str, float]]
@@ -62,7 +62,7 @@ class Evaluation:
 
     @property
     def kept(self) -> dict[int, float]:
-        """What each width keeps of the main measure of the widest; NaN where that is 0."""
+        """The main measure at each width as a share of that at the widest; NaN if that is 0."""
         main = self.measures[0]
         widest = self.scores[self.dims[-1]][main]
         return {dim: of[main] / widest if widest else float("nan") for dim, of in self.scores.items()}
@@ -83,15 +83,15 @@ class Evaluation:
         Parameters
         ----------
         audit : Audit, optional
-            What `matryoshka.audit` said of embeddings of the model: its verdict is cited.
+            An audit of embeddings of the model, whose verdict is cited.
 
         Returns
         -------
         str
-            Markdown that starts with a heading of the second level and ends with a newline. It holds a table of widths
-            and measures, the verdict, and the entries ``is_matryoshka`` and ``matryoshka_dimensions`` of the model's
-            ``config.json``, by which vLLM knows that a client may ask for these widths. They are left out where the
-            verdict is no.
+            Markdown that starts with a second-level heading and ends with a newline. It holds a table of widths and
+            measures, the verdict, and the entries ``is_matryoshka`` and ``matryoshka_dimensions`` for the model's
+            ``config.json``, which tell vLLM that clients may ask for these widths. If the verdict is no, the entries
+            are left out.
 
         Raises
         ------
@@ -254,19 +254,19 @@ def evaluate(
     Parameters
     ----------
     embeddings : array (n, dim), floating
-        The rows that are searched, at full width; they may be memory-mapped.
+        The rows to search, at full width; they may be memory-mapped.
     queries : array (n_queries, dim), floating
-        What is searched for, of the library, the device and the dtype of `embeddings`.
+        What to search for, of the library, device and dtype of `embeddings`.
     qrels : array (m, 2) or (m, 3), integer, optional
-        What is relevant: a query, a row, and the grade of that row for that query, which is 1 where there is no third
-        column and at least 0. No pair may stand twice; what is not named is not relevant.
+        Relevance judgements: a query, a row, and the grade of that row for that query, at least 0; without a third
+        column, all grades are 1. No pair may occur twice; pairs that do not occur are not relevant.
     labels, query_labels : array (n,), (n_queries,), integer, optional
-        Instead of `qrels`: rows with the label of a query are relevant to it, all alike.
+        Instead of `qrels`: the rows with the label of a query are relevant to it, with grade 1.
     dims : sequence of int, optional
         Widths in ascending order; by default halvings of the full width down to 8.
     measures : sequence of str, default ("ndcg@10", "mrr@10", "map@100", "recall@100")
-        What to measure, the main thing first: "ndcg", "mrr", "map", "recall", "precision" or "accuracy" (something
-        relevant among the first k), and after an @ how many results count.
+        What to measure, the main measure first: "ndcg", "mrr", "map", "recall", "precision" or "accuracy" (whether any
+        of the first k is relevant), followed by @ and the number k of results that count.
     metric : {"cosine", "ip", "l2"}, default "cosine"
         Similarity of two prefixes, as for `Corpus`.
 
@@ -278,17 +278,17 @@ def evaluate(
     Raises
     ------
     TypeError
-        Arrays of other kinds or of two libraries; not exactly one of `qrels` and the pair of labels.
+        Arrays of other kinds or of two libraries; neither or both of `qrels` and the pair of labels.
     ValueError
-        Shapes, widths, names or numbers that do not fit; or nothing is relevant to any query.
+        Shapes, widths, names or numbers that do not fit; or no query has a relevant row.
 
     Notes
     -----
-    The mean is over queries to which something is relevant; others are not searched for. The names are those of
-    sentence-transformers (MTEB writes ndcg_at_10), and so are the definitions: "map" is divided by min(k, relevant
-    rows), where trec_eval divides by all of them. Only "ndcg" minds how large a grade is, and takes it as it is; to all
-    others a grade above 0 is relevant. Equal scores are ordered by row. A query that is a row of the corpus finds
-    itself: leave such rows out of one of the two.
+    Means are over the queries that have a relevant row; the others are not searched. Names and definitions are those of
+    sentence-transformers (MTEB writes ndcg_at_10): "map" is divided by min(k, relevant rows), where trec_eval divides
+    by the number of relevant rows. Only "ndcg" uses the size of a grade, as it is; for the others, a grade above 0 is
+    relevant. Equal scores are ordered by row. A query that is also a row of the corpus finds itself: leave it out of
+    one of the two.
 
     Each width is searched exactly: sum(`dims`) · n · n_queries multiply-adds, and memory for the prefixes of one width
     at a time.
@@ -327,7 +327,7 @@ def evaluate(
     rows = take_rows(queries, judged.queries, xp)
     scores = {}
     for dim in widths:
-        _, ids = copy.copy(corpus).search(rows, k, dim=dim)  # a copy, with which its prefixes go
+        _, ids = copy.copy(corpus).search(rows, k, dim=dim)  # a copy, which takes its prefix block with it
         gains = judged.gains(to_numpy(ids))
         scores[dim] = {name: _measured(*which, gains, judged) for name, which in asked.items()}
     return Evaluation(scores, corpus.metric, len(corpus), len(judged.queries))
@@ -337,17 +337,17 @@ class _Judged(NamedTuple):
     """What is known to be relevant."""
 
     queries: np.ndarray
-    """(q,): the queries to which something is."""
+    """(q,): the queries that have a relevant row."""
     n_relevant: np.ndarray
-    """(q,): how many rows are."""
+    """(q,): how many relevant rows each has."""
     ideal: np.ndarray
     """(q, k): the largest gains, largest first."""
     gains: Callable[[np.ndarray], np.ndarray]
-    """Of ids (q, k) what each is worth."""
+    """Maps ids (q, k) to their gains (q, k)."""
 
 
 def _of_labels(labels: Array | None, query_labels: Array | None, shape: tuple[int, int], k: int) -> _Judged:
-    """Take rows of the label of a query as relevant to it; `shape` is queries by rows."""
+    """Judge by labels: rows with the label of a query are relevant to it. `shape` is (queries, rows)."""
     for name, array, count in (("labels", labels, shape[1]), ("query_labels", query_labels, shape[0])):
         if array is None:
             msg = "`qrels`, or both `labels` and `query_labels`, must say what is relevant, got neither; pass one."
@@ -364,7 +364,7 @@ def _of_labels(labels: Array | None, query_labels: Array | None, shape: tuple[in
 def _of_qrels(
     qrels: Array | None, labels: Array | None, query_labels: Array | None, shape: tuple[int, int], k: int
 ) -> _Judged | None:
-    """Read judgements; None if there are none. Their pairs are looked up as one number each, query · rows + row."""
+    """Judge by `qrels`; None if there are none. A pair is looked up as a single number, query · rows + row."""
     if qrels is None:
         return None
     if labels is not None or query_labels is not None:
@@ -418,7 +418,7 @@ def _pairs(qrels: Array, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray
 
 
 def _known(mask: np.ndarray, name: str) -> np.ndarray:
-    """Return the numbers of the queries that count, of which there must be some."""
+    """Return the numbers of the queries that have a relevant row, of which there must be some."""
     if not mask.any():
         msg = f"`{name}` must make a row relevant to at least one query, got none; there is nothing to find."
         raise ValueError(msg)
@@ -426,7 +426,7 @@ def _known(mask: np.ndarray, name: str) -> np.ndarray:
 
 
 def _measured(name: str, k: int, gains: np.ndarray, judged: _Judged) -> float:
-    """Measure lists of gains (q, k or all rows), best first: a longer one would end in padding."""
+    """Measure lists of gains (q, min(k, rows)), best neighbour first; a longer list would end in padding."""
     hits, length = gains > 0, min(k, len(gains[0]))
     if name == "ndcg":
         return metrics.ndcg_at_k(gains, length, ideal=judged.ideal)
@@ -452,7 +452,7 @@ def _titled(measure: str) -> str:
 
 
 def cutoffs(measures: Any) -> dict[str, tuple[str, int]]:
-    """Return what to measure, and of how many results, by name."""
+    """Return for each measure, by its full name, what it is and how many results count: {"ndcg@10": ("ndcg", 10)}."""
     names = _checks.sequence(measures, "measures", "names", 'for instance ("ndcg@10", "mrr@10")')
     if not names:
         msg = '`measures` must hold at least one name, got none; pass for instance ("ndcg@10",).'

@@ -1,4 +1,4 @@
-"""Turn embeddings so that their first columns hold most: any embedding becomes one that can be cut."""
+"""Rotate embeddings so that their first columns hold most of their energy: then any embedding can be cut."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ _KEYS = ("dim",)
 class Rotation:
     """An orthogonal matrix that sorts the directions of embeddings by energy.
 
-    Lengths, inner products, cosines and distances stay as they are, so that a search at full width finds what it found
-    before, while each prefix holds as much of the embeddings as so many linear columns can. `fit` finds the matrix.
+    Lengths, inner products, cosines and distances stay as they are, so a search at full width finds what it found
+    before, while each prefix holds as much energy as that many columns of any rotation can. `fit` finds the matrix.
 
     Parameters
     ----------
@@ -59,12 +59,12 @@ class Rotation:
 
     Notes
     -----
-    The directions are the eigenvectors of the second moment X^T X of the rows *as they are*: not centred, since to
-    subtract a mean would change inner products. Where rows lie around a mean far from the origin, as those of many text
-    encoders do, the first direction is close to that mean. Each eigenvector has its largest entry (in absolute
-    value, the first of equals) positive, so that runs agree within rounding, which depends on the number of threads.
-    Directions of equal or nearly equal energy, and those of none, are arbitrary among themselves: any orthogonal ones
-    that span the same columns sort as well, and another run may find others.
+    The directions are the eigenvectors of the second moment X^T X of the rows *as they are*: they are not centred,
+    because subtracting a mean would change inner products. Where the mean of the rows is far from the origin, as with
+    many text encoders, the first direction is close to it. The largest entry of each eigenvector (in absolute value,
+    the first of equals) is positive, so that runs agree within rounding, which depends on the number of threads.
+    Directions of equal or nearly equal energy, or of none, are arbitrary: any orthogonal ones that span the same
+    subspace are as good, and another run may find others.
 
     A rotation compares by value. `matrix` and `energy` are float64 NumPy arrays that cannot be written to.
 
@@ -113,7 +113,7 @@ class Rotation:
 
     @classmethod
     def _of(cls, matrix: np.ndarray, energy: np.ndarray) -> Rotation:
-        """Return the rotation of arrays that are known to be right, and of nobody else."""
+        """Return the rotation that holds these very arrays, which are known to be valid and belong to nobody else."""
         rotation = object.__new__(cls)
         rotation._hold(matrix, energy)
         return rotation
@@ -123,16 +123,16 @@ class Rotation:
 
     @classmethod
     def fit(cls, embeddings: Array, *, sample: int | None = 50_000, seed: int = 0) -> Rotation:
-        """Find the rotation that puts as much of the embeddings as can be into each prefix.
+        """Find the rotation that puts as much of the energy of the embeddings as possible into each prefix.
 
         Parameters
         ----------
         embeddings : array (n, dim), floating
             At least as many rows as columns; of any library, on any device, or memory-mapped. Read in blocks.
         sample : int or None, default 50_000
-            Fit on so many rows, drawn without replacement, where there are more; at least `dim`. None takes all.
+            Fit on at most this many rows, drawn without replacement; at least `dim`. None takes all rows.
         seed : int, default 0
-            Draws the sample.
+            Seed of the sample.
 
         Returns
         -------
@@ -144,19 +144,19 @@ class Rotation:
         TypeError
             `embeddings` is no floating-point array.
         ValueError
-            `embeddings` has fewer rows than columns, numbers that are not finite, or only zeros; or `sample` is less
+            `embeddings` has fewer rows than columns, numbers that are not finite, or only zeros; or `sample` is smaller
             than the number of columns.
 
         Notes
         -----
-        Fewer rows than columns span no more directions than there are rows. What new rows hold along the others would
-        be reported as energy 0, and in arbitrary order: wider prefixes can then keep less than they did unrotated.
-        Some four times as many rows as columns leave little to gain: of 384 columns of sentence embeddings, 1,536
-        rows to fit on kept within a point of the neighbours that 7,500 did.
+        Fewer rows than columns cannot determine all directions: those outside the span of the rows would have energy 0
+        and an arbitrary order, and wider prefixes of new rows might keep less than without a rotation. About four times
+        as many rows as columns are enough: on sentence embeddings of 384 columns, the share of neighbours kept after a
+        fit on 1,536 rows was within one percentage point of that after a fit on 7,500.
 
-        Sums are formed in float64 on the host, whatever the embeddings are: sample x dim^2 / 2 multiply-adds, and
-        some ten dim^3 for the eigenvectors. Memory: a block of 16 MB and a few dim x dim matrices. Numbers are scaled
-        by a power of two, so that tiny and huge embeddings neither underflow nor overflow.
+        Sums are formed in float64 on the host, whatever the embeddings are: sample x dim^2 / 2 multiply-adds, and some
+        ten dim^3 for the eigenvectors. Memory: a block of 16 MB and a few dim x dim matrices. Rows are scaled by powers
+        of two, so that tiny and huge embeddings neither underflow nor overflow.
 
         References
         ----------
@@ -210,9 +210,10 @@ class Rotation:
 
         Notes
         -----
-        dim^2 multiply-adds a row, as exact as the library multiplies: half precision in float32, float32 on some
-        accelerators in TF32 unless it is told otherwise. The matrix stays ready in each dtype, and on each device, in
-        which it was used; JAX is handed it anew, under `jit` as a constant. Gradients pass through.
+        dim^2 multiply-adds per row, as exact as the library's products: half precision is multiplied in float32, and
+        float32 on some accelerators in TF32 unless the library is told otherwise. A copy of the matrix is kept for each
+        dtype and device in which it was used, except for JAX, where it is converted anew (under `jit`, a constant).
+        Gradients pass through.
         """
         xp = namespace(("rows", rows))
         _checks.floating(rows, "rows", xp)
@@ -230,10 +231,10 @@ class Rotation:
         """Return the matrix in the library, on the device and in the dtype of `rows`."""
         key = library(xp), device(rows), rows.dtype
         if (found := self._ready.get(key)) is None:
-            # What PyTorch makes in its inference mode could never be used for gradients again.
+            # A tensor made in PyTorch's inference mode could never take part in a gradient.
             with xp.inference_mode(mode=False) if library(xp) == "torch" else nullcontext():
                 found = xp.astype(from_numpy(self.matrix.copy(), like=rows, xp=xp), rows.dtype)
-            if can_write(xp):  # what JAX makes may belong to a function that is being traced
+            if can_write(xp):  # an array of JAX may belong to a function that is being traced
                 self._ready[key] = found
         return found
 
@@ -243,7 +244,7 @@ class Rotation:
         Parameters
         ----------
         path : path
-            The folder: new, empty, or one that this method wrote, which is replaced when the new one is whole.
+            The folder: new, empty, or one that this method wrote, which is replaced once the new one is complete.
 
         Raises
         ------
@@ -305,7 +306,7 @@ _TOLERANCE = 1e-6
 
 
 def _host(array: Array, name: str, n_axes: int, axes: str) -> np.ndarray:
-    """Return a finite array of any library as one of its own in float64 on the host."""
+    """Return a copy of a finite array of any library, in float64 on the host."""
     xp = namespace((name, array))
     _checks.floating(array, name, xp)
     _checks.ndim(array, name, n_axes, axes)
@@ -318,7 +319,7 @@ def _host(array: Array, name: str, n_axes: int, axes: str) -> np.ndarray:
 
 
 def _fault(shares: np.ndarray) -> str | None:
-    """Say why numbers are no sorted shares of a whole, None for those that are."""
+    """Say why these numbers are not sorted shares of a whole; None if they are."""
     if (negative := int((shares < 0).sum())) > 0:
         return f"{negative} of {len(shares)} numbers below 0"
     if (grows := shares[1:] > shares[:-1]).any():
@@ -329,7 +330,7 @@ def _fault(shares: np.ndarray) -> str | None:
 
 
 def _blocks(embeddings: Array, chosen: np.ndarray | None, xp: Namespace) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Give the numbers of rows and the rows, all or the `chosen` ones, as float64 on the host."""
+    """Yield the numbers of rows, and the rows as float64 on the host: all of them, or those `chosen`."""
     n, dim = embeddings.shape
     for part in row_blocks(n if chosen is None else len(chosen), max(1, _BLOCK_NUMBERS // dim)):
         ids = np.arange(part.start, part.stop) if chosen is None else chosen[part]
@@ -360,7 +361,7 @@ def _second_moment(embeddings: Array, chosen: np.ndarray | None, xp: Namespace) 
 
 
 def _read(folder: Path, text: bytes) -> tuple[np.ndarray, np.ndarray]:
-    """Read the arrays of a folder, after checking that they fit each other and are as they were saved."""
+    """Read the arrays of a folder, and check that they fit each other and are as they were saved."""
     from matryoshka import _files  # with what it needs of the standard library, slow to load
 
     source = folder / "rotation.json"

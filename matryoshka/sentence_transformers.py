@@ -1,8 +1,8 @@
-"""Losses and an evaluator for `SentenceTransformerTrainer`: every prefix, for hardly more than the price of one.
+"""Losses and an evaluator for `SentenceTransformerTrainer`: all prefixes for hardly more than the price of one.
 
-The losses stand in for `MatryoshkaLoss` around a `MultipleNegativesRankingLoss`, cached or not, have the same value and
-gradients, and work on the embeddings as the model gives them: nothing of the model is replaced on the way. The
-evaluator stands in for one `InformationRetrievalEvaluator` for each width.
+The losses replace `MatryoshkaLoss` around a `MultipleNegativesRankingLoss`, cached or not, with the same values and
+gradients. They take the embeddings that the model returns, and never patch the model. The evaluator replaces one
+`InformationRetrievalEvaluator` per width.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _PARTITION_MODES = ("joint", "per_direction")
 
 
 class _Nested:
-    """What both losses share. It stands before a loss of sentence-transformers, from which they take the rest."""
+    """What both losses share: a mixin that comes before a loss of sentence-transformers."""
 
     def _build(
         self,
@@ -101,7 +101,7 @@ class _Nested:
         return total, parts
 
     def _named(self, total: torch.Tensor, parts: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return the weighted loss of each prefix by its name; the last entry alone has a gradient, that of the sum."""
+        """Return the weighted loss of each prefix by its name; only the last entry has a gradient, that of the sum."""
         weighted = [
             part * importance if importance else torch.zeros_like(part)
             for part, importance in zip(parts, self.nesting.importance, strict=True)
@@ -110,7 +110,7 @@ class _Nested:
         return {f"dim_{m}": loss for m, loss in zip(self.nesting, weighted, strict=True)}
 
     def get_config_dict(self) -> dict[str, Any]:
-        """Return what the model card says of this loss."""
+        """Return what the model card says about this loss."""
         return {
             "matryoshka_dims": self.nesting.dims,
             "matryoshka_weights": self.nesting.importance,
@@ -133,40 +133,40 @@ class MatryoshkaMultipleNegativesRankingLoss(_Nested, MultipleNegativesRankingLo
     model : SentenceTransformer
         The model to train.
     nesting : Nesting or sequence of int
-        Prefix widths in ascending order, and importances; the last width should be that of the model's embeddings.
+        Prefix widths in ascending order, and importances; the last width should be that of the embeddings.
     scale : float, default 20.0
         What cosine similarities are multiplied by: 1 / temperature.
     symmetric : bool, default False
-        Also ask each positive for its anchor among all anchors, and take the mean of both directions.
+        Also let each positive find its anchor among all anchors, and take the mean of both directions.
     gather_across_devices : bool, default False
         Let every anchor see the candidates of all processes of `torch.distributed`, with gradients.
     directions, partition_mode
         As for `MultipleNegativesRankingLoss`: ``("query_to_doc",)``, or, instead of `symmetric`,
         ``("query_to_doc", "doc_to_query")`` with ``"per_direction"``.
     return_parts : bool, default True
-        Return the loss of each prefix by its name, for the trainer to log. False: their sum, a tensor (), as
-        `AdaptiveLayerLoss` and others that call a loss within theirs need it.
+        Return the loss of each prefix by its name, for the trainer to log. False: their sum, a tensor (), which
+        `AdaptiveLayerLoss` and other losses around a loss need.
 
     Raises
     ------
     TypeError, ValueError
-        When the loss is built: a nesting or an option out of its range, a last width that is larger than the model's,
-        or one softmax over several directions, which prefixes cannot share.
+        When the loss is built: a bad nesting or option, a last width above that of the model, or a softmax over several
+        directions at once, which this loss does not have.
 
     Warns
     -----
     UserWarning
-        The last width is smaller than the model's: the columns behind it are not trained.
+        The last width is smaller than that of the model: the columns after it are not trained.
 
     Notes
     -----
     Takes what `MultipleNegativesRankingLoss` takes: columns (anchor, positive, negative, …), any number of negatives,
-    no labels. Called, it returns what the trainer adds up and logs: a dictionary of the loss of each prefix times its
-    importance, `dim_64` for the prefix of 64. Their sum has the gradient of the whole loss, which is carried by the
-    last entry; in a training loop of your own call `sum(loss(features, labels).values()).backward()`.
+    no labels. A call returns what the trainer adds up and logs: a dictionary of the loss of each prefix times its
+    importance, such as `dim_64` for the prefix of 64. Only the last entry has a gradient, which is that of the sum; in
+    your own training loop call `sum(loss(features, labels).values()).backward()`.
 
-    Cost: the similarities of one full-width loss, whatever the number of prefixes, and the memory of some of their
-    rows. `n_dims_per_step` and `hardness_mode` have no counterpart here.
+    Cost: the multiply-adds of one full-width loss, whatever the number of prefixes, and the memory of a few rows of the
+    similarities. `n_dims_per_step` and `hardness_mode` have no counterpart here.
 
     Examples
     --------
@@ -212,54 +212,54 @@ class MatryoshkaMultipleNegativesRankingLoss(_Nested, MultipleNegativesRankingLo
         Parameters
         ----------
         embeddings : list of tensor (n, dim)
-            Those of the anchors, of the positives, and of any number of negatives.
+            Of the anchors, of the positives, and of any number of negatives.
         labels : None
             Not used: row i of the positives belongs to row i of the anchors.
 
         Returns
         -------
         dict of tensor (), or tensor ()
-            Their sum is the loss, the last entry alone has a gradient: that of the sum.
+            Their sum is the loss; only the last entry has a gradient, which is that of the sum.
 
         Raises
         ------
         ValueError
-            There are no positives, or embeddings of another width than the nesting's.
+            There are no positives, or the embeddings do not have the width of the model.
         """
         total, parts = self._losses(embeddings)
         return self._named(total, parts) if self.return_parts else total
 
 
 class CachedMatryoshkaMultipleNegativesRankingLoss(_Nested, CachedMultipleNegativesRankingLoss):
-    """The same loss for batches whose activations do not fit into memory, by gradient caching.
+    """The same loss with gradient caching, for batches whose activations do not fit into memory.
 
     Parameters
     ----------
     model, nesting, scale, symmetric, gather_across_devices, directions, partition_mode
         As for `MatryoshkaMultipleNegativesRankingLoss`.
     mini_batch_size : int, default 32
-        Texts embedded at a time. More need more memory and are faster.
+        Texts embedded at a time. More of them need more memory and are faster.
     mini_batch_num_tokens, show_progress_bar
         As for `CachedMultipleNegativesRankingLoss`.
     return_parts : bool, default False
-        Return the loss of each prefix by its name, for the trainer to log, as the loss without caching does.
+        Return the loss of each prefix by its name, for the trainer to log.
 
     Raises
     ------
     TypeError, ValueError
-        As `MatryoshkaMultipleNegativesRankingLoss`; also a model whose inputs cannot be cut into pieces
+        As `MatryoshkaMultipleNegativesRankingLoss`; also for a model whose inputs cannot be cut into pieces
         (`StaticEmbedding`).
 
     Warns
     -----
     UserWarning
-        The last width is smaller than the model's: the columns behind it are not trained.
+        The last width is smaller than that of the model: the columns after it are not trained.
 
     Notes
     -----
-    A drop-in for `MatryoshkaLoss` around a `CachedMultipleNegativesRankingLoss`, and, as that, one number unless parts
-    are asked for. Embedding in pieces is left to sentence-transformers: it takes every option and model
-    that this does. The loss of all embeddings is `InfoNCE`, in the memory of some rows of one similarity matrix.
+    A drop-in replacement for `MatryoshkaLoss` around a `CachedMultipleNegativesRankingLoss`, and like that a single
+    number, unless parts are asked for. Pieces are embedded by sentence-transformers, with every option and model that
+    it supports. The loss of all embeddings is `InfoNCE`, in the memory of a few rows of one similarity matrix.
 
     References
     ----------
@@ -316,14 +316,14 @@ class CachedMatryoshkaMultipleNegativesRankingLoss(_Nested, CachedMultipleNegati
         Parameters
         ----------
         sentence_features : iterable of dict
-            For each column what the model takes.
+            For each column, the input of the model.
         labels : None
             Not used.
 
         Returns
         -------
         tensor (), or dict of tensor ()
-            Their sum is the loss, the last entry alone has a gradient: that of the sum.
+            Their sum is the loss; only the last entry has a gradient, which is that of the sum.
         """
         total = super().forward(sentence_features, labels)
         return self._named(total, self._parts) if self.return_parts else total
@@ -331,12 +331,12 @@ class CachedMatryoshkaMultipleNegativesRankingLoss(_Nested, CachedMultipleNegati
     def calculate_loss(
         self, reps: list[list[torch.Tensor]], labels: Any = None, *, with_backward: bool = False
     ) -> torch.Tensor:
-        """Return the loss of embeddings in pieces; what the caching of sentence-transformers asks for.
+        """Return the loss of embeddings in pieces; called by the caching of sentence-transformers.
 
         Parameters
         ----------
         reps : list of list of tensor (rows, dim)
-            For each column its pieces.
+            The pieces of each column.
         labels : None
             Not used.
         with_backward : bool, default False
@@ -354,12 +354,12 @@ class CachedMatryoshkaMultipleNegativesRankingLoss(_Nested, CachedMultipleNegati
         return total
 
     def get_config_dict(self) -> dict[str, Any]:
-        """Return what the model card says of this loss."""
+        """Return what the model card says about this loss."""
         return super().get_config_dict() | {"mini_batch_size": self.mini_batch_size}
 
 
 class MatryoshkaInformationRetrievalEvaluator(SentenceEvaluator):
-    """Evaluate retrieval at each width, from texts that are encoded once.
+    """Evaluate retrieval at each width, encoding texts only once.
 
     Parameters
     ----------
@@ -368,41 +368,41 @@ class MatryoshkaInformationRetrievalEvaluator(SentenceEvaluator):
     corpus : dict of str to str
         Documents by id.
     relevant_docs : dict of str to set of str, or to dict of str to int
-        For queries the ids of relevant documents, or these with their grades, 0 or more. Queries that it does not name,
-        or without a grade above 0, are left out; what it says of others than `queries` is not read.
+        For each query id the ids of relevant documents, alone or with grades of at least 0. Queries without a relevant
+        document are left out; entries for other queries are ignored.
     dims : sequence of int
-        Widths in ascending order, the largest at most that of the model's embeddings.
+        Widths in ascending order, at most that of the embeddings.
     measures : sequence of str, default ("ndcg@10", "mrr@10", "map@100", "recall@100")
-        What to measure, the main thing first, as for `matryoshka.evaluate`.
+        What to measure, the main measure first, as for `matryoshka.evaluate`.
     name : str, default ""
-        Of the data: what metrics begin with.
+        Name of the data, with which the names of metrics begin.
     query_prompt, corpus_prompt : str, optional
-        What is put before queries and documents; by default what the model puts there.
+        Put before queries and documents; by default the prompts of the model.
     batch_size : int, default 32
         Texts embedded at a time.
     show_progress_bar : bool, default False
-        Show how far the embedding is.
+        Show a progress bar while texts are embedded.
 
     Attributes
     ----------
     evaluation : matryoshka.Evaluation or None
-        What the last call found: a table when printed, `to_markdown` for a model card.
+        The result of the last call: a table when printed, and `to_markdown` for a model card.
     primary_metric : str or None
-        The main measure at the largest width, since the first call.
+        Name of the main measure at the largest width; None before the first call.
 
     Raises
     ------
     TypeError, ValueError
-        When it is built: arguments of other kinds, documents that are not in the corpus, nothing to find. When it is
-        called: a width beyond that of the model, or a model that compares by Manhattan distance.
+        When it is built: arguments of other kinds, relevant documents that are not in the corpus, no relevant document
+        at all. When it is called: a width above that of the model, or a model that compares by Manhattan distance.
 
     Notes
     -----
-    In the place of a `SequentialEvaluator` of one `InformationRetrievalEvaluator` with a `truncate_dim` for each width,
-    it encodes once instead of once for each, and its values are the same: the model's own similarity, of embeddings
-    whose first columns are taken as they are. A call returns ``dim_64_cosine_ndcg@10`` and so on; the trainer logs
-    ``eval_dim_64_cosine_ndcg@10``, which `metric_for_best_model` takes, and writes them into the model card. Equal
-    scores come in the order of `corpus`.
+    It replaces a `SequentialEvaluator` of one `InformationRetrievalEvaluator` with a `truncate_dim` per width. The
+    values are the same, from the similarity function of the model on the first columns of the embeddings, but texts
+    are encoded once instead of once per width. A call returns ``dim_64_cosine_ndcg@10`` and so on; the trainer logs
+    ``eval_dim_64_cosine_ndcg@10``, a name that `metric_for_best_model` takes, and writes the values into the model
+    card. Equal scores come in the order of `corpus`.
 
     Examples
     --------
@@ -449,11 +449,11 @@ class MatryoshkaInformationRetrievalEvaluator(SentenceEvaluator):
         Parameters
         ----------
         model : SentenceTransformer
-            The model as it is now.
+            The model to evaluate.
         output_path : str, optional
             Not used: nothing is written.
         epoch, steps : int
-            Where in the training the model is, for the logs in its card.
+            How far the training is, for the logs in the model card.
 
         Returns
         -------
@@ -488,19 +488,19 @@ class MatryoshkaInformationRetrievalEvaluator(SentenceEvaluator):
         return "Information Retrieval"
 
     def get_config_dict(self) -> dict[str, Any]:
-        """Return what the model card says of this evaluation."""
+        """Return what the model card says about this evaluation."""
         prompts = {"query_prompt": self.query_prompt, "corpus_prompt": self.corpus_prompt}
         return {"matryoshka_dims": self.dims, **{key: text for key, text in prompts.items() if text is not None}}
 
 
 _METRICS = {"cosine": "cosine", "dot": "ip", "euclidean": "l2"}
-"""Similarities of sentence-transformers, and of a `Corpus`."""
+"""The similarities of sentence-transformers, and the metrics of a `Corpus` that they are."""
 
 
 def _judgements(
     queries: Mapping[Any, Any], corpus: Mapping[Any, Any], relevant_docs: Mapping[Any, Collection[Any]]
 ) -> tuple[list[Any], list[Any], list[tuple[int, int, int]]]:
-    """Return queries to which something is relevant, the documents, and (query, document, grade) by their places."""
+    """Return the queries with a relevant document, the documents, and triples (query, document, grade) of positions."""
     for value, argument in ((queries, "queries"), (corpus, "corpus"), (relevant_docs, "relevant_docs")):
         if not isinstance(value, Mapping):
             msg = f"`{argument}` must be a dict by id, got {_checks.describe(value)}; pass a dict."
@@ -531,7 +531,7 @@ def _judgements(
 
 
 def _is_symmetric(directions: Sequence[str], partition_mode: str) -> bool:
-    """Tell whether both directions are asked for; refuse those that are no mean over rows of one matrix."""
+    """Tell whether both directions are asked for; refuse other combinations, which `InfoNCE` cannot compute."""
     named = _checks.sequence(directions, "directions", "names", 'for instance ("query_to_doc",)', unordered=True)
     found = {_checks.choice(name, f"directions[{i}]", _DIRECTIONS) for i, name in enumerate(named)}
     mode = _checks.choice(partition_mode, "partition_mode", _PARTITION_MODES)
@@ -548,10 +548,10 @@ def _is_symmetric(directions: Sequence[str], partition_mode: str) -> bool:
 
 
 def _is_narrower(nesting: Nesting, model: SentenceTransformer) -> bool:
-    """Tell, with a warning, whether the nesting ends before the model's embeddings do; it must not end behind them."""
-    with model.truncate_embeddings(None):  # which is for encoding: training sees the whole width
+    """Warn and return True if the nesting is narrower than the embeddings of the model; it must not be wider."""
+    with model.truncate_embeddings(None):  # truncation is for encoding: training sees the whole width
         width = model.get_embedding_dimension()
-    if width is None or width == nesting.dim:  # None: a model that does not tell
+    if width is None or width == nesting.dim:  # None: the model does not say
         return False
     if width < nesting.dim:
         msg = (
@@ -563,5 +563,5 @@ def _is_narrower(nesting: Nesting, model: SentenceTransformer) -> bool:
         f"`nesting` ends with {nesting.dim}, the model's embeddings with {width}: the columns behind {nesting.dim} are "
         f"not trained; add {width}, or cut embeddings to {nesting.dim} wherever they are used."
     )
-    warnings.warn(msg, UserWarning, stacklevel=4)  # from where the loss is built
+    warnings.warn(msg, UserWarning, stacklevel=4)  # the line that builds the loss
     return True

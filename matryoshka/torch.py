@@ -1,9 +1,9 @@
 """PyTorch modules: nested heads and losses with state, for everyday training loops.
 
-The mathematics is that of `matryoshka.losses`, whose functions take tensors as they are. These modules hold parameters
-under the names of the official repository, and work under autocast, `torch.compile`, `torch.func` and
-DistributedDataParallel. A nesting or an option outside its range is an error (TypeError, ValueError) when the module
-is built. Called with `return_parts=True`, each loss also returns that of every prefix, for logging.
+The mathematics is that of `matryoshka.losses`, whose functions take tensors too. These modules hold parameters under
+the names of the official repository, and work with autocast, `torch.compile`, `torch.func` and DistributedDataParallel.
+A bad nesting or option is an error (TypeError, ValueError) when the module is built. Called with `return_parts=True`,
+each loss also returns that of every prefix, for logging.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from matryoshka._gradient_cache import CachedStep  # noqa: E402
 
 __all__ = ["CachedStep", "InfoNCE", "MRLCrossEntropy", "MRLHead", "NestedLoss"]
 
-# Handed through to the losses: looking up the library of an array is what torch.compile cannot trace.
+# Passed to the losses, because torch.compile cannot trace the look-up of the library of an array.
 _XP = namespace(("example", torch.empty(0)))
 
 
@@ -57,24 +57,24 @@ class MRLHead(_Nested):
     num_classes : int
         Number of classes.
     tied : bool, default False
-        False: one classifier per prefix (MRL). True: prefixes of one classifier (MRL-E), with a loss that costs as
-        much as one full-width head.
+        False: one classifier per prefix (MRL). True: prefixes of one classifier (MRL-E), whose loss costs as much as
+        that of one full-width head.
     bias : bool, default True
         Give the classifiers a bias.
     label_smoothing, ignore_index, reduction
         As for `mrl_cross_entropy`; `ignore_index` is -100 by default, as everywhere in PyTorch.
     device, dtype
-        Where and in which dtype the parameters are made.
+        Device and dtype of the parameters.
 
     Notes
     -----
     The state-dict keys are those of the official repository: nesting_classifier_0.weight, nesting_classifier_0.bias, ….
     With `tied` there is only nesting_classifier_0, as wide as the embedding.
 
-    A classifier may be replaced under its name, by an adapter around it (LoRA) or its quantised form, and may have
-    hooks: it is then called, and the loss taken from the logits of all prefixes, which are kept for the backward pass.
-    A tied one is called once for each prefix, with zeros behind it: as many full-width heads as there are prefixes.
-    A parametrised linear layer (`torch.nn.utils.parametrize`) remains as cheap as a plain one.
+    A classifier may have hooks, and may be replaced under its name by an adapter around it (LoRA) or by a quantised
+    form. Then it is called, and the loss is computed from the logits of all prefixes, which are kept for the backward
+    pass. A tied one is called once per prefix, with the remaining columns set to zero, which costs as many full-width
+    heads as there are prefixes. A parametrised linear layer (`torch.nn.utils.parametrize`) is as cheap as a plain one.
 
     Examples
     --------
@@ -118,26 +118,26 @@ class MRLHead(_Nested):
         Parameters
         ----------
         linear : torch.nn.Linear
-            The classifier, which stays as it is: its weight and bias are copied, on their device and in their dtype.
+            The classifier, which is not changed: its weight and bias are copied, on their device and in their dtype.
         nesting : Nesting or sequence of int
             Prefix widths and importances; the last width is `linear.in_features`.
         tied : bool, default True
-            True: all prefixes share the copy (MRL-E). False: each has a classifier of its own (MRL), which starts as
-            the first columns of the weight with the whole bias, that is, with the logits of the tied head.
+            True: all prefixes share the copy (MRL-E). False: each has a classifier of its own (MRL), which starts with
+            the first columns of the weight and the whole bias, and so with the logits of the tied head.
         **options
             `label_smoothing`, `ignore_index` and `reduction`, as for `MRLHead`.
 
         Returns
         -------
         MRLHead
-            With a bias where `linear` has one. All its parameters want gradients.
+            With a bias if `linear` has one. All its parameters require gradients.
 
         Raises
         ------
         TypeError
-            No linear layer.
+            `linear` is no linear layer.
         ValueError
-            A last width that is not that of `linear`.
+            The last width is not that of `linear`.
 
         Examples
         --------
@@ -174,7 +174,7 @@ class MRLHead(_Nested):
 
     @property
     def classifiers(self) -> list[Any]:
-        """The linear layers, from the narrowest prefix to the widest, or what replaced them; one if they are tied."""
+        """The linear layers, or what replaced them, from the narrowest prefix to the widest; a single one if tied."""
         return [getattr(self, f"nesting_classifier_{i}") for i in range(1 if self.tied else len(self.nesting))]
 
     def heads(self) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
@@ -183,12 +183,12 @@ class MRLHead(_Nested):
         Returns
         -------
         list of (weight, bias)
-            One for each prefix, or the one of all if they are tied: the parameters themselves.
+            One per prefix, or a single one if tied. These are the parameters themselves, not copies.
 
         Raises
         ------
         TypeError
-            A classifier does more than its weight and bias say: an adapter, a quantised layer, or one with hooks.
+            A classifier does more than apply its weight and bias: an adapter, a quantised layer, or one with hooks.
         """
         for i, linear in enumerate(self.classifiers):
             if not _is_plain(linear):
@@ -241,12 +241,12 @@ class MRLHead(_Nested):
 
 
 class MRLCrossEntropy(_Nested):
-    """Cross-entropy summed over prefixes whose logits exist already, such as those of `MRLHead`.
+    """Cross-entropy summed over prefixes, from logits that are already computed, such as those of `MRLHead`.
 
     Parameters
     ----------
     nesting : Nesting or sequence of int
-        Prefixes in the order of the logits; only their number and importances enter.
+        Prefixes in the order of the logits; only their number and importances matter.
     label_smoothing, ignore_index, reduction
         As for `mrl_cross_entropy`; `ignore_index` is -100 by default, as everywhere in PyTorch.
 
@@ -284,24 +284,24 @@ class MRLCrossEntropy(_Nested):
 
 
 class InfoNCE(_Nested):
-    """InfoNCE summed over prefixes, with a fixed or a learned temperature, in one process or over all.
+    """InfoNCE summed over prefixes, with a fixed or a learned temperature, within one process or across all.
 
     Parameters
     ----------
     nesting : Nesting or sequence of int
         Prefix widths and importances; the last width is that of the embeddings.
     temperature : float, default 0.05
-        What similarities are divided by; where it is learned, its initial value.
+        What similarities are divided by; if it is learned, its initial value.
     symmetric, label_smoothing, reduction
         As for `info_nce`.
     learnable_temperature : bool, default False
         Make the logarithm of the temperature a parameter, `log_temperature`.
     gather : bool, default False
         Let every query see the keys of all processes of `torch.distributed` and, if symmetric, every key all queries.
-        Gradients flow back to where the keys came from: under DistributedDataParallel and `fully_shard`, training
-        equals one process on the joined batch.
+        Gradients flow back to the processes that the keys came from: under DistributedDataParallel and `fully_shard`,
+        training equals that of one process on the joint batch.
     device, dtype
-        Where and in which dtype a learned temperature is made.
+        Device and dtype of a learned temperature.
 
     Raises
     ------
@@ -310,9 +310,9 @@ class InfoNCE(_Nested):
 
     Notes
     -----
-    All processes must hold equally many queries and equally many keys. That is checked, by exchanging their shapes, on
-    the CPU and outside `torch.compile`: on a device the check would wait for it. `log_temperature` has shape (1,),
-    since `fully_shard` takes no tensors (); a state dict that holds it as one loads.
+    All processes must have the same number of queries, and the same number of keys. On the CPU and outside
+    `torch.compile` this is checked, by exchanging shapes; on a device, the check would wait for it. `log_temperature`
+    has shape (1,), because `fully_shard` does not take tensors of shape (); a state dict with shape () can be loaded.
 
     Examples
     --------
@@ -377,9 +377,9 @@ class InfoNCE(_Nested):
     ) -> Any:
         """Return the loss of queries (n, dim), whose positives are the first n of the keys (n_keys, dim).
 
-        Hard negatives (n, h, dim), mask and targets (n, n_keys) are as for `info_nce`. They speak of this process: with
-        `gather` every query sees all keys of other processes, and shall find none of them. With `symmetric` as well
-        there can be no targets.
+        Hard negatives (n, h, dim), mask and targets (n, n_keys) are as for `info_nce`. They are about the keys of this
+        process: with `gather`, every query also sees all keys of other processes, all as negatives. With `gather` and
+        `symmetric`, there can be no targets.
         """
         options = {"temperature": self.temperature, "return_parts": return_parts, **self.options}
         loss: Any = partial(info_nce, nesting=self.nesting, xp=_XP, **options)
@@ -412,11 +412,11 @@ class NestedLoss(_Nested):
     Parameters
     ----------
     loss : callable or torch.nn.Module
-        Called on the prefixes of the embeddings, for each width.
+        Called for each width on the prefixes of the embeddings.
     nesting : Nesting or sequence of int
         Prefix widths and importances; the last width is that of the embeddings.
     normalize : bool, default False
-        Give every prefix unit length.
+        Normalise every prefix to unit length.
 
     Examples
     --------
@@ -434,13 +434,13 @@ class NestedLoss(_Nested):
         self.loss, self.normalize = loss, normalize
 
     def forward(self, *embeddings: torch.Tensor, return_parts: bool = False) -> Any:
-        """Return the loss of embeddings (..., dim), as many as the loss takes."""
+        """Return the loss of embeddings (..., dim), of which there are as many as the loss takes."""
         options = {"normalize": self.normalize, "return_parts": return_parts}
         return nested_loss(self.loss, *embeddings, nesting=self.nesting, xp=_XP, **options)
 
 
 def _is_plain(layer: torch.nn.Module) -> bool:
-    """Tell whether calling a layer does no more than a linear layer does, so that its weight says all."""
+    """Tell whether a layer does no more than apply its weight and bias."""
     hooks = layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks
     return type(layer).forward is torch.nn.Linear.forward and "forward" not in vars(layer) and not any(hooks)
 
@@ -451,12 +451,12 @@ def _n_processes() -> int:
 
 
 def _widened(array: torch.Tensor | None, n_keys: int, fill: bool) -> torch.Tensor | None:
-    """Return a mask or targets (n, own keys) for all keys (n, n_keys), with one value for those of other processes."""
+    """Extend a mask or targets (n, own keys) to all keys (n, n_keys), with one value for those of other processes."""
     return None if array is None else torch.nn.functional.pad(array, (0, n_keys - array.shape[1]), value=fill)
 
 
 def _check_before_gathering(queries: torch.Tensor, keys: torch.Tensor) -> None:
-    """Check what the loss cannot see in gathered rows, and what would let gathering hang or end the process."""
+    """Check what cannot be seen in gathered rows, and what would make gathering hang or crash."""
     namespace(("queries", queries), ("keys", keys), xp=_XP)
     if keys.shape[0] < queries.shape[0]:
         msg = (
@@ -480,7 +480,7 @@ def _check_before_gathering(queries: torch.Tensor, keys: torch.Tensor) -> None:
 
 
 def _collective(name: str) -> Callable[[torch.Tensor, torch.Tensor], Any]:
-    """Return what PyTorch calls all_gather_single and reduce_scatter_single since version 2.13."""
+    """Return the function that is called all_gather_single or reduce_scatter_single from PyTorch 2.13 on."""
     before = {"all_gather": "all_gather_into_tensor", "reduce_scatter": "reduce_scatter_tensor"}
     found: Callable[..., Any] = getattr(torch.distributed, f"{name}_single", None) or getattr(
         torch.distributed, before[name]
@@ -489,13 +489,13 @@ def _collective(name: str) -> Callable[[torch.Tensor, torch.Tensor], Any]:
 
 
 def _gather_own_first(rows: torch.Tensor) -> torch.Tensor:
-    """Gather the rows of all processes, differentiably, this process's before the others'."""
+    """Gather the rows of all processes, differentiably; those of this process come first."""
     gathered: torch.Tensor = _Gathered.apply(rows)  # type: ignore[no-untyped-call]
     return gathered.roll(-torch.distributed.get_rank() * rows.shape[0], 0)
 
 
 class _Gathered(torch.autograd.Function):
-    """The rows (n, k) of each process, one process after the other, in all processes."""
+    """The rows (n, k) of all processes, one process after the other."""
 
     @staticmethod
     def forward(rows: torch.Tensor) -> torch.Tensor:
@@ -513,7 +513,7 @@ class _Gathered(torch.autograd.Function):
 
 
 class _SummedShare(torch.autograd.Function):
-    """The sum over all processes of what they hold of this process's rows: the adjoint of `_Gathered`."""
+    """The sum over all processes of what they hold for the rows of this process: the adjoint of `_Gathered`."""
 
     @staticmethod
     def forward(rows: torch.Tensor) -> torch.Tensor:

@@ -1,11 +1,11 @@
-"""How a loss is mapped over blocks of rows, and how each framework is told its gradient.
+"""How a loss is mapped over blocks of rows, and how each framework gets its gradient.
 
-`formula` states the interface. A hook is a module with the four functions of its protocol `Hook`: `loop` is that of
+`formula` defines the interface. A hook is a module with the five functions of the protocol `Hook`: `loop` is for
 libraries without automatic differentiation; `torch`, `jax` and `tensorflow` register the closed-form gradient with
-their framework. A namespace that is handed in through `xp=` may bring its own as the attribute `row_hook`.
+their framework. A namespace that is passed as `xp=` may bring its own hook as the attribute `row_hook`.
 
-Gradients of `weighted_total` are formed in its forward pass, where the probabilities are at hand; those of
-`row_totals`, whose row weights are only known later, by a second pass over the rows. Both are first-order only.
+Gradients of `weighted_total` are formed in its forward pass, while the probabilities are at hand; those of
+`row_totals`, whose row weights are known only later, in a second pass over the rows. Both are of first order only.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from matryoshka._array import library
 from matryoshka._hooks.formula import Hook
 from matryoshka._typing import Namespace
 
-if TYPE_CHECKING:  # a framework is imported on first use only, but each module is held to the protocol
+if TYPE_CHECKING:  # frameworks are imported on first use, but type checkers compare every hook with the protocol
     from matryoshka._hooks import jax, loop, tensorflow, torch
 
     _HOOKS: tuple[Hook, ...] = (jax, loop, tensorflow, torch)

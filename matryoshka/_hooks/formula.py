@@ -1,12 +1,12 @@
-"""The interface between losses, hooks and backends: what a loss tells of itself, and what a hook does with it.
+"""The interface between losses, hooks and backends: what a loss defines, and what a hook does with it.
 
 A loss here is a sum over rows i and prefixes m,
 
     total = sum_i a_i sum_m c_m loss_m(rows_i, parameters),
 
-so that a `Hook` may cut the rows into blocks, take one block after the other, and keep nothing of a block but its
-gradients. A `Formula` is pure and knows one block only; a `Problem` is a formula with all its arrays; `Options` are
-what the caller of a loss chooses.
+so a `Hook` may cut the rows into blocks, compute one block after the other, and keep nothing of a block but its
+gradients. A `Formula` is pure and sees one block at a time; a `Problem` is a formula with all its arrays; `Options` are
+the choices of the caller.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from matryoshka.nesting import Nesting
 Arrays: TypeAlias = tuple[Array, ...]
 
 Totals: TypeAlias = tuple[Any, ...]
-"""What becomes the gradient in the parameters, in whatever pieces are cheap to add to; lists of arrays too."""
+"""What the gradient in the parameters is made of, in whatever pieces are cheap to add to, even lists of arrays."""
 
 
 class Block(NamedTuple):
@@ -32,9 +32,9 @@ class Block(NamedTuple):
     Attributes
     ----------
     rows : tuple of array (r, ...)
-        What belongs to single rows and has a gradient.
+        The arrays with a gradient that have one entry per row.
     labels : integer array (r,), or floating array (r, c)
-        The right column of each row, or the share of each column in what is right.
+        The right column of each row, or the share of each column.
     mask : bool array (r, c) or None
         False for columns that a row does not see; None for all seen.
     weights : array (r,) or None
@@ -60,11 +60,11 @@ class Formula:
     smoothing : float
         Label smoothing s of the softmax cross-entropy.
     product_dtype : dtype or None
-        Dtype in which factors of matrix products are taken, where it is not that of the arrays (mixed precision).
+        Dtype of the factors of matrix products, if it is not that of the arrays (mixed precision).
 
     Notes
     -----
-    `wanted` has a bool for each array of the rows and then of the parameters: form its gradient or leave it None.
+    `wanted` holds a bool for each array of the rows, then of the parameters: whether to form its gradient, or None.
     """
 
     nesting: Nesting
@@ -73,7 +73,7 @@ class Formula:
     product_dtype: object = None
 
     def prepare(self, parameters: Arrays) -> Arrays:
-        """Return what all blocks need of the parameters, computed once."""
+        """Return what all blocks need of the parameters, to be computed once."""
         return parameters
 
     def losses(self, block: Block, prepared: Arrays) -> Array:
@@ -83,9 +83,9 @@ class Formula:
     def gradients(
         self, block: Block, prepared: Arrays, totals: Totals | None, wanted: tuple[bool, ...]
     ) -> tuple[Array, Arrays, Totals]:
-        """Return the losses (G, r), the gradients in the rows, and `totals` with this block's share added.
+        """Return the losses (G, r), the gradients in the rows, and `totals` with the share of this block added.
 
-        None stands for totals of zero. They may be overwritten.
+        Totals may be overwritten; None stands for zeros.
         """
         raise NotImplementedError
 
@@ -94,9 +94,9 @@ class Formula:
         return totals
 
     def row_bytes(self, parameters: Arrays) -> int:
-        """Return the bytes that one row keeps while its block is worked on, from which a hook sizes the blocks.
+        """Return the bytes that one row needs while its block is computed, by which a hook chooses the block size.
 
-        0 stands for no more than the row itself holds: one block takes all rows.
+        0 means no more than the row itself: one block takes all rows.
         """
         return 0
 
@@ -106,11 +106,11 @@ class Formula:
         return replace(self, nesting=Nesting(self.nesting.dims, importance))
 
     def factor(self, array: Array) -> Array:
-        """Return `array` in the dtype in which products are formed."""
+        """Return `array` in the dtype of products."""
         return array if self.product_dtype is None else self.xp.astype(array, self.product_dtype, copy=False)
 
     def weigh_prefixes(self, losses: Array) -> Array:
-        """Return sum_m c_m losses[m], prefixes on the first axis; c_m = 0 counts nothing, not even where one is inf."""
+        """Return sum_m c_m losses[m], prefixes on the first axis; a prefix with c_m = 0 adds nothing, even if inf."""
         return sum(losses[g, ...] * c for g, c in enumerate(self.nesting.importance) if c)
 
 
@@ -123,17 +123,17 @@ class Problem:
     formula : Formula
         The loss on a block of rows.
     rows : tuple of array (n, ...)
-        What belongs to single rows and has a gradient.
+        The arrays with a gradient that have one entry per row.
     labels, mask, weights
-        As of a `Block`, of all rows.
+        As of a `Block`, for all rows.
     broken : array (n,) or None
-        NaN for rows that have no loss, 0 for all others; None stands for zeros.
+        NaN for rows without a valid loss, 0 for all others; None stands for zeros.
     parameters : tuple of (array or None)
-        What all rows share and has a gradient.
+        The arrays with a gradient that all rows share.
     row_block : int or None
-        Rows to work on at a time, where the caller chose it.
+        Rows to compute at a time, if the caller chose that.
     axes : tuple of (int or array ())
-        The lengths of the axes that `n` was flattened from.
+        The lengths of the axes that were flattened to n.
     """
 
     formula: Formula
@@ -148,12 +148,12 @@ class Problem:
 
     @property
     def arrays(self) -> Arrays:
-        """All that has a gradient: the rows, then the parameters."""
+        """All arrays with a gradient: the rows, then the parameters."""
         return *self.rows, *self.parameters
 
     @property
     def present(self) -> tuple[bool, ...]:
-        """Whether each of `arrays` is there: a bias may not be."""
+        """Whether each of `arrays` is given: a bias may be None."""
         return tuple(array is not None for array in self.arrays)
 
     @property
@@ -162,7 +162,7 @@ class Problem:
         return Block(self.rows, self.labels, self.mask, self.weights)
 
     def block(self, rows: slice) -> Block:
-        """Return some of the rows."""
+        """Return some of the rows as a block."""
         _, *shared = self.whole
         return Block(
             tuple(array[rows, ...] for array in self.rows),
@@ -173,7 +173,7 @@ class Problem:
         """Return `losses` (..., n) times the weight of each row; a row of weight 0 has loss 0, whatever it holds."""
         xp, weights, broken = self.formula.xp, self.weights, self.broken
         prefixes = [None] * (len(losses.shape) - 1)
-        if weights is None:  # a factor, so that the gradient is as broken as the loss
+        if weights is None:  # a factor, so that the gradient is NaN too
             return losses if broken is None else losses * (1 + broken)[*prefixes, :]
         weights = xp.astype(weights, losses.dtype, copy=False)[*prefixes, :]
         return xp.where(weights == 0, xp.zeros_like(losses), losses * weights)
@@ -184,13 +184,13 @@ class Problem:
 
 
 class Hook(Protocol):
-    """How a framework maps a problem over blocks of rows, and is told its gradient: a module of `matryoshka._hooks`."""
+    """How a framework maps a problem over blocks of rows and gets its gradient: a module of `matryoshka._hooks`."""
 
     def on_host(self, array: Array) -> np.ndarray | None:
-        """Return an array for NumPy to read, or None where that would wait for a device, or a graph is being made."""
+        """Return an array as one of NumPy; None if that would wait for a device or break the tracing of a graph."""
 
     def product_dtype(self, array: Array) -> Any:
-        """Return the dtype that the framework asks products to be formed in, or None for that of the arrays."""
+        """Return the dtype in which the framework wants products to be formed, or None for that of the arrays."""
 
     def weighted_total(self, problem: Problem, divisor: Any) -> tuple[Array, Array]:
         """Return the total / `divisor` as a differentiable 0-d array, and the losses (G, n) without a gradient."""
@@ -206,7 +206,7 @@ class Hook(Protocol):
 
 
 class Options(NamedTuple):
-    """What every loss lets its caller choose, checked by `of`."""
+    """The options that all losses share, checked by `of`."""
 
     label_smoothing: float
     ignore_index: int | None
@@ -223,7 +223,7 @@ class Options(NamedTuple):
         return_parts: bool = False,
         row_block: int | None = None,
     ) -> Options:
-        """Check what a caller chose, and return it as Python numbers."""
+        """Check the options, and return them as Python values."""
         return cls(
             _checks.real(label_smoothing, "label_smoothing", minimum=0.0, maximum=1.0),
             None if ignore_index is None else _checks.integer(ignore_index, "ignore_index"),
@@ -234,6 +234,6 @@ class Options(NamedTuple):
 
 
 def checked_options(**options: Any) -> dict[str, Any]:
-    """Return the options of a loss, checked: when its module is built, not deep in training."""
+    """Check some of the options and return them: a module does so when it is built, not deep in training."""
     checked = Options.of(**options)
     return {name: getattr(checked, name) for name in options}

@@ -1,7 +1,7 @@
-"""The closed-form gradients as JAX functions with custom derivatives, their rows mapped by `lax.scan`.
+"""The closed-form gradients as JAX functions with custom derivatives, which map over rows with `lax.scan`.
 
-A scan holds one block's arrays at a time where an unrolled loop under `jit` would hold all blocks'. Rows that do not
-fill a block are taken after the scan.
+A scan holds the arrays of one block at a time, where an unrolled loop under `jit` would hold those of all blocks. Rows
+that do not fill a block follow after the scan.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from matryoshka._hooks.formula import Arrays, Block, Problem, Totals
 product_dtype = loop.product_dtype
 
 _BLOCK_ROWS = 256
-"""Rows of a block at most: under `jit` larger ones are no faster, and take memory in proportion."""
+"""Rows of a block at most: under `jit`, larger blocks are no faster, and take memory in proportion."""
 
 jax.tree_util.register_dataclass(
     Problem,
@@ -32,7 +32,7 @@ jax.tree_util.register_dataclass(
 
 
 def on_host(array: jax.Array) -> np.ndarray | None:
-    """Return an array for NumPy to read if it lies on the host and is no part of a trace."""
+    """Return an array as one of NumPy; None if it is on a device or being traced."""
     readable = not isinstance(array, jax.core.Tracer) and all(d.platform == "cpu" for d in array.devices())
     return np.asarray(array) if readable else None
 
@@ -56,18 +56,18 @@ def gradients(problem: Problem, wanted: tuple[bool, ...]) -> tuple[jax.Array, Ar
 
 
 def _alike(tree: Any) -> Any:
-    """Return arrays that all differ between the devices of `jax.shard_map` where one does.
+    """Return arrays that all vary over those devices of `jax.shard_map` over which any of them varies.
 
-    JAX does not know the gradient of a closed form, so that what is the same on all devices would get one that is not.
-    This way it adds up those of the devices itself.
+    JAX cannot see into a closed form: an array that is the same on all devices would get a gradient that differs
+    between them. If it is marked as varying, JAX adds up the gradients of the devices itself.
     """
     axes = frozenset().union(*map(_varying, jax.tree.leaves(tree)))
     return jax.tree.map(lambda array: _vary(array, axes - _varying(array)), tree) if axes else tree
 
 
 def _varying(array: Any) -> frozenset[str]:
-    """Return the axes of devices along which an array differs: none outside `jax.shard_map`."""
-    kind: Any = jax.typeof(array) if hasattr(jax, "typeof") else None  # which JAX 0.5 has not, nor such axes
+    """Return the axes of devices over which an array varies: none outside `jax.shard_map`."""
+    kind: Any = jax.typeof(array) if hasattr(jax, "typeof") else None  # JAX 0.5 has neither this nor such axes
     if hasattr(kind, "manual_axis_type"):
         return frozenset(kind.manual_axis_type.varying)
     return getattr(kind, "vma", frozenset())  # before JAX 0.10
@@ -84,7 +84,7 @@ def _gradients(problem: Problem, wanted: tuple[bool, ...], divisor: Any) -> tupl
 
     def step(totals: Totals | None, block: Block) -> tuple[Totals, tuple[jax.Array, Arrays]]:
         losses, d_rows, totals = formula.gradients(block, prepared, totals, wanted)
-        # Divided here, while they are small: after the scan, XLA would make a second array of all rows.
+        # Divided here, block by block: after the scan, XLA would make a second array of all rows.
         return totals, (losses.T, jax.tree.map(lambda d: d / divisor, d_rows))
 
     totals, (losses, d_rows) = _scan(step, problem, problem.whole)
@@ -108,7 +108,7 @@ def _scan(step: Callable[[Any, Block], tuple[Any, Any]], problem: Problem, whole
     if row_block is None and row_bytes:
         row_block = min(_BLOCK_ROWS, loop.largest_block(row_bytes, None) or n)
     size = loop.block_size(n, row_bytes, row_block)
-    # Rows that are left over are a second program, with memory of its own: rather smaller blocks that leave none.
+    # Leftover rows need a second program, with memory of its own: better somewhat smaller blocks that leave none.
     size = next((rows for rows in range(size, size // 2, -1) if n % rows == 0), size)
     if size >= n:
         return step(None, whole)
@@ -138,7 +138,7 @@ def _weighted_total(problem: Problem, divisor: jax.Array) -> tuple[jax.Array, ja
 def _weighted_total_forward(problem: Problem, divisor: jax.Array) -> tuple[tuple[jax.Array, jax.Array], Any]:
     losses, d_rows, d_parameters = _gradients(problem, problem.present, divisor)
     total = problem.total(losses) / divisor
-    # The losses at hand are of rows cleared where their weight is 0. Under `jit` the second pass goes if nobody asks.
+    # The losses at hand leave out rows of weight 0. Under `jit`, this second pass is dropped if nobody needs it.
     d_weights = None if problem.weights is None else problem.formula.weigh_prefixes(_losses(problem)) / divisor
     return (total, losses), (_cotangent(problem, d_rows, d_weights, d_parameters), -total / divisor)
 
@@ -169,7 +169,7 @@ _row_totals.defvjp(_row_totals_forward, _row_totals_backward)
 
 
 def _cotangent(problem: Problem, d_rows: Arrays, d_weights: jax.Array | None, d_parameters: Arrays) -> Problem:
-    """Return gradients in the form of their problem, as JAX asks for them, and in the dtypes of its arrays."""
+    """Return gradients as JAX wants them: in the structure of their problem, and in the dtypes of its arrays."""
     primal = replace(problem, labels=None, mask=None, broken=None)
     formed = replace(primal, rows=d_rows, weights=d_weights, parameters=d_parameters)
     cast: Problem = jax.tree.map(lambda d, array: d.astype(array.dtype), formed, primal)

@@ -1,4 +1,4 @@
-"""Map a loss over blocks of rows with a Python loop: the hook of libraries without automatic differentiation."""
+"""Map a loss over blocks of rows with a Python loop: the hook for libraries without automatic differentiation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BLOCK_ROWS = (16, 512)
 
 
 def on_host(array: Array) -> np.ndarray | None:
-    """Return an array of NumPy: of others only their library knows where they lie."""
+    """Return an array of NumPy as it is; None for others, which may lie on a device."""
     return array if is_numpy_array(array) else None
 
 
@@ -52,9 +52,9 @@ def gradients(problem: Problem, wanted: tuple[bool, ...]) -> tuple[Array, Arrays
 
 
 def largest_block(row_bytes: int, row_block: int | None) -> int | None:
-    """Return how many rows to work on at a time at most: `row_block`, or what keeps a block within a fixed memory.
+    """Return how many rows to compute at a time at most: `row_block`, or what fits into a fixed memory; None for all.
 
-    Larger blocks spend less time on adding up the parameters' gradients, smaller ones need less memory. None: all.
+    Larger blocks spend less time on adding up the gradients in the parameters; smaller blocks need less memory.
     """
     smallest, largest = BLOCK_ROWS
     if row_block is not None or not row_bytes:
@@ -63,7 +63,7 @@ def largest_block(row_bytes: int, row_block: int | None) -> int | None:
 
 
 def block_size(n: int, row_bytes: int, row_block: int | None) -> int:
-    """Return how many rows to work on at a time: blocks of nearly equal size, none above the largest."""
+    """Return how many rows to compute at a time, so that blocks are of nearly equal size, within the largest."""
     largest = largest_block(row_bytes, row_block)
     if largest is None or n <= largest:
         return max(1, n)
@@ -82,14 +82,14 @@ def _blocks(problem: Problem) -> list[slice]:
 
 
 class _Assembled:
-    """An array (n, ...) that arrives in blocks of rows; where it can be written to, no block is kept beside it."""
+    """An array (n, ...) that arrives in blocks of rows; where it can be written to, no block is kept besides it."""
 
     def __init__(self, n: int, xp: Namespace) -> None:
         self._n, self._xp = n, xp
         self._parts: list[Array] = []
 
     def put(self, rows: slice, part: Array | None) -> None:
-        """Take the rows of a block; None, and then of every block, if they are not wanted."""
+        """Take the rows of a block; None if they are not wanted, which then holds for every block."""
         if part is None:
             return
         if part.shape[0] == self._n or not can_write(self._xp):

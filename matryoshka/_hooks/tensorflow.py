@@ -1,10 +1,10 @@
 """The closed-form gradients as TensorFlow custom gradients; in a graph, rows are mapped by `tf.while_loop`.
 
-A graph may be traced before the number of rows is known (None). A first block is taken before the loop, which takes
-what is left in blocks of one size: with few rows the loop has nothing to do, and the totals need no zeros.
+A graph may be traced before the number of rows is known (None). The first block is computed before the loop, which
+takes the rest in blocks of one size: with few rows the loop has nothing to do, and totals need not start at zero.
 
-In a graph, gradients of `weighted_total` are formed in the forward pass; where none is asked for, TensorFlow prunes
-them. Eagerly it cannot tell beforehand whether one will be asked for, so they are formed in the backward pass.
+In a graph, gradients of `weighted_total` are formed in the forward pass; if none is needed, TensorFlow prunes them. In
+eager mode it is unknown whether one will be needed, so they are formed in the backward pass.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ product_dtype = loop.product_dtype
 
 
 def on_host(array: Any) -> np.ndarray | None:
-    """Return a tensor for NumPy to read if it lies on the host and is no part of a graph."""
+    """Return a tensor as an array of NumPy; None if it is on a device or part of a graph."""
     return array.numpy() if hasattr(array, "numpy") and "CPU" in array.device else None
 
 
@@ -42,7 +42,7 @@ def weighted_total(problem: Problem, divisor: Any) -> tuple[Any, Any]:
 
         def backward(d_total: Any, _: Any) -> list[Any]:
             _, d_rows, d_parameters = formed or gradients(inside, problem.present)
-            # Those formed come with losses of rows that are cleared where their weight is 0.
+            # The losses that come with gradients leave out rows of weight 0.
             d_weights = problem.formula.weigh_prefixes(_losses(inside) if formed else losses)
             return _as_arrays((*d_rows, *d_parameters, d_weights), arrays, d_total)
 
@@ -95,7 +95,7 @@ def _losses(problem: Problem) -> Any:
 
 
 def _largest_block(problem: Problem) -> Any:
-    """Return how many rows to work on at a time at most, an int or a tensor; None stands for all."""
+    """Return how many rows to compute at a time at most, an int or a tensor; None for all."""
     formula, parameters = problem.formula, problem.parameters
     if problem.row_block is not None:
         return problem.row_block
@@ -117,7 +117,7 @@ def _carry(step: Callable[[Any, Block], tuple[Any, Any]], whole: Block, largest:
     n_more = tf.maximum(_ceil(n, tf.maximum(size, 1)), 1) - 1
     carry, first = step(None, _restore([a[: n - n_more * size] for a in present], whole))
 
-    # Without a block to take, the loop does nothing; what it would read and write needs a length all the same.
+    # Without a block to compute, the loop does nothing, but its inputs and outputs need a length all the same.
     n_blocks = tf.maximum(n_more, 1)
     blocks = [tf.reshape(a[n - n_blocks * size :], [n_blocks, size, *_row_shape(a)]) for a in present]
     outputs = _present(first)
@@ -138,7 +138,7 @@ def _carry(step: Callable[[Any, Block], tuple[Any, Any]], whole: Block, largest:
 
 
 def _row_shape(array: Any) -> list[Any]:
-    """Return the shape of a row, with tensors for axes that a graph leaves open: the keys of a mask, for instance."""
+    """Return the shape of a row, with tensors for axes that a graph leaves open, such as the keys of a mask."""
     return [length(array, axis, tf) for axis in range(1, len(array.shape))]
 
 
@@ -153,17 +153,17 @@ def _with_arrays(problem: Problem, arrays: Sequence[Any], weights: Any) -> Probl
 
 
 def _present(structure: Any) -> list[Any]:
-    """Return the tensors of a nested structure in their order, passing over None."""
+    """Return the tensors of a nested structure in order, without None."""
     return [tf.convert_to_tensor(leaf) for leaf in tf.nest.flatten(structure) if leaf is not None]
 
 
 def _restore(present: Iterable[Any], structure: Any) -> Any:
-    """Return tensors in the form of a structure, None where it has None."""
+    """Return tensors in a nested structure, with None where it has None."""
     tensors = iter(present)
     return tf.nest.map_structure(lambda leaf: None if leaf is None else next(tensors), structure)
 
 
 def _as_arrays(gradients: Sequence[Any], arrays: Arrays, scale: Any = None) -> list[Any]:
-    """Return the gradients of the arrays that are there, in their dtypes, times `scale`."""
+    """Return the gradients of the arrays that are given, in their dtypes, times `scale`."""
     pairs = [(d, a) for d, a in zip(gradients, arrays, strict=True) if a is not None]
     return [tf.cast(d if scale is None else d * scale, a.dtype) for d, a in pairs]

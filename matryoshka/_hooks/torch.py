@@ -1,8 +1,8 @@
 """The closed-form gradients as PyTorch autograd functions.
 
-Both functions take (setting, labels, mask, …, *arrays), the arrays being the rows and then the parameters; None stands
-for a bias that is not there. The setting holds no tensors: what is differentiated has to be an argument of its own.
-They use `setup_context`, so that `torch.func` and `torch.compile` see through.
+Both functions take (setting, labels, mask, …, *arrays), where the arrays are the rows and then the parameters; a bias
+may be None. The setting holds no tensors, because autograd sees only arguments that are tensors themselves. They use
+`setup_context`, so that `torch.func` and `torch.compile` can transform them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Tensors = Sequence[torch.Tensor | None]
 
 @dataclass(frozen=True)
 class _Setting:
-    """What there is to know of a problem besides its tensors, and of which of them a gradient is to be formed."""
+    """All of a problem but its tensors, and for which of these a gradient is wanted."""
 
     formula: Formula
     n_rows: int
@@ -40,7 +40,7 @@ class _Setting:
 
 
 def on_host(array: torch.Tensor) -> np.ndarray | None:
-    """Return a tensor for NumPy to read if it lies on the host and no compile, trace or torch.func looks on."""
+    """Return a tensor as an array of NumPy; None if it is on a device, or being compiled, traced or transformed."""
     traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
     if traced or type(array) is not torch.Tensor or array.device.type != "cpu":
         return None
@@ -51,7 +51,7 @@ def on_host(array: torch.Tensor) -> np.ndarray | None:
 def product_dtype(array: torch.Tensor) -> torch.dtype | None:
     """Return the dtype of automatic mixed precision where it is switched on for the device of `array`.
 
-    As everywhere in PyTorch, float64 is exempt from it.
+    As everywhere in PyTorch, float64 is exempt.
     """
     kind = array.device.type
     if kind == "meta" or array.dtype == torch.float64 or not torch.is_autocast_enabled(kind):
@@ -65,7 +65,7 @@ def weighted_total(problem: Problem, divisor: Any) -> tuple[torch.Tensor, torch.
     wanted = _wanted(arrays)
     with _without_autocast(problem.labels):
         if not any(wanted) and not _wanted((weights,))[0]:
-            # PyTorch gives the product of a tensor () and a float a tangent in float64: prefixes are summed row by row.
+            # The product of a tensor () and a float has a tangent in float64, so prefixes are summed for each row.
             totals, losses = loop.row_totals(problem)
             return problem.weigh_rows(totals).sum() / divisor, losses
         _refuse_tangents((weights, *arrays))
@@ -125,8 +125,8 @@ class _WeightedTotal(torch.autograd.Function):
         n = len(ctx.setting.wanted)
         labels, mask, *tensors = ctx.saved_tensors
         formed, weights, arrays = tensors[:n], tensors[n], tensors[n + 1 :]
-        # A plain backward pass scales the gradients where they lie and gives them away. Whoever runs it again over a
-        # retained graph has them formed anew.
+        # A plain backward pass scales the gradients in place and gives them away. If it runs again, over a retained
+        # graph, they are formed anew.
         in_place = not (torch.is_grad_enabled() or torch.compiler.is_compiling())
         with torch.no_grad():
             if ctx.spent:
@@ -166,7 +166,7 @@ class _RowTotals(torch.autograd.Function):
         if d_totals is None:
             return (None,) * len(ctx.needs_input_grad)
         labels, mask, *arrays = ctx.saved_tensors
-        (d_totals,) = _first_order_only([d_totals], arrays)  # refused here under vmap, before products are mapped
+        (d_totals,) = _first_order_only([d_totals], arrays)  # vmap is refused here, before it maps products
         formed = _form_gradients(ctx.setting, labels, mask, d_totals, arrays)
         cast = [
             None if gradient is None else gradient.to(array.dtype)
@@ -186,13 +186,13 @@ def _form_gradients(
     weights: torch.Tensor | None,
     arrays: Tensors,
 ) -> Tensors:
-    """Go over the rows a second time, for their gradients alone."""
+    """Go over the rows a second time, for the gradients alone."""
     _, d_rows, d_parameters = gradients(setting.problem(labels, mask, weights, arrays), setting.wanted)
     return [*d_rows, *d_parameters]
 
 
 def _row_losses(setting: _Setting, labels: torch.Tensor, mask: torch.Tensor | None, arrays: Tensors) -> torch.Tensor:
-    """Go over the rows for their losses alone: those beside gradients are of rows cleared where their weight is 0."""
+    """Go over the rows for their losses alone: those that come with gradients leave out rows of weight 0."""
     with _without_autocast(labels):
         totals: torch.Tensor = loop.row_totals(setting.problem(labels, mask, None, arrays))[0]
     return totals
@@ -210,7 +210,7 @@ def _scale(
 
 
 class _FirstOrderOnly(torch.autograd.Function):
-    """Pass a gradient on unchanged, but raise where somebody differentiates it: the closed forms end there."""
+    """Pass a gradient on unchanged, but raise an error if it is differentiated: the closed forms end there."""
 
     @staticmethod
     def forward(gradient: torch.Tensor, *arrays: torch.Tensor | None) -> torch.Tensor:
@@ -243,8 +243,8 @@ def _refuse_vmap() -> NoReturn:
 
 
 def _refuse_tangents(tensors: Tensors) -> None:
-    """Refuse forward-mode differentiation of what reverse mode is to differentiate, too."""
-    # PyTorch asks for a `jvp` method to raise this in, but does not compile a function that has one.
+    """Refuse to differentiate in forward mode what is also to be differentiated in reverse mode."""
+    # A `jvp` method would be the place to raise this, but PyTorch does not compile a function that has one.
     if any(tensor is not None and unpack_dual(tensor).tangent is not None for tensor in tensors):  # type: ignore[no-untyped-call]
         msg = (
             "the nested losses of matryoshka take forward-mode differentiation (torch.func.jvp, jacfwd) where no "
@@ -254,7 +254,7 @@ def _refuse_tangents(tensors: Tensors) -> None:
 
 
 def _first_order_only(gradients: Tensors, inputs: Tensors) -> Tensors:
-    """Where a graph of the backward pass is being made, let the gradients raise if they are differentiated."""
+    """If the backward pass is being recorded, make the gradients raise an error when they are differentiated."""
     if not torch.is_grad_enabled():
         return gradients
     guard: Any = _FirstOrderOnly.apply
@@ -262,13 +262,13 @@ def _first_order_only(gradients: Tensors, inputs: Tensors) -> Tensors:
 
 
 def _wanted(arrays: Tensors) -> tuple[bool, ...]:
-    """Tell of each tensor whether a gradient is to be formed: none under `torch.no_grad`."""
+    """Tell for each tensor whether a gradient is wanted: never under `torch.no_grad`."""
     enabled = torch.is_grad_enabled()
     return tuple(enabled and array is not None and array.requires_grad for array in arrays)
 
 
 def _without_autocast(tensor: torch.Tensor) -> AbstractContextManager[Any]:
-    """Keep autocast from changing dtypes behind the formula, which casts for itself."""
+    """Keep autocast from changing dtypes within the formula, which casts for itself."""
     kind = tensor.device.type
     if kind == "meta" or not torch.is_autocast_enabled(kind):
         return nullcontext()

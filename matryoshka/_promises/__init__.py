@@ -1,5 +1,5 @@
-"""Promises about rows and queries to come, which cascades and funnels share.
+"""Promises about future rows and queries, for cascades and funnels.
 
-Exact and betting tests, the walk from the safest plan to the cheapest that passes one, and the certificates that say
+Exact and betting tests, the walk from the safest plan to the cheapest one that passes, and the certificates that say
 what was tested.
 """

@@ -13,24 +13,24 @@ def p_value(losses: np.ndarray, bound: float, delta: float) -> float:
     Parameters
     ----------
     losses : array (n,)
-        Independent draws within [0, 1], in an order that says nothing about them.
+        Independent draws within [0, 1], in an order that does not depend on them.
     bound : float
         Within (0, 1).
     delta : float
-        The level the test is meant for: it sets the stakes, not the validity.
+        The level of the test, for which the stakes are chosen; the p-value is valid at any level.
 
     Returns
     -------
     float
-        If the mean is above the bound, this is at most p with probability at most p, whatever the distribution.
+        If the mean is above the bound, it is at most p with probability at most p, whatever the distribution.
 
     Notes
     -----
-    A gambler starts with 1 and stakes, before each loss is seen, a share of the capital on it being below the bound.
-    If the mean is above the bound no such game is favourable, so the capital ever reaches 1/p with probability at most
-    p (Ville). The stakes follow mean and variance of what was seen, which makes the test sharp where the losses vary
-    little: Waudby-Smith and Ramdas (2024), "Estimating means of bounded random variables by betting", section 4; and
-    proposition 5 of Angelopoulos et al. (2021), "Learn then Test".
+    A gambler starts with a capital of 1 and, before each loss is seen, stakes a share of it on the loss being below the
+    bound. If the mean is above the bound, no such game is favourable, so the capital reaches 1/p at some time with
+    probability at most p (Ville). The stakes follow the mean and the variance of the losses seen so far, which makes
+    the test sharp where losses vary little: Waudby-Smith and Ramdas (2024), "Estimating means of bounded random
+    variables by betting", section 4; and proposition 5 of Angelopoulos et al. (2021), "Learn then Test".
     """
     n = losses.size
     counts = np.arange(1, n + 1)
@@ -53,15 +53,15 @@ def draws_needed(bound: float, delta: float) -> int:
     Returns
     -------
     int
-        238 for 0.01 and 0.1. Above some ten thousand it is that of a larger bound, scaled up, which is at most a
-        hundredth too high.
+        238 for 0.01 and 0.1. Large numbers, from some ten thousand on, are extrapolated from a larger bound, and at
+        most one percent too high.
 
     Notes
     -----
     The first stakes are lower than 1, so this is more than the log(1 / delta) / log(1 + bound) of full ones.
     """
     full = math.ceil(math.log(1 / delta) / math.log1p(bound))
-    if full > _PLAYED:  # what a small bound wins in n draws, one that is n / m times as large wins in m
+    if full > _PLAYED:  # a bound that is n / m times as large wins in m draws what a small one wins in n
         scale = 2 * full / _PLAYED
         return math.ceil(scale * draws_needed(scale * bound, delta))
     too_few, enough = full - 1, full

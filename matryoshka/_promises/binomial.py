@@ -10,8 +10,8 @@ _NORMAL_95 = 1.959963984540054  # two-sided 95 % of the normal distribution
 def lower_tail(count: int, n: int, rate: float) -> float:
     """Return P(Binomial(n, rate) <= count), the p-value of "the rate is at least `rate`" when `count` were seen.
 
-    The largest term comes from lgamma, the others from it by their ratios; all are positive, so nothing cancels.
-    Relative error below 1e-8 up to n = 1e6.
+    The largest term is computed with lgamma, and the others from it by their ratios; all are positive, so nothing
+    cancels. The relative error is below 1e-8 up to n = 1e6.
     """
     if count >= n:
         return 1.0
@@ -36,7 +36,7 @@ def lower_tail(count: int, n: int, rate: float) -> float:
 
 
 def rows_needed(rate: float, delta: float) -> int:
-    """Return the fewest rows on which not a single failure shows, at level delta, that the rate is below `rate`."""
+    """Return the fewest rows that show at level delta, if none of them fails, that the rate is below `rate`."""
     rows = max(1, math.floor(math.log(delta) / math.log1p(-rate)) - 1)
     while lower_tail(0, rows, rate) > delta:
         rows += 1
@@ -44,7 +44,7 @@ def rows_needed(rate: float, delta: float) -> int:
 
 
 def interval(count: int, n: int) -> tuple[float, float]:
-    """Return the 95 % interval of Wilson (1927) for a rate of which `count` of `n` were seen."""
+    """Return the 95 % interval of Wilson (1927) for a rate, given `count` successes in `n` draws."""
     z2 = _NORMAL_95**2
     share = count / n
     middle = share + z2 / (2 * n)

@@ -1,4 +1,4 @@
-"""What was promised of a plan, and the test that it passed: a value that travels with the plan."""
+"""What was promised of a plan, and the test that it passed: a value that is kept and saved with the plan."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BOUNDS = {
 
 
 class _Tested:
-    """A certificate: a dataclass whose fields travel as a JSON object, and which names the plan it is about."""
+    """A certificate: a dataclass that is written as a JSON object of its fields, and names the plan it is about."""
 
     _kind: ClassVar[str]
     _maker: ClassVar[str]
@@ -48,7 +48,7 @@ class _Tested:
 
     @classmethod
     def check(cls, certificate: object, **plan: tuple[float, ...] | str) -> None:
-        """Check that a certificate, if there is one, is of this class and about the plan with these fields."""
+        """Check that a certificate, if given, is of this class and about the plan with these fields."""
         if certificate is None:
             return
         if not isinstance(certificate, cls):
@@ -71,20 +71,20 @@ class _Tested:
         return f"<{type(self).__name__}: {self}>"
 
     def _repr_html_(self) -> str:
-        """Return what is printed, for a notebook."""
+        """Return what is printed, as HTML for a notebook."""
         promise, rows, outcome = self._parts()
         probability = f">= {1 - self.delta:g}"
         lines = ("promise", promise), ("with probability", probability), ("over", rows), ("outcome", outcome)
         return _pictures.html_table(lines, header=False)
 
     def _parts(self) -> tuple[str, str, str]:
-        """Return what is promised, over which rows, and how the test came out."""
+        """Return what is promised, over which rows, and the outcome of the test."""
         raise NotImplementedError
 
     def _check_fields(
         self, *, shares: Iterable[str], counts: Iterable[str], options: Mapping[str, Collection[str]]
     ) -> None:
-        """Check the fields one by one: shares within (0, 1), counts from 1 on, and names among their options."""
+        """Check the fields one by one: shares within (0, 1), counts of at least 1, and names among their options."""
         for name in shares:
             _share(getattr(self, name), name)
         for name in counts:
@@ -106,9 +106,9 @@ def _share(value: object, name: str, *, closed: bool = False) -> float:
 
 
 def _last_passed(p_values: tuple[float, ...], delta: float, *, untold: int = 0) -> int | None:
-    """Return which plan a walk with these p-values chose, after checking that it is a walk.
+    """Return the index of the plan that a walk chose, after checking that these are the p-values of a walk.
 
-    The first `untold` plans are not told as chosen: they save nothing, as the full width does.
+    The first `untold` plans do not count as chosen, since they save nothing: they are the full width.
     """
     values = [_share(p, f"p_values[{i}]", closed=True) for i, p in enumerate(p_values)]
     if any(p > delta for p in values[:-1]) or len(values) < untold:
@@ -125,7 +125,7 @@ class Certificate(_Tested):
     Attributes
     ----------
     thresholds : tuple of float
-        The policy the certificate is about: that of the cascade which carries it.
+        The policy that the certificate is about: that of the cascade which carries it.
     max_gap : float or None
         Bound on P(cascade wrong and full width right).
     max_error : float or None
@@ -139,23 +139,22 @@ class Certificate(_Tested):
     n_fit_rows : int
         Rows, none of them among these, on which the path was fitted; 0 for the other paths.
     p_values : tuple of float
-        Of the policies in the order of their test, safest first; the last one is the first that failed, if one did.
-        A promise on the error tests the full width first.
+        Of the policies in the order of testing, safest first; the last one is the first that failed, if one did. With
+        a bound on the error, the full width is tested first.
     chosen : int or None
-        Which of `p_values` is that of `thresholds`, the cheapest policy that passed; None where no policy that saves
-        anything passed, so that every row goes to the full width.
+        Index in `p_values` of `thresholds`, the cheapest policy that passed; None if no policy that saves anything
+        passed, so that every row goes to the full width.
     rows_needed : int
-        Fewest tested rows on which any policy could pass: with no failure among them.
+        Fewest tested rows on which any policy could pass, which takes that none of them fails.
     max_disagreement : float or None
         Bound on P(cascade answers otherwise than the full width), and so on the gap too; None in files from before
         there was such a promise.
     n_unlabelled : int
-        How many of the tested rows had no label and counted against the gap wherever the cascade contradicts the full
-        width; 0 where the gap is not bounded.
+        How many of the tested rows had no label, and so counted against the gap wherever the cascade contradicted the
+        full width; 0 if the gap is not bounded.
     joint_delta : float or None
-        The promises to all groups that were certified together hold at once with probability at least
-        1 - joint_delta, of which `delta` is the share of this one; None where there are no others, and in files from
-        before it was told.
+        For groups certified together: the promises to all of them hold at once with probability at least
+        1 - joint_delta, of which `delta` is this group's share. None without other groups, and in older files.
     """
 
     _kind, _maker, _subject = "cascade", "Cascade.certify", "these thresholds"
@@ -215,7 +214,7 @@ class Certificate(_Tested):
         return promise, rows, outcome
 
     def _advice(self) -> str:
-        """Say how many rows to bring, where their number alone rules a promise out."""
+        """Say how many rows are needed, if there are too few for any promise."""
         if self.n_rows >= self.rows_needed:
             return ""
         in_all = f", so {2 * self.rows_needed} in all" if self.n_fit_rows else ""
@@ -229,7 +228,7 @@ class RecallCertificate(_Tested):
     Attributes
     ----------
     dims, keep : tuple of int
-        The funnel the certificate is about: the one which carries it.
+        The funnel that the certificate is about: the one which carries it.
     recall : float
         Bound on the expected recall@k over queries like those tested.
     delta : float
@@ -237,27 +236,27 @@ class RecallCertificate(_Tested):
     k : int
         Results per query.
     n_rows : int
-        Rows of the corpus; other rows need another test.
+        Rows of the corpus; for other rows the promise does not hold.
     metric : str
-        Its similarity.
+        Similarity of the corpus.
     n_queries : int
-        Queries the funnels were tested on.
+        Queries that the funnels were tested on.
     n_choice_queries : int
-        Queries, none of them among these, on which the candidates were chosen.
+        Other queries, on which the candidates were chosen.
     p_values : tuple of float
-        Of the funnels in the order of their test; the last one is the first that failed, if one did.
+        Of the funnels in the order of testing; the last one is the first that failed, if one did.
     recalls : tuple of float
         Mean recall@k of the same funnels on the tested queries.
     chosen : int or None
-        Which of these the funnel is; None where none passed, and the funnel is the exact search.
+        Index of the funnel among these; None if none passed, and the funnel is the exact search.
     queries_needed : int
-        Tested queries on fewer of which no funnel can pass, even with perfect recall on all of them.
+        Fewest tested queries on which any funnel could pass, with perfect recall on all of them.
     code : str
-        In which code the funnel searches its first width; "float" in files from before there was another.
+        How the funnel stores and searches its first width; "float" in files from before there was another code.
     cost : {"time", "multiply_adds"}
-        What the funnels were compared by; the latter in files from before there was another.
+        What the funnels were compared by; "multiply_adds" in files from before there was a choice.
     batch_size : int or None
-        Queries asked at once in the times; None where multiply-adds were counted.
+        Queries per batch in the times; None if multiply-adds were counted.
     """
 
     _kind, _maker, _subject = "funnel", "Funnel.calibrate", "this funnel"
@@ -319,4 +318,4 @@ class RecallCertificate(_Tested):
 
 
 COSTS = ("time", "multiply_adds")
-"""What funnels may be compared by: seconds as a model of the corpus tells them, or a count."""
+"""What funnels may be compared by: seconds as predicted by a model of the corpus, or a count."""

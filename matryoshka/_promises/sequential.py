@@ -1,4 +1,4 @@
-"""Test row by row, for ever, whether a rate still keeps its bound: by betting against it."""
+"""Test row by row, without end, whether a rate still keeps its bound, by betting against it."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import numpy as np
 from matryoshka._array import row_blocks
 
 _ODDS = 1.0 + 2.0 ** np.arange(-3.0, 7.0)
-"""How many times the odds at the bound each gambler takes the odds of a failure for: 1.125, 1.25, 1.5, 2, 3, … 65."""
+"""The odds of a failure that each gambler assumes, as a multiple of the odds at the bound: 1.125, 1.25, 1.5, … 65."""
 
 _FAILURES_AT_ONCE = 4096
 
 
 def opening() -> np.ndarray:
-    """Return the stakes before the first row: the logarithm of each gambler's capital, had no bet been won or lost."""
+    """Return the stakes before the first row: the logarithm of each gambler's capital, with nothing won or lost yet."""
     return _log_shares(np.zeros(1)) - np.zeros_like(_ODDS)
 
 
@@ -25,36 +25,37 @@ def play(
     Parameters
     ----------
     failures : array (n,), bool
-        The rows in the order of their arrival.
+        The rows in order of arrival.
     bound : float
         Within (0, 1).
     n_rows, n_failures : int
-        What was seen before.
+        The counts before these rows.
     stakes : array
         As `opening` or the last call returned them.
 
     Returns
     -------
     log_capital : float
-        Logarithm of the largest capital held after any of these rows, 0 where it never exceeded 1. While the bound is
-        kept, the capital ever reaches 1/delta with probability at most delta.
+        Logarithm of the largest capital held after any of these rows, 0 if it never exceeded 1. While the bound is
+        kept, the capital reaches 1/delta at any time with probability at most delta.
     stakes : array
-        For the next call. Rows in one call or in many give the same.
+        For the next call. How rows are divided among calls makes no difference.
 
     Notes
     -----
-    A gambler who multiplies the odds by r wins r^x / (1 + (r - 1) bound) times the stake, x being 1 for a failure and
-    else 0; the mean of that is at most 1 while the rate is at most `bound`, so the capital, 1 in the beginning, ever
-    reaches 1/delta with probability at most delta (Ville, 1939). Each gambler gets the same part of it: the mixture
-    wins nearly as fast as the best of them (Robbins, 1970; Shafer et al., 2011).
+    A gambler who multiplies the odds by r turns a stake into r^x / (1 + (r - 1) bound) times as much, where x is 1 for
+    a failure and else 0. The mean of that factor is at most 1 while the rate is at most `bound`, so a capital that
+    starts at 1 reaches 1/delta at any time with probability at most delta (Ville, 1939). The capital is divided evenly
+    among the gamblers: the mixture wins nearly as fast as the best of them (Robbins, 1970; Shafer et al., 2011).
 
-    A long good time would ruin whoever staked all at once. So the share 1 / log(e + k) - 1 / log(e + k + 1) of each
-    part waits until k failures were seen; these shares add up to 1, and what waits counts as capital. To find what
-    begins after k failures then takes log k + 2 log log k more of log capital. Starting anew with a full stake at every
-    row would be faster, but would bound the mean time to a false alarm only (Shin, Ramdas and Rinaldo, 2024).
+    A long time without failures would ruin a gambler who staked everything at once. So the share
+    1 / log(e + k) - 1 / log(e + k + 1) of each gambler's capital waits until k failures were seen; these shares add up
+    to 1, and what still waits counts as capital. To detect a change after k failures then takes a log capital larger by
+    log k + 2 log log k. To start again with a full stake at every row would be faster, but would bound only the mean
+    time to a false alarm (Shin, Ramdas and Rinaldo, 2024).
 
-    With G = k log r - n log(1 + (r - 1) bound) after n rows, a share staked at G' is worth share * exp(G - G'): the
-    sum of share * exp(-G') is what is kept. Only a failure raises the capital, so only failures are visited.
+    With G = k log r - n log(1 + (r - 1) bound) after n rows, a share staked at G' is worth share * exp(G - G'), so the
+    sum of share * exp(-G') is what is stored. Only a failure raises the capital, so only failures are visited.
     """
     found, best = np.flatnonzero(failures), 0.0
     for block in row_blocks(len(found), _FAILURES_AT_ONCE):
@@ -71,7 +72,7 @@ def play(
 
 
 def _log_shares(counts: np.ndarray) -> np.ndarray:
-    """Return the logarithm of what each gambler stakes after so many failures."""
+    """Return the logarithm of what each gambler newly stakes after these counts of failures."""
     waited = np.e + counts
     share = np.log1p(1.0 / waited) / (np.log(waited) * np.log(waited + 1.0))
     return np.asarray(np.log(share / len(_ODDS)))

@@ -9,11 +9,11 @@ Plan = TypeVar("Plan")
 
 
 def walk(plans: Iterable[Plan], p_value: Callable[[Plan], float], delta: float) -> tuple[tuple[float, ...], int | None]:
-    """Test plans in their order until one fails; return the p-values, and which plan passed last (None: none did).
+    """Test plans in order until one fails; return the p-values, and the index of the last plan that passed, if any did.
 
-    `p_value` is of "this plan breaks its promise". Fixed-sequence testing: each plan is tested at level delta, and the
-    first that fails ends the walk, which keeps the probability of any false claim at delta without a correction for
-    their number. The order must not depend on what the plans are tested on.
+    `p_value` tests the hypothesis "this plan breaks its promise". Fixed-sequence testing: each plan is tested at level
+    delta, and the first one to fail ends the walk. So the probability of any false claim is at most delta, without a
+    correction for the number of plans. Their order must not depend on the data that they are tested on.
     """
     p_values: list[float] = []
     for plan in plans:

@@ -1,4 +1,4 @@
-"""Can these embeddings be truncated? Answered from the embeddings alone."""
+"""Can these embeddings be truncated? The answer comes from the embeddings alone."""
 
 from __future__ import annotations
 
@@ -40,21 +40,20 @@ def audit(
     Parameters
     ----------
     embeddings : array (n, dim), floating or signed integer
-        One row per item, on any array library; the work is done on the host. Rows are brought to unit length and
-        compared by cosine, as in the paper. Half precision and (quantised) signed integers are read as the numbers
-        they stand for.
+        One row per item, of any array library; the work is done on the host. Rows are normalised and compared by
+        cosine, as in the paper. Half precision and (quantised) signed integers are read as the numbers they represent.
     labels : array (n,), integer, optional
-        A class per row: adds two accuracies to the table. They do not enter the verdict.
+        A class per row: adds two accuracies to the table, which do not affect the verdict.
     dims : sequence of int, optional
-        Widths to look at; the full width is added if absent. By default the full width halved down to 8.
+        Widths to measure; the full width is added if absent. By default the full width halved down to 8.
     k : int, default 10
-        Nearest neighbours that are to be kept.
+        Number of nearest neighbours that should be kept.
     max_rows : int, default 4096
-        Of more rows a random sample of this size is audited, and the result says so.
+        If there are more rows, a random sample of this size is audited, and the result says so.
     max_queries : int, default 400
-        Audited rows whose neighbours, among all audited rows, are looked at.
+        Number of audited rows whose neighbours, among all audited rows, are measured.
     orders : int, default 99
-        Random column orders that the given one is compared with, at least 99 and at most 100,000.
+        Number of random column orders that the given one is compared with, within [99, 100000].
     seed : int, default 0
         Seed of all sampling. One seed gives one result.
 
@@ -69,65 +68,65 @@ def audit(
     TypeError
         `embeddings` are no real numbers or unsigned (packed bits, a zero point); `labels` are no integers.
     ValueError
-        NaN or infinity among the rows that are read, fewer than 2 columns, not more than 2 `k` distinct rows, labels of
-        another length, widths that do not increase or exceed the embeddings.
+        NaN or infinity among the rows that are read; fewer than 2 columns; not more than 2 `k` distinct rows; labels of
+        another length; widths that do not increase or exceed that of the embeddings.
 
     Notes
     -----
-    **What is measured.** For each query, its `k` nearest other rows at full width; then which share of them is
+    **What is measured.** For each query, its `k` nearest other rows at full width; then the share of these that are
     still among the nearest `k` when only m columns are compared. The m columns are the first ones (the prefix), the
     last ones, m random ones, or the first m after a `Rotation`.
 
-    **The rotation** is what `Rotation.fit` gives of rows as they are, not centred. It is measured on rows that did not
-    fit it, because those that did flatter it: it is fitted on up to 4 dim rows that are not audited, nor of the
-    direction of one that is. Where these are fewer than the columns, one half of the audited rows joins them, and
-    queries and candidates come from the other half, with the rotation and without (`gain`, `n_fitted`, `n_rotated`).
-    Where even so there are fewer rows than columns to fit on, there are no figures (None).
+    **The rotation** is that of `Rotation.fit`, of the rows as they are, not centred. It is measured on rows on which it
+    was not fitted, since the others would flatter it: it is fitted on up to 4 dim rows that are not audited and do not
+    have the direction of an audited row. If there are fewer of these than columns, one half of the audited rows is
+    added to them, and queries and candidates come from the other half, with the rotation and without (`gain`,
+    `n_fitted`, `n_rotated`). If even then there are fewer rows than columns to fit on, these figures are None.
 
-    **What is asked.** The columns of an ordinary model come in no particular order, and *any* m of them keep many
-    neighbours: "the prefix keeps 80 %" says little by itself. Matryoshka embeddings differ in that their *first*
+    **The question.** The columns of an ordinary model come in no particular order, and *any* m of them keep many
+    neighbours, so "the prefix keeps 80 %" says little by itself. Matryoshka embeddings differ in that their *first*
     columns are better than others. So it is the order that is tested.
 
     **The rule.** The verdict is yes if some width below the full one passes all three parts; `smallest_dim` is
     the narrowest that does.
 
     1. *Better than chance.* The columns are shuffled 99 times (`orders`), and every shuffle is measured like the
-       given order. Were the given order no better than a shuffle, it would be one among 100 alike, and be the best of
-       them once in 100 times. To ask this of all widths together, every figure is expressed in standard deviations
+       given order. If the given order were no better than a shuffle, it would be one of 100 equals, and the best of
+       them with probability 1/100. To test all widths together, every figure is expressed in standard deviations
        over the 100 orders at its width; a prefix passes if it beats the best width of (all but 1 % of) the shuffles.
-       So columns without order get a yes at most 1 time in 100, whatever the number of rows or widths and
-       whatever the data look like: the only randomness relied upon is that of the shuffling. (Below six columns the
-       given order turns up among the shuffles, and the answer is no.)
+       So columns without order get a yes at most 1 time in 100, whatever the data and the number of rows or widths:
+       the only randomness relied upon is that of the shuffling. (With fewer than six columns, the given order occurs
+       among the shuffles, and the answer is no.)
     2. *By enough to matter.* At least 1.1 times as many random columns would be needed to keep as much (`worth`,
        interpolated between widths). A lead that is real but tiny is no reason to truncate.
     3. *Good by itself.* It keeps at least half of the neighbours, at the lower end of a 95 % bootstrap interval over
        queries. A shortlist that is reranked later may well be narrower: that is what `funnel` is for.
 
-    **The recommendation** is to rotate first if that surely keeps more at some width: the 95 % interval of the gain
-    lies above 0, and the gain is 5 points or more; embeddings that pass the rule may gain, too. It names the narrowest
-    such width that keeps half of the neighbours. Of 100 `k` rows or more it also names the stage with which a search
-    starts at the fewest bytes a row, such that its best 10 `k` of the rows measured hold 95 % of the neighbours:
-    columns in float32, or in one bit each (the sign of a column of the prefix, of unit length, less its mean), rotated
-    only where that is recommended. Lists grow with the rows: `Funnel.calibrate` finds their lengths.
+    **The recommendation** is to rotate first if that surely keeps more at some width: if the 95 % interval of the gain
+    is above 0, and the gain is 5 points or more; embeddings that pass the rule may gain, too. It names the narrowest
+    such width that keeps half of the neighbours. With 100 `k` rows or more it also names the first stage of a search
+    that takes the fewest bytes per row, among those whose best 10 `k` of the measured rows hold 95 % of the neighbours.
+    Its columns are in float32, or one bit each (the sign of a column of the normalised prefix minus its mean), and
+    rotated only if that is recommended. Longer corpora need longer lists: `Funnel.calibrate` finds their lengths.
 
-    A no does not say that nothing can be cut: random columns of redundant embeddings keep a lot, as the table shows.
-    It says that the leading columns are not to be preferred. A yes does not prove training with MRL: columns sorted by
-    PCA are ordered too.
+    A no does not mean that nothing can be cut: random columns of redundant embeddings keep a lot, as the table shows.
+    It means that the leading columns are no better than others. A yes does not prove training with MRL: columns sorted
+    by PCA are ordered, too.
 
-    **How far it carries.** Intervals describe the choice of queries, given the audited rows. In a denser corpus
-    neighbours lie closer together and fewer are kept, so a sample is somewhat too optimistic about the whole; the
-    comparison with random columns, made on the same rows, is not tilted by this. Tied rows share the places they tie
-    for. Of rows of one direction (to six digits) only one is audited.
+    **Limits.** Intervals describe the choice of queries, given the audited rows. In a denser corpus, neighbours are
+    closer together and fewer of them are kept, so a sample is somewhat too optimistic about the whole; the comparison
+    with random columns, made on the same rows, is not biased by this. Tied rows share the places for which they tie. Of
+    rows with the same direction (to six digits), only one is audited.
 
     **The funnel.** It starts at a width of the ladder. Each list is as long as it takes to lose at most 1 % of the
     neighbours over all stages among the audited rows, scaled to all rows, and holds at most 1 % of all rows: longer
     ones take more time to rerank than they save. The cheapest of the plans tried wins, by multiply-adds as executed; if
     none is left, the funnel is the full width alone. It is a starting point; `Funnel.calibrate` tests one with queries
-    of your own. `cut` names a narrower width of the ladder whose own nearest rows do as well by the same count, if
-    there is one and the funnel costs no less.
+    of your own. `cut` is a narrower width of the ladder whose nearest `k` rows are as good by the same measure, if
+    there is one and it costs no more than the funnel.
 
-    Cost: (`orders` + 1) · `max_queries` · `max_rows` · dim multiply-adds and a partial selection per width and order,
-    and some 12 dim^3 for the rotation, with memory for 4 dim^2 numbers.
+    Cost: (`orders` + 1) · `max_queries` · `max_rows` · dim multiply-adds, a partial selection per width and order, and
+    about 12 dim^3 for the rotation, with memory for 4 dim^2 numbers.
 
     References
     ----------
@@ -170,7 +169,7 @@ def audit(
 
 
 def _with_rotation(report: Audit, tried: _rotation.Trial, rng: np.random.Generator) -> Audit:
-    """Add what a rotation keeps, and the cheapest first stage, after it where it helps."""
+    """Add what a rotation keeps, and the cheapest first stage, which is a rotated one only if the rotation helps."""
     columns, stages = _rotation.measure(tried, tuple(row.dim for row in report.rows), report.k, rng)
     rows = tuple(
         row._replace(**{name: float(column[i]) for name, column in columns.items()})  # type: ignore[arg-type]
@@ -187,7 +186,7 @@ def _with_rotation(report: Audit, tried: _rotation.Trial, rng: np.random.Generat
 
 
 def _with_funnel(report: Audit, places: np.ndarray) -> Audit:
-    """Add the funnel, and the plain cut that does as well, from the places of the neighbours (G, q, k), after a yes."""
+    """After a yes, add the funnel, and the plain cut that is as good, from the places of the neighbours (G, q, k)."""
     if not report.truncates:
         return report
     ladder, counts = report.ladder, (report.n_rows, report.n_audited)
@@ -197,7 +196,7 @@ def _with_funnel(report: Audit, places: np.ndarray) -> Audit:
 
 
 def _widths(dims: Iterable[int] | None, dim: int) -> tuple[int, ...]:
-    """Return the widths to look at: the full one last, and at least one below it."""
+    """Return the widths to measure: at least one below the full one, and that last."""
     if dim < 2:
         msg = f"`embeddings` must have at least 2 columns, got {dim}; there is nothing to cut."
         raise ValueError(msg)
@@ -213,7 +212,7 @@ def _widths(dims: Iterable[int] | None, dim: int) -> tuple[int, ...]:
 def _measure(
     sample: Sample, dims: tuple[int, ...], k: int, orders: int, rng: np.random.Generator
 ) -> tuple[_neighbours.Survival, tuple[AuditRow, ...]]:
-    """Measure prefixes, random, last and principal columns at each width."""
+    """Measure prefixes, and random, last and principal columns, at each width."""
     exact = _neighbours.neighbours(sample, k)
     prefix = _neighbours.survival(sample, dims, exact)
     last = [_neighbours.mean_kept(sample.rows[:, -dim:], (dim,), exact)[0] for dim in dims]

@@ -30,7 +30,7 @@ class AuditDisplay(_pictures.Display):
     ax_ : matplotlib.axes.Axes
         The axes that `plot` drew on last.
     figure_ : matplotlib.figure.Figure
-        The figure of these.
+        The figure of these axes.
 
     Raises
     ------
@@ -68,8 +68,8 @@ class AuditDisplay(_pictures.Display):
             Where to draw, by default on a new figure of pyplot. The legend stands below the axes: if the figure has no
             layout, such as ``layout="constrained"``, they give up some of their height for it.
         kind : {"kept", "energy", "accuracy"}, default "kept"
-            The nearest neighbours that are kept, the squared length in the first columns, or, where labels were given,
-            accuracy.
+            The share of nearest neighbours that is kept, the share of the squared length in the first columns, or, if
+            labels were given, accuracy.
 
         Returns
         -------
@@ -79,9 +79,9 @@ class AuditDisplay(_pictures.Display):
         Raises
         ------
         TypeError
-            `ax` are no axes.
+            `ax` is no Axes.
         ValueError
-            There is no such panel, or none of accuracy for want of labels.
+            There is no such panel, or that of accuracy is asked for without labels.
         ImportError
             matplotlib is not installed.
         """
@@ -100,7 +100,7 @@ class AuditDisplay(_pictures.Display):
 
 
 def figure(audit: Audit) -> Any:
-    """Draw neighbours kept, and beside it accuracy where labels were given, energy where not, under the verdict."""
+    """Draw, under the verdict, the neighbours kept, beside accuracy if labels were given, else beside energy."""
     canvas = _pictures.new(11, 5.5, purpose="the figure of an audit")
     left, right = canvas.subplots(1, 2, width_ratios=(3, 2))
     display = AuditDisplay(audit)
@@ -155,5 +155,5 @@ def _dims(audit: Audit) -> list[int]:
 
 
 def _percent(audit: Audit, name: str) -> list[float]:
-    """Return one share of every row, in per cent."""
+    """Return one share of every row, in percent."""
     return [100 * getattr(row, name) for row in audit.rows]

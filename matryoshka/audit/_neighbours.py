@@ -1,4 +1,4 @@
-"""Which neighbours survive when only some columns are compared."""
+"""Which nearest neighbours are kept when only some columns are compared."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from matryoshka.metrics import nearest_class_mean_accuracy, nearest_neighbor_acc
 
 
 class Survival(NamedTuple):
-    """What becomes of the nearest neighbours of each query at each width (G widths, q queries)."""
+    """What happens to the nearest neighbours of each query at each width (G widths, q queries)."""
 
     kept: np.ndarray
     """(G, q): share of the k neighbours at full width that are among the nearest k."""
     places: np.ndarray
-    """(G, q, k): place of each of these neighbours among all rows, counted from 1; of tied rows the last place."""
+    """(G, q, k): rank of each of these neighbours among all rows, counted from 1; tied rows have the last rank."""
     nearest: np.ndarray
     """(G, q): the nearest row."""
 
@@ -30,7 +30,7 @@ def neighbours(sample: Sample, k: int) -> np.ndarray:
 
 
 def survival(sample: Sample, dims: tuple[int, ...], exact: np.ndarray) -> Survival:
-    """Look at the prefixes in detail."""
+    """Measure the prefixes in detail."""
     kept, places, nearest = [], [], []
     for scores in _scores(sample.rows, sample.n_queries, dims):
         own = np.take_along_axis(scores, exact, axis=1)
@@ -46,15 +46,15 @@ def mean_kept(rows: np.ndarray, dims: tuple[int, ...], exact: np.ndarray) -> np.
 
 
 def kept_among(rows: np.ndarray, dims: tuple[int, ...], exact: np.ndarray, lists: Sequence[int]) -> np.ndarray:
-    """Return the share of neighbours in lists of some lengths that prefixes of `rows` find (lists, G, q)."""
+    """Return the share of neighbours (lists, G, q) that prefixes of `rows` find in lists of these lengths."""
     return np.stack([_in_lists(scores, exact, lists) for scores in _scores(rows, len(exact), dims)], axis=1)
 
 
 def kept_by_bits(rows: np.ndarray, dims: tuple[int, ...], exact: np.ndarray, length: int) -> np.ndarray:
-    """Return the mean share of neighbours in lists that are found by one bit a column (G,).
+    """Return the mean share of neighbours (G,) in lists of this length that are found by one bit per column.
 
-    A bit tells whether a column of the prefix, brought to unit length, exceeds its mean; rows compare by how many bits
-    they share. Of rows that share as many, each is as likely to make the list.
+    A bit tells whether a column of the normalised prefix exceeds its mean; rows are compared by the number of bits that
+    they share. Tied rows share the places for which they tie.
     """
     shares = []
     for dim in dims:
@@ -67,12 +67,12 @@ def kept_by_bits(rows: np.ndarray, dims: tuple[int, ...], exact: np.ndarray, len
 
 
 def principal(rows: np.ndarray) -> np.ndarray:
-    """Rotate rows so that their variance falls from column to column; lengths and products stay the same."""
+    """Rotate rows so that their variance falls from column to column; lengths and products stay as they are."""
     centred = rows - rows.mean(axis=0)
     if len(rows) < rows.shape[1]:
         directions = np.linalg.svd(centred, full_matrices=False)[2].T
         rotated = rows @ directions
-        # The rows reach outside these directions by their mean only: one more column keeps every product.
+        # Only their mean lies outside these directions, so one more column preserves every product.
         rest = rows - rotated @ directions.T
         return np.concatenate((rotated, np.linalg.norm(rest, axis=1, keepdims=True)), axis=1)
     directions = np.linalg.eigh(centred.T @ centred)[1][:, ::-1]
@@ -82,7 +82,7 @@ def principal(rows: np.ndarray) -> np.ndarray:
 def accuracies(
     sample: Sample, labels: np.ndarray, dims: tuple[int, ...], nearest: np.ndarray
 ) -> tuple[list[float], list[float]]:
-    """Return 1-NN accuracy (queries against all other rows) and class-mean accuracy (one half against the other)."""
+    """Return 1-NN accuracy (of queries, among all other rows) and class-mean accuracy (of one half, by the other)."""
     half = len(labels) // 2
     queries = labels[: sample.n_queries]
     by_neighbour = [nearest_neighbor_accuracy(ids[:, None], labels, queries) for ids in nearest]
@@ -94,10 +94,10 @@ def accuracies(
 
 
 def _scores(rows: np.ndarray, n_queries: int, dims: tuple[int, ...]) -> Iterator[np.ndarray]:
-    """Yield for each prefix the similarity of queries and rows (q, n), itself excluded, in one reused array.
+    """Yield for each prefix the similarities of queries and rows (q, n), in one reused array; -inf to a query itself.
 
-    Dot products and squared lengths are running sums over the prefixes. Only a query's own length is left out, which
-    does not change the order of its neighbours.
+    Dot products and squared lengths are running sums over the prefixes. The length of the query itself is left out,
+    which does not change the order of its neighbours.
     """
     products = np.zeros((n_queries, len(rows)), dtype=np.float32)
     squares = np.zeros(len(rows), dtype=np.float32)

@@ -22,27 +22,26 @@ class Audit:
     rows : tuple of AuditRow
         One per width, the narrowest first, the full width last.
     funnel : Funnel or None
-        The cheapest plan found that loses at most 1 % of the neighbours with lists of at most 1 % of the rows, the full
-        width alone if there is none; None if the verdict is no.
+        The cheapest plan found that loses at most 1 % of the neighbours with lists of at most 1 % of the rows, or the
+        full width alone if there is none; None if the verdict is no.
     k : int
         Neighbours per query.
     n_rows, n_audited, n_queries : int
         Rows handed in, rows audited, and queries among them.
     n_duplicates : int
-        Rows drawn but dropped, because another has their direction.
+        Rows drawn but dropped, because another row has the same direction.
     orders : int
-        Random column orders compared with.
+        Random column orders that the given one was compared with.
     seed : int
         Seed of all sampling.
     n_fitted, n_rotated : int
-        Rows that the rotation was fitted on, none of them measured, and rows among which it was measured; 0 where
-        there were too few.
+        Rows that the rotation was fitted on, and other rows, among which it was measured; 0 if there were too few.
     first_stage : FirstStage or None
-        The cheapest stage tried, in bytes a row, whose list of 10 `k` of the `n_rotated` or else `n_audited` rows holds
-        95 % of the neighbours: columns in float32 or in one bit each, rotated if that is recommended. None if there is
-        none, or for fewer than 100 `k` rows.
+        The stage with the fewest bytes per row whose list of 10 `k` of the `n_rotated` rows, or else of the `n_audited`
+        ones, holds 95 % of the neighbours: columns in float32 or one bit each, rotated only if that is recommended.
+        None if there is none, or with fewer than 100 `k` rows.
     cut : int or None
-        A width whose own `k` nearest rows do as well as the funnel, at no more multiply-adds.
+        A width whose nearest `k` rows are as good as the funnel, with no more multiply-adds.
     """
 
     rows: tuple[AuditRow, ...]
@@ -82,12 +81,12 @@ class Audit:
 
     @property
     def verdict(self) -> str:
-        """The answer in one sentence."""
+        """The answer, in one sentence."""
         return _words.verdict(self.rows, self.k)
 
     @property
     def recommendation(self) -> str:
-        """What to do with these embeddings: rotate, cut, or neither, and what a search best starts with."""
+        """What to do with these embeddings: rotate, cut, or neither; and the best first stage of a search."""
         return _words.recommendation(self.rows, self.k, self.n_fitted, self.n_rotated, self.first_stage)
 
     @property
@@ -139,7 +138,7 @@ class Audit:
         Returns
         -------
         matplotlib.figure.Figure
-            Neighbours kept at each width, beside accuracy where labels were given, energy where not;
+            The neighbours kept at each width, beside accuracy if labels were given, else beside energy;
             ``figure().savefig("audit.png")`` writes it.
 
         Raises
@@ -147,7 +146,7 @@ class Audit:
         ImportError
             matplotlib is not installed.
         """
-        from matryoshka.audit._figure import figure  # which draws this class, and so imports it
+        from matryoshka.audit._figure import figure  # it imports this class
 
         return figure(self)
 
@@ -158,7 +157,7 @@ class Audit:
         return "\n".join((*_pictures.wrapped(above), *tables, *_pictures.wrapped(below)))
 
     def _repr_html_(self) -> str:
-        """Return what is printed, for a notebook."""
+        """Return what is printed, as HTML for a notebook."""
         return "\n".join(
             (
                 _pictures.html_lines([self.verdict]),

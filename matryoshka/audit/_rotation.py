@@ -1,4 +1,4 @@
-"""What a rotation keeps of rows that did not fit it."""
+"""What a rotation keeps, measured on rows on which it was not fitted."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from matryoshka.audit._sample import Sample, draw_others, read
 from matryoshka.rotation import Rotation
 
 _ROWS = 4
-"""Rows to fit on, in multiples of the columns: from there on more change the figures by a point at most."""
+"""Rows to fit on, in multiples of the columns: more would change the figures by one point at most."""
 
 
 class Trial(NamedTuple):
-    """A rotation and rows that it has not seen."""
+    """A rotation, and rows on which it was not fitted."""
 
     sample: Sample
     rotation: Rotation | None
@@ -27,9 +27,9 @@ class Trial(NamedTuple):
 
 
 def trial(embeddings: Array, sample: Sample, k: int, *, rng: np.random.Generator, xp: Namespace) -> Trial:
-    """Fit a rotation on rows that are not audited; if they are too few on half of those that are, too.
+    """Fit a rotation on rows that are not audited, and if these are too few, also on half of those that are.
 
-    It is the rotation of the rows as they are, which `Rotation.fit` gives its user.
+    It is fitted on the rows as they are, not normalised, as a user of `Rotation.fit` would do it.
     """
     n, dim = sample.rows.shape
     others = draw_others(embeddings, sample, _ROWS * dim, rng=rng, xp=xp)
@@ -46,9 +46,9 @@ def trial(embeddings: Array, sample: Sample, k: int, *, rng: np.random.Generator
 def measure(
     tried: Trial, dims: tuple[int, ...], k: int, rng: np.random.Generator
 ) -> tuple[dict[str, np.ndarray], list[_rule.FirstStage]]:
-    """Return the columns of the table about the rotation, and the first stages that a search could have.
+    """Return the columns of the table about the rotation, and the possible first stages of a search.
 
-    First stages are measured where there are rows enough for their lists to hold a tenth at most.
+    First stages are measured only if their lists hold at most a tenth of the rows.
     """
     rows, rotation = tried.sample.rows, tried.rotation
     exact = _neighbours.neighbours(tried.sample, k)

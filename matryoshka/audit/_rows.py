@@ -15,7 +15,7 @@ class AuditRow(NamedTuple):
     dim : int
         The width.
     energy : float
-        Share of the squared length of the rows that lies in the prefix; dim / full width without any order.
+        Share of the squared length of the rows that is in the prefix; without any order, dim / full width.
     kept : float
         Share of the nearest neighbours at full width that the prefix keeps, mean over queries.
     kept_low, kept_high : float
@@ -23,22 +23,22 @@ class AuditRow(NamedTuple):
     random : float
         The same share for random columns, mean over the random orders.
     random_low, random_high : float
-        The lowest and the highest of the random orders.
+        The same share for the worst and the best of the random orders.
     last : float
         The same share for the last columns.
     pca : float
-        The same share for the leading principal directions of the audited rows, which flatters: see `rotated`.
+        The same share for the leading principal directions of the audited rows: optimistic, unlike `rotated`.
     worth : float
         How many random columns keep as much, per column of the prefix.
     p_value : float
-        Probability of so large a lead over random columns at any width, if the columns have no order.
+        Probability of so large a lead over random columns, at any width, if the columns have no order.
     nearest_neighbor_accuracy, nearest_class_mean_accuracy : float or None
         Accuracies of the prefix, where labels were given.
     rotated : float or None
-        Share of the neighbours that a prefix keeps after a `Rotation` fitted on other rows; None where there are too
-        few of them.
+        Share of the neighbours that a prefix keeps after a `Rotation` fitted on other rows; None if there are too few
+        of these.
     gain : float or None
-        How much more that is than the prefix keeps without it, on the same rows.
+        How much more that is than what the prefix keeps without a rotation, on the same rows.
     gain_low, gain_high : float or None
         Its 95 % bootstrap interval over queries.
     """

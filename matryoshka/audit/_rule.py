@@ -1,4 +1,4 @@
-"""The rule behind the verdict, and the funnel that follows from the measurements."""
+"""The rule behind the verdict, and the funnel and the first stage that follow from the measurements."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from matryoshka.retrieval import Funnel
 
 LEVEL = 0.01
-"""The highest probability with which columns without order may get a yes."""
+"""The largest probability with which columns without order may get a yes."""
 WORTH = 1.1
 """How many times as many random columns a prefix must be worth."""
 KEPT = 0.5
@@ -27,25 +27,25 @@ CANDIDATES = 10
 """The length of that list, in lists of k."""
 
 SHARE = 0.01
-"""The longest list of a recommended funnel, as a share of all rows: rows that are fetched one by one cost far more time
-than multiply-adds tell, and of many queries at once a longer list takes more than the exact search."""
+"""The longest list of a recommended funnel, as a share of all rows: fetching rows one by one takes far more time than
+their multiply-adds suggest, and for many queries at once, longer lists take more time than the exact search."""
 
 
 class FirstStage(NamedTuple):
-    """What a search could start with, and how many of the neighbours are in its list.
+    """A possible first stage of a search, and how many of the neighbours are in its list.
 
     Attributes
     ----------
     dim : int
         Columns compared.
     code : {"float", "bits"}
-        How they are stored: in float32, or one bit each.
+        How they are stored: in float32, or as one bit each.
     rotated : bool
-        Whether the rows are rotated before.
+        Whether the rows are rotated first.
     bytes : int
-        Bytes a row; bits fill whole words of 64.
+        Bytes per row; bits fill whole words of 64.
     kept : float
-        Share of the nearest neighbours in its list, mean over queries.
+        Share of the nearest neighbours that are in its list, mean over queries.
     candidates : int
         Length of the list.
     """
@@ -59,9 +59,9 @@ class FirstStage(NamedTuple):
 
 
 def order_test(kept: np.ndarray) -> np.ndarray:
-    """Return for each width the p-value of "the given order is better than a random one", over all widths at once.
+    """Return for each width the p-value of its lead over random orders, adjusted for looking at all widths.
 
-    `kept` (orders, G) holds the mean share of neighbours kept, the given order first.
+    `kept` (orders, G) holds the mean share of neighbours kept, with the given order first.
     """
     spread = kept.std(axis=0)
     deviations = (kept - kept.mean(axis=0)) / np.where(spread > 0, spread, 1.0)
@@ -85,11 +85,11 @@ def interval(kept: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np
 
 
 def cheapest_funnel(places: np.ndarray, dims: Sequence[int], n_rows: int, n_audited: int) -> Funnel:
-    """Return the cheapest plan that loses at most 1 % of the neighbours, from their places (G, q, k) at each width.
+    """Return the cheapest plan that loses at most 1 % of the neighbours, from their ranks (G, q, k) at each width.
 
-    Tried are, from each width, the way through all wider ones and the jump to full width, and the full width alone; no
-    list may be longer than 1 % of the rows. A neighbour is lost at a stage if its place among all rows exceeds the
-    list, so it is counted lost even where rows before it have gone.
+    The candidates are, from each width, the path through all wider ones and the jump to the full width, and the full
+    width alone; no list may be longer than 1 % of the rows. A neighbour is lost at a stage if its rank among all rows
+    exceeds the list, so it counts as lost even if rows before it were dropped earlier.
     """
     scale = n_rows / n_audited
     ordered = np.sort(places.reshape(len(dims), -1), axis=1)
@@ -104,7 +104,7 @@ def cheapest_funnel(places: np.ndarray, dims: Sequence[int], n_rows: int, n_audi
 
 
 def plain_cut(places: np.ndarray, dims: Sequence[int], n_rows: int, n_audited: int, funnel: Funnel) -> int | None:
-    """Return the narrowest width whose own k nearest rows lose at most 1 %, where the funnel costs no less."""
+    """Return the narrowest width whose nearest k rows lose at most 1 %, if it costs no more than the funnel."""
     k = places.shape[-1]
     lost = np.mean(np.ceil(places * (n_rows / n_audited)) > k, axis=(1, 2))
     dim = next((dim for dim, share in zip(dims[:-1], lost, strict=False) if share <= LOST), None)
@@ -114,7 +114,7 @@ def plain_cut(places: np.ndarray, dims: Sequence[int], n_rows: int, n_audited: i
 
 
 def cheapest_stage(stages: Sequence[FirstStage]) -> FirstStage | None:
-    """Return the first stage of the fewest bytes a row that holds enough of the neighbours; of equals the first."""
+    """Return the stage with the fewest bytes per row whose list holds enough of the neighbours; of equals the first."""
     return min((stage for stage in stages if stage.kept >= STAGE), key=lambda stage: stage.bytes, default=None)
 
 

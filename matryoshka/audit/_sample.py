@@ -1,4 +1,4 @@
-"""The rows that are audited: a random sample, of unit length, each direction once, on the host."""
+"""The rows to audit: a random sample, normalised, each direction once, on the host."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ _BLOCK = 4096
 
 
 class Sample(NamedTuple):
-    """Audited rows in random order; the first `n_queries` are the queries."""
+    """Audited rows, in random order; the first `n_queries` are the queries."""
 
     rows: np.ndarray
     """(n, dim), float32, unit length."""
     ids: np.ndarray
-    """(n,): which rows of the embeddings they are."""
+    """(n,): their row numbers in the embeddings."""
     labels: np.ndarray | None
     """(n,)."""
     n_queries: int
     n_total: int
-    """Rows that were handed in."""
+    """Rows of the embeddings."""
     n_duplicates: int
-    """Rows that were drawn and dropped, because an earlier one has their direction."""
+    """Rows that were drawn and dropped, because an earlier one has the same direction."""
 
 
 def draw(
@@ -41,7 +41,7 @@ def draw(
     rng: np.random.Generator,
     xp: Namespace,
 ) -> Sample:
-    """Check what embeddings and labels hold, and draw the rows to audit."""
+    """Check embeddings and labels, and draw the rows to audit."""
     _checks.signed_numbers(embeddings, "embeddings", xp)
     _checks.not_empty(embeddings, "embeddings")
     n_total = embeddings.shape[0]
@@ -68,11 +68,11 @@ def draw(
 
 
 def draw_others(embeddings: Array, sample: Sample, most: int, *, rng: np.random.Generator, xp: Namespace) -> np.ndarray:
-    """Draw at most `most` rows, as they are, that are not audited, nor zeros, nor along an audited one."""
+    """Draw at most `most` rows, as they are, that are not zero, not audited, nor in the direction of an audited one."""
     audited = np.sort(sample.ids)
     n_others = sample.n_total - len(audited)
     drawn = np.sort(rng.choice(n_others, size=min(n_others, most), replace=False))
-    drawn += np.searchsorted(audited - np.arange(len(audited)), drawn, side="right")  # steps over the audited ones
+    drawn += np.searchsorted(audited - np.arange(len(audited)), drawn, side="right")  # skips the audited ones
     rows = read(embeddings, drawn, xp)
     seen = set(_directions(sample.rows))
     parts = row_blocks(len(rows), _BLOCK)
@@ -93,13 +93,13 @@ def _unit(rows: np.ndarray) -> np.ndarray:
 
 
 def _directions(rows: np.ndarray) -> Iterator[bytes]:
-    """Give the direction of each row of unit length, to six digits."""
+    """Yield the direction of each row of unit length, to six digits."""
     for row in rows:
         yield (np.round(row, 6) + np.float32(0.0)).tobytes()
 
 
 def _first_of_each(rows: np.ndarray) -> np.ndarray:
-    """Return the rows whose direction no earlier row has."""
+    """Return the numbers of the rows whose direction no earlier row has."""
     seen: dict[bytes, int] = {}
     for i, direction in enumerate(_directions(rows)):
         seen.setdefault(direction, i)

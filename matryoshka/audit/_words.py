@@ -1,4 +1,4 @@
-"""What an audit says in sentences: each is true of the row of the table that it names."""
+"""The sentences of an audit; each is true of the row of the table that it names."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def verdict(rows: Sequence[AuditRow], k: int) -> str:
 
 
 def _too_little(row: AuditRow, cut: Sequence[AuditRow], k: int) -> str:
-    """Say that columns better than random ones keep too little, without contradicting what the table shows."""
+    """Say that columns better than random ones keep too little, in agreement with the rounded table."""
     kept = percent(row.kept)
     if all(_shows_less_than_half(other.kept) for other in cut):
         return (
@@ -52,7 +52,7 @@ def _shows_less_than_half(share: float) -> bool:
 def recommendation(
     rows: Sequence[AuditRow], k: int, n_fitted: int, n_rotated: int, first_stage: FirstStage | None
 ) -> str:
-    """Tell what to do, in one sentence, and in another what a search best starts with, there or instead."""
+    """Tell in one sentence what to do, and in another the best first stage of a search."""
     *cut, full = rows
     passing = next((row for row in cut if row.passes), None)
     helped = [row for row in cut if row.rotation_helps]

@@ -1,4 +1,4 @@
-"""Decide when a short prefix is sure enough to answer alone."""
+"""Cascades: decide when a short prefix is sure enough to answer alone."""
 
 from matryoshka._promises.certificates import Certificate
 from matryoshka.cascade._classifier import CascadeClassifier

@@ -1,4 +1,4 @@
-"""Learn then Test: the cheapest cascade whose promise survives an exact test, and the certificate it gets."""
+"""Learn then Test: find the cheapest cascade whose promise passes an exact test, and certify it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _FEW_ROWS = 2000
 
 
 class Options(TypedDict, total=False):
-    """What `Cascade.certify` takes by name, whether there are groups or not."""
+    """The keywords of `Cascade.certify`, with groups and without."""
 
     nesting: Required[NestingLike]
     max_gap: float | None
@@ -40,7 +40,7 @@ class Options(TypedDict, total=False):
 
 
 class Promise(NamedTuple):
-    """What a certified cascade keeps, with probability at least 1 - delta over the rows it was tested on."""
+    """The bounds of a certified cascade, which hold with probability at least 1 - delta over the tested rows."""
 
     max_gap: float | None
     max_error: float | None
@@ -49,7 +49,7 @@ class Promise(NamedTuple):
 
     @classmethod
     def of(cls, bounds: dict[str, float | None], delta: float, *, labelled: bool) -> Promise:
-        """Check the numbers; with labels and without any bound the gap must be at most 0.01."""
+        """Check the numbers; with labels but no bound, bound the gap by 0.01."""
 
         def share(value: float, name: str) -> float:
             return _checks.real(value, name, minimum=0.0, maximum=1.0, open_minimum=True, open_maximum=True)
@@ -66,12 +66,12 @@ class Promise(NamedTuple):
 
     @property
     def rows_needed(self) -> int:
-        """Fewest rows on which anything can be certified: with no failure among them."""
+        """Fewest rows on which anything can be certified, which takes that none of them fails."""
         bounds = (self.max_gap, self.max_error, self.max_disagreement)
         return max(rows_needed(bound, self.delta) for bound in bounds if bound is not None)
 
     def check_known(self, known: np.ndarray) -> None:
-        """Refuse rows without a label where an error is promised, of which they say nothing."""
+        """Refuse rows without a label if the error is bounded, about which they say nothing."""
         if self.max_error is not None and not known.all():
             msg = (
                 f"`labels` must be known for every row with `max_error`, got {UNKNOWN} for {int((~known).sum())} of "
@@ -80,7 +80,7 @@ class Promise(NamedTuple):
             raise ValueError(msg)
 
     def failures(self, scored: Scored) -> list[tuple[float, np.ndarray]]:
-        """Return each bound with where an exit at each prefix (G, n) counts against it."""
+        """Return each bound, and where an exit at each prefix (G, n) is a failure in its sense."""
         wrong = ~scored.correct
         found = (
             (self.max_error, wrong),
@@ -90,17 +90,17 @@ class Promise(NamedTuple):
         return [(bound, failures) for bound, failures in found if bound is not None]
 
     def shaping(self, scored: Scored) -> np.ndarray:
-        """Return where an exit at each prefix (G, n) counts against a path that is fitted to these rows.
+        """Return where an exit at each prefix (G, n) is a failure for the purpose of fitting a path.
 
-        Errors where these are bounded most tightly, else disagreements with the full width. They serve a gap too:
-        whoever is wrong where the full width is right disagrees with it, and there are so many more of them that fewer
-        rows, labelled or not, show where a path should go.
+        These are errors if the error has the tightest bound, else disagreements with the full width. Disagreements
+        serve a gap too: whoever is wrong where the full width is right disagrees with it. They are so much more
+        frequent that fewer rows, labelled or not, are enough to fit a path.
         """
         others = min(bound for bound in (self.max_gap, self.max_disagreement, 1.0) if bound is not None)
         return ~scored.correct if self.max_error is not None and self.max_error <= others else ~scored.agrees
 
     def choose_path(self, path: str, n: int, *, temperature: bool) -> str:
-        """Resolve "auto" by the number of rows, which says nothing about the rows themselves."""
+        """Resolve "auto" by the number of rows, which does not depend on what they hold."""
         if path != "auto":
             return path
         return "fitted" if temperature or n >= self._many else "tapered"
@@ -110,9 +110,9 @@ class Promise(NamedTuple):
         return max(_FEW_ROWS, 10 * self.rows_needed)
 
     def n_fit(self, path: str, known: np.ndarray) -> int:
-        """Return how many of the rows fit a path: of the fitted one half, those without a label (n,) first.
+        """Return how many of the rows are used to fit a path: half of them for a fitted path, else none.
 
-        Where many have a label, these are not diluted in the test: all rows without one fit.
+        If many rows have a label, as `known` (n,) says, all without one are used, so that the test has labels only.
         """
         if path != "fitted":
             return 0
@@ -120,19 +120,19 @@ class Promise(NamedTuple):
         return max(len(known) // 2, len(known) - n_known if n_known >= self._many else 0)
 
     def shared_by(self, sizes: Sequence[int], search: Search) -> Promise:
-        """Return the promise to make to each of some groups of rows, so that all hold at once with 1 - delta.
+        """Return the promise for each of several groups of rows, such that all hold at once with 1 - delta.
 
-        `delta` is dealt out evenly (Bonferroni) among those groups that have rows enough to pass at their share: their
-        number says nothing about the rows, and a group that cannot pass can claim nothing false.
+        `delta` is divided evenly (Bonferroni) among the groups that have enough rows to pass at their share. That
+        depends only on the sizes of groups, and a group that cannot pass makes no false claim.
         """
-        halved = search.path == "fitted" or search.temperature  # where "auto" halves them, half is more than enough
+        halved = search.path == "fitted" or search.temperature  # if "auto" halves them, a half is more than enough
         tested = sorted(n - n // 2 if halved else n for n in sizes)
         shares = (self._replace(delta=self.delta / parts) for parts in range(1, len(sizes) + 1))
         return next(s for parts, s in enumerate(shares, 1) if len(tested) - bisect_left(tested, s.rows_needed) <= parts)
 
 
 class Search(NamedTuple):
-    """Which policies are looked for."""
+    """Which policies to test."""
 
     dims: tuple[int, ...]
     prices: Prices
@@ -141,7 +141,7 @@ class Search(NamedTuple):
     seed: int
 
     def check(self) -> None:
-        """Check the name of the path, and that temperatures are fitted on no row that is tested."""
+        """Check the name of the path, and that temperatures are not fitted on tested rows."""
         _checks.choice(self.path, "path", PATHS)
         if self.temperature and self.path not in ("auto", "fitted"):
             msg = (
@@ -151,16 +151,16 @@ class Search(NamedTuple):
             raise ValueError(msg)
 
     def policies(self, path: str, fit: Scored, failures: np.ndarray) -> list[Policy]:
-        """Return the policies of a path, of which only the fitted one looks at these rows."""
+        """Return the policies of a path; only the fitted one depends on these rows."""
         if path == "tapered":
             return _paths.tapered(self.dims)
         return _paths.policies(path, fit.confidences, failures, self.prices)
 
 
 def split(known: np.ndarray, n_fit: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return which rows fit a path and which test it, drawn at random; those without a label (n,) fit first.
+    """Split rows at random into those that fit a path and those that test it; those without a label fit first.
 
-    A path is fitted as well without labels, and tested more sharply with them.
+    Fitting needs no labels, and a test with labels is sharper.
     """
     order = np.random.default_rng(seed).permutation(len(known))
     order = order[np.argsort(known[order], kind="stable")]
@@ -176,19 +176,19 @@ def certify(
     of: str = "",
     joint_delta: float | None = None,
 ) -> tuple[Certificate, tuple[float, ...] | None]:
-    """Certify the cheapest policy of a path on these rows; return also the temperatures it takes, if any.
+    """Certify the cheapest policy of a path on these rows; also return its temperatures, if any.
 
-    Where these are the rows of a group, `of` says in an error of which, and `joint_delta` is what all groups share.
+    If these are the rows of a group, `of` names it in errors, and `joint_delta` is what all groups share.
     """
     path = promise.choose_path(search.path, len(rows), temperature=search.temperature)
-    known = outputs.known[rows] & (promise.max_gap is not None)  # only there does it matter which rows have a label
+    known = outputs.known[rows] & (promise.max_gap is not None)  # labels matter only for a gap
     fit_rows, tested_rows = split(known, promise.n_fit(path, known), search.seed)
     temperatures = outputs.fit_temperatures(rows[fit_rows]) if search.temperature and len(fit_rows) else None
     scored = outputs.score(temperatures, rows)
     fit, tested = scored.take(fit_rows), scored.take(tested_rows)
     full_width: Policy = (FULL_WIDTH,) * (len(search.dims) - 1)
     policies = search.policies(path, fit, promise.shaping(fit))
-    if promise.max_error is not None:  # which even the full width may break, while it has no gap
+    if promise.max_error is not None:  # even the full width may break this bound, but never the others
         policies.insert(0, full_width)
     p_values, last = _test(promise, policies, tested, of)
     thresholds = full_width if last is None else policies[last]
@@ -213,11 +213,11 @@ def certify(
 def _test(
     promise: Promise, policies: Sequence[Policy], tested: Scored, of: str
 ) -> tuple[tuple[float, ...], int | None]:
-    """Walk down the policies; an error is to be certifiable for the full width at least."""
+    """Walk down the policies; if the error is bounded, the full width at least must pass."""
     failures, rows = promise.failures(tested), np.arange(tested.n_rows)
 
     def p_value(policy: Policy) -> float:
-        """Return the exact p-value of "the promise is broken": the largest over its bounds."""
+        """Return the exact p-value of "the promise is broken", the largest one over its bounds."""
         stage = exits(tested.confidences, policy)
         return max(lower_tail(int(failed[stage, rows].sum()), len(rows), bound) for bound, failed in failures)
 

@@ -1,4 +1,4 @@
-"""A cascade with its heads, prepared for repeated calls on one row or many."""
+"""A cascade with its heads, prepared for repeated calls on one row or many rows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["CascadeClassifier"]
 
 
 class CascadeClassifier:
-    """A cascade with the heads of its prefixes, ready for repeated calls. `Cascade.classifier` makes it.
+    """A cascade with the heads of its prefixes, prepared for repeated calls; made by `Cascade.classifier`.
 
     Attributes
     ----------
@@ -31,9 +31,9 @@ class CascadeClassifier:
 
     Notes
     -----
-    It may be called from several threads at once, and pickled for other processes. Memory for the logits of a batch is
-    kept for the next one: for each thread at most three arrays with a number for each row and class, none of more than
-    2^24 numbers.
+    It may be called from several threads at once, and pickled for other processes. The memory for the logits of a batch
+    is kept for the next one: for each concurrent call at most three arrays (rows, classes), each of at most 2^24
+    numbers.
     """
 
     def __init__(self, cascade: Any, heads: Sequence[Head] | Head | NestedHead, *, copy: bool) -> None:
@@ -53,22 +53,22 @@ class CascadeClassifier:
         self.n_classes = self._stages.n_classes
 
     def __call__(self, embeddings: Array, /) -> tuple[Array, Array]:
-        """Answer rows, or one row.
+        """Answer rows, or a single row.
 
         Parameters
         ----------
         embeddings : array (n, dim) or (dim,), floating
-            Of the library, device and dtype of the heads.
+            Same library, device and dtype as the heads.
 
         Returns
         -------
         labels, exit_dims : array (n,) or (), integer
-            As of `Cascade.classify`.
+            As from `Cascade.classify`.
 
         Raises
         ------
         TypeError, ValueError
-            As of `Cascade.classify`.
+            As from `Cascade.classify`.
         """
         if _kind(embeddings) != self._kind:
             self._check_kind(embeddings)
@@ -78,7 +78,7 @@ class CascadeClassifier:
             _checks.width(embeddings, "embeddings", self.dims[-1])
         if self._stages.place != "numpy":
             embeddings = embeddings.detach()
-        with np.errstate(invalid="ignore", over="ignore"):  # a row that is not finite is spoken of in the end
+        with np.errstate(invalid="ignore", over="ignore"):  # rows that are not finite are reported at the end
             if embeddings.ndim == 1:
                 return self._one(embeddings, ())
             if embeddings.shape[0] == 1:
@@ -116,7 +116,7 @@ class CascadeClassifier:
         _checks.same_dtype(xp, ("embeddings", embeddings), ("heads", self._like))
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what to pickle or copy: no module, no memory, and each weight once."""
+        """Return the state to pickle or copy: without modules and memory, and with each weight once."""
         stages = [stage._replace(transposed=None) for stage in self._stages.stages]
         left_out: dict[str, Any] = {"_like": None, "_kind": None, "_spare": []}
         return self.__dict__ | {"_stages": self._stages._replace(stages=stages, xp=None), **left_out}
@@ -135,5 +135,5 @@ class CascadeClassifier:
 
 
 def _kind(array: Array) -> tuple[Any, ...]:
-    """Return what rows must share with the heads, as far as it can be read at once."""
+    """Return what rows must have in common with the heads, as far as it can be read fast."""
     return type(array), getattr(array, "dtype", None), getattr(array, "device", None), getattr(array, "layout", None)

@@ -1,4 +1,4 @@
-"""Classify embeddings stage by stage: only rows still undecided meet the next head."""
+"""Classify embeddings stage by stage: only rows that are still undecided meet the next head."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ _BLOCK_ENTRIES = 2**20
 _ROWS_PER_COLUMN = 4
 
 _LARGEST_SPACE = 2**24
-"""Logits in the largest array that is kept from one call to the next."""
+"""Size of the largest array that is kept from one call to the next, in numbers."""
 
 _LARGEST_EXPONENT = 60.0
-"""Far from where exponentials of float32 numbers, and sums of them, overflow or vanish."""
+"""Well below where exponentials in float32, and sums of them, overflow or vanish."""
 
 
 def classify_row(stages: Stages, row: Array) -> tuple[Any, int]:
-    """Return the answer to one row (dim,), an int or on a device an array (), and the width it exits at.
+    """Return the answer to one row (dim,), an int or on a device an array (), and the width at which it exits.
 
-    Without finite logits the answer is -1.
+    If the logits are not finite, the answer is -1.
     """
     xp, logits = stages.xp, None
     *before, last = stages.stages
@@ -47,7 +47,7 @@ def classify_row(stages: Stages, row: Array) -> tuple[Any, int]:
 
 
 def _row_logits(stages: Stages, stage: Stage, row: Array, sums: Array | None) -> Array:
-    """Return the logits (c,) of one row, on top of those of the stage before if need be."""
+    """Return the logits (c,) of one row, added to the `sums` of the stage before if the stage continues them."""
     part, total = row[stage.columns], sums if stage.columns.start else stage.bias
     if stages.place == "numpy":
         logits = np.dot(part, stage.factor).astype(stages.dtype, copy=False)
@@ -59,7 +59,7 @@ def _row_logits(stages: Stages, stage: Stage, row: Array, sums: Array | None) ->
 
 
 def _is_sure(logits: Array, stage: Stage, stages: Stages) -> bool:
-    """Tell whether one row (c,) exits: what `_exceed` says of it, without what only batches need."""
+    """Tell whether one row (c,) exits, as `_exceed` does, but without the overhead for batches."""
     if stages.measure != "max_probability":
         return bool(_exceed(logits[None, :], stage, stages.measure, None, stages.xp)[0])
     if stages.place == "numpy":
@@ -79,11 +79,12 @@ def _exceed(logits: Array, stage: Stage, measure: str, scratch: Array | None, xp
 
 
 def _are_sure(logits: Array, largest: Array, stage: Stage, measure: str, scratch: Array, xp: Namespace) -> Array:
-    """Tell which rows (n, c) exit, knowing the largest logits (n,): as `_exceed` does, which only close calls meet.
+    """Tell which rows (n, c) exit, as `_exceed` does, but faster, given the largest logits (n,).
 
-    NumPy's exponentials need no shift unless logits are large, and a product sums them faster than a sum does. That is
-    right within n_classes roundings of the sum, and a hundred for arguments of up to 60 and what a shift rounds. Many
-    rows stay for what half of the classes weigh already.
+    In NumPy, exponentials need no shift unless logits are large, and a product with ones adds them up faster than a
+    sum. The relative error is at most n_classes roundings of the sum, and a hundred for arguments of up to 60 and the
+    shift that `_exceed` makes; closer calls than that are left to `_exceed`. The exponentials of half of the classes
+    already show of many rows that they do not exit.
     """
     if not is_numpy_array(logits) or measure != "max_probability":
         return _exceed(logits, stage, measure, scratch, xp)
@@ -105,10 +106,10 @@ def _are_sure(logits: Array, largest: Array, stage: Stage, measure: str, scratch
 
 
 def classify_rows(stages: Stages, embeddings: Array, memory: dict[str, Array]) -> tuple[Array, Array]:
-    """Return each row's answer and the width it exits at, for rows (n, dim).
+    """Return the answers to rows (n, dim), and the widths at which they exit.
 
-    One without finite logits reaches the last width and gets the label -1. `memory` holds arrays for logits that no
-    other call may use at the same time, and afterwards those for the next call.
+    A row whose logits are not finite reaches the last width and gets the label -1. `memory` holds arrays for logits
+    from earlier calls; it may not be used by two calls at once, and is updated for the next one.
     """
     xp, blocks = stages.xp, _Blocks(stages, embeddings, memory)
     rows = arange(embeddings.shape[0], like=embeddings, xp=xp)
@@ -134,7 +135,7 @@ def classify_rows(stages: Stages, embeddings: Array, memory: dict[str, Array]) -
 
 
 def check_answered(labels: Array, xp: Namespace) -> None:
-    """Check that no row is left without an answer, which -1 stands for: it reads the labels."""
+    """Check that every row has an answer, which -1 is not; this reads the labels."""
     if count := count_true(labels < 0, xp):
         first = [int(row) for row in xp.nonzero(labels < 0)[0][:5]]
         msg = (
@@ -145,11 +146,10 @@ def check_answered(labels: Array, xp: Namespace) -> None:
 
 
 class _Blocks:
-    """Logits of the undecided rows, block after block, in memory that is used again; those to go on from are kept.
+    """The logits of undecided rows, block after block, in memory that is reused; those to be continued are kept.
 
-    Fresh memory may cost more than a product: the system clears it. Kept logits are packed in the order of
-    their rows; blocks are read in that order, and what is kept is written behind each other, so never past what was
-    read.
+    Fresh memory may cost more time than a product, because the system clears it. Kept logits are packed in the order of
+    their rows. Blocks are read and kept in that order, so that writing never overtakes reading.
     """
 
     def __init__(self, stages: Stages, embeddings: Array, memory: dict[str, Array]) -> None:
@@ -161,7 +161,7 @@ class _Blocks:
         self.sums, self.n_kept = self._space("sums", n_rows if tied else 0), 0
 
     def _space(self, name: str, n_rows: int) -> Array:
-        """Return an array for the logits of some rows, of which it is unknown what they hold."""
+        """Return an uninitialised array for the logits of at least this many rows."""
         found = self.memory.get(name)
         if found is None or found.shape[0] < n_rows:
             found = self._fresh((n_rows, self.stages.n_classes))
@@ -170,20 +170,20 @@ class _Blocks:
         return found
 
     def _fresh(self, shape: tuple[int, int]) -> Array:
-        """Return memory for logits that later calls can write to."""
+        """Return new memory for logits, which later calls can write to."""
         if self.stages.place == "numpy":
             return np.empty(shape, self.stages.dtype)
         dtype, xp = self.stages.dtype, self.xp
-        with xp.inference_mode(mode=False):  # a tensor that is made in this mode is not to be written to outside it
-            if self.stages.place == "host":  # NumPy asks the system for large pages
+        with xp.inference_mode(mode=False):  # a tensor made in this mode could not be written to outside it
+            if self.stages.place == "host":  # NumPy asks the system for huge pages
                 return xp.from_numpy(np.empty(shape, str(dtype).rpartition(".")[2]))
             return empty(shape, like=self.embeddings, dtype=dtype, xp=xp)
 
     def of(self, stage: Stage, rows: Array) -> Iterator[tuple[Array, Array]]:
-        """Yield the rows in blocks, each with its logits; rows must be those that were kept, if any were."""
+        """Yield the rows in blocks, each with its logits; the rows must be those that were kept, if any were."""
         size, factor = self._block_rows(stage), stage.factor
         if rows.shape[0] > size and not _is_contiguous(factor):
-            factor = contiguous(factor, self.xp)  # read several times: narrow columns of wide rows are slow
+            factor = contiguous(factor, self.xp)  # read several times, and slowly if it is a few columns of wide rows
         prefix = self.embeddings[:, stage.columns]
         self.n_kept = 0
         for start in range(0, rows.shape[0], size):
@@ -197,7 +197,7 @@ class _Blocks:
             yield block, logits
 
     def keep(self, logits: Array, left: Array) -> None:
-        """Keep the logits of the rows that are left behind those kept before."""
+        """Keep the logits of the rows `left`, after those kept before."""
         stop = self.n_kept + left.shape[0]
         target = self.sums[self.n_kept : stop, :]
         if is_numpy_array(logits):
@@ -207,9 +207,9 @@ class _Blocks:
         self.n_kept = stop
 
     def _block_rows(self, stage: Stage) -> int:
-        """Return how many rows to take together: on a CPU, so few that their logits stay in the cache while read.
+        """Return how many rows to compute at a time: on a CPU, so few that their logits stay in the cache while read.
 
-        But not so few that a product would spend its time on reading the weight.
+        But not so few that a product would spend most of its time on reading the weight.
         """
         if self.stages.place == "device":
             return max(1, int(self.embeddings.shape[0]))
@@ -222,7 +222,7 @@ def _is_contiguous(factor: Array) -> bool:
 
 
 def _rows(array: Array, index: Array, xp: Namespace) -> Array:
-    """Select rows, each library's fastest way: NumPy's take would copy a view whole."""
+    """Select rows in the fastest way of each library: NumPy's `take` would first copy the whole view."""
     return array[index] if is_numpy_array(array) else xp.take(array, index, axis=0)
 
 
@@ -230,4 +230,4 @@ def _argmax(logits: Array, stages: Stages) -> Array:
     """Return the class (n,) with the largest of the logits (n, c)."""
     if stages.place != "host":
         return logits.argmax(-1)
-    return stages.xp.from_numpy(logits.numpy().argmax(-1))  # PyTorch's own takes ten times as long
+    return stages.xp.from_numpy(logits.numpy().argmax(-1))  # that of PyTorch takes ten times as long

@@ -1,8 +1,8 @@
-"""How sure a prefix is: three measures of one formula each, and the temperature at which they deserve most belief.
+"""How sure a prefix is: three measures, and the temperature that makes the labels most likely.
 
-A row of c classes is given by the unnormalised probability mass of each class, the largest of them and their total, so
-that the probability of a class is mass / total. Probabilities are such masses already; of logits,
-exp((logits - max) / temperature) are.
+A row of c classes is represented by the unnormalised probability mass of each class, the largest mass and the total, so
+that the probability of a class is mass / total. Probabilities are masses as they are; for logits the masses are
+exp((logits - max) / temperature).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _TOLERANCE = 1e-4
 
 
 def mass_of_probabilities(rows: Array, largest: Array, temperature: float, xp: Namespace) -> Mass:
-    """Return the masses of probabilities (n, c), the largest (n,) known; a temperature acts as on their logits."""
+    """Return the masses of probabilities (n, c), given the largest (n,); a temperature acts as it would on logits."""
     dtype = accumulator_dtype(rows, xp)
     wide, largest = xp.astype(rows, dtype, copy=False), xp.astype(largest, dtype, copy=False)
     if temperature == 1.0:
@@ -34,7 +34,7 @@ def mass_of_probabilities(rows: Array, largest: Array, temperature: float, xp: N
 
 
 def mass_of_logits(rows: Array, temperature: float, xp: Namespace, *, out: Array | None = None) -> Mass:
-    """Return the masses of logits (n, c), those of the classes in `out` if a library that can write gives it."""
+    """Return the masses of logits (n, c), written to `out` if it is given."""
     wide = xp.astype(rows, accumulator_dtype(rows, xp), copy=False)
     if is_torch_array(wide):  # its softmax is one pass, faster than its exp alone
         mass = xp.softmax(wide if temperature == 1.0 else wide / temperature, -1, out=out)
@@ -70,7 +70,7 @@ def _entropy(mass: Mass, xp: Namespace) -> Array:
 
 
 Measure: TypeAlias = Callable[[Mass, Namespace], Array]
-"""Maps masses to numbers (n,) within [0, 1], but for rounding."""
+"""Maps masses to numbers (n,) within [0, 1], except for rounding."""
 
 MEASURES: dict[str, Measure] = {
     "max_probability": _max_probability,
@@ -80,16 +80,16 @@ MEASURES: dict[str, Measure] = {
 
 
 PRECOMPUTED = "precomputed"
-"""In place of a measure: confidences that whoever asks gives, as an array."""
+"""Instead of a measure: the caller passes the confidences as an array."""
 
 
 def fit_temperature(mass: Mass, labels: Array, xp: Namespace) -> float:
-    """Return the temperature within [1/100, 100] at which the labels are likeliest, to about 1 in 10,000.
+    """Return the temperature within [1/100, 100] that makes the labels most likely, to about 1 in 10,000.
 
-    Temperature scaling, one scalar per prefix (Guo et al., 2017). The mean negative log-likelihood is convex in
-    b = 1 / temperature, with slope mean(E[z] - z_label) and curvature mean(Var[z]), z being the logarithms of the
-    masses: Newton's method, kept within a bracket by bisection. Logarithms end at that of the smallest normal number,
-    so that a label of probability 0 costs much but not everything.
+    Temperature scaling, one scalar per prefix (Guo et al., 2017). With the logarithms z of the masses, the mean
+    negative log-likelihood is convex in b = 1 / temperature, with slope mean(E[z] - z_label) and curvature
+    mean(Var[z]): Newton's method, safeguarded by bisection. Logarithms are at least that of the smallest normal number,
+    so that a label of probability 0 costs much, but not infinitely much.
     """
     classes, largest, _ = mass
     smallest = float(xp.finfo(classes.dtype).smallest_normal)

@@ -1,4 +1,4 @@
-"""What a cascade does on given rows: how often it is correct, where rows exit, and what that costs."""
+"""How a cascade does on given rows: how often it is right, where rows exit, and what that costs."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ class CascadeEvaluation:
     Attributes
     ----------
     dims : tuple of int
-        Widths a row may exit at; the last one is the cap.
+        Widths at which a row may exit; the last one is the cap.
     thresholds : tuple of float
         What the confidence had to exceed at each width but the last.
     n_rows, n_classes : int
-        How many rows were evaluated, and how many classes they choose from.
+        Number of rows evaluated, and of classes.
     accuracy : float or None
-        Share of rows that the cascade answers correctly. None without labels, as all that needs them.
+        Share of rows that the cascade answers correctly. None without labels, as is everything that needs them.
     gap : float or None
         Share of rows that the cascade answers wrongly although the full width is right: what `certify` bounds.
     disagreement : float
         Share of rows that the cascade answers otherwise than the full width, which needs no labels.
     expected_dim : float
-        Mean width at which rows exit, sum over m of p_m * m: what a tied head (MRL-E) pays, since its logits
-        accumulate from prefix to prefix.
+        Mean width at which rows exit, sum over m of p_m * m: what a tied head (MRL-E) costs, whose logits are running
+        sums over prefixes.
     cumulative_dim : float
-        Mean sum of the widths that a row visits, sum over m of p_m * (m_1 + … + m): what separate heads (MRL) pay. A
+        Mean sum of the widths that a row visits, sum over m of p_m * (m_1 + … + m): what separate heads (MRL) cost. A
         width with a threshold of 1 or above, which no confidence exceeds, is passed over and costs nothing.
     exit_shares : tuple of float
         Share of rows that exit at each width; they sum to 1.
     exit_accuracy : tuple of (float or None)
-        Accuracy among the rows that exit at each width; None where none does.
+        Accuracy among the rows that exit at each width; None where no row does.
     prefix_accuracy : tuple of float, or None
         Accuracy of each width if it answered every row alone.
     prefix_disagreement : tuple of float
-        Share of rows that each width, alone, answers otherwise than the full width.
+        Share of rows that each width alone answers otherwise than the full width.
     """
 
     dims: tuple[int, ...]
@@ -75,16 +75,16 @@ class CascadeEvaluation:
 
     @property
     def full_multiply_adds(self) -> int:
-        """Multiply-adds per row of the head at the last width, which answers every row at once."""
+        """Multiply-adds per row of the head at the last width, answering every row alone."""
         return self.dims[-1] * self.n_classes
 
     @property
     def fixed_dim(self) -> int | None:
-        """Narrowest of the widths that, alone, loses no more than the cascade on these rows: the yardstick for savings.
+        """Narrowest width that, alone, is as good as the cascade on these rows: the yardstick for savings.
 
-        Its accuracy is at least the cascade's; without labels, its disagreement at most the cascade's. A tie is enough,
-        and wider widths do not matter. It may be the last one, of which there is nothing to save; None if no width is
-        as accurate. These rows choose it, which flatters it a little.
+        Its accuracy is at least that of the cascade; without labels, its disagreement is at most that of the cascade.
+        It may be the last width, compared with which there may be nothing to save; None if no width is as accurate.
+        It is chosen on these rows, which makes it look slightly better than it is.
         """
         if self.accuracy is None or self.prefix_accuracy is None:
             enough = [share <= self.disagreement for share in self.prefix_disagreement]
@@ -98,14 +98,14 @@ class CascadeEvaluation:
         Parameters
         ----------
         cost : {"expected_dim", "cumulative_dim"}, default "expected_dim"
-            What the cascade pays: with a tied head (MRL-E), or with separate heads (MRL).
+            The cost of the cascade: with a tied head (MRL-E), or with separate heads (MRL).
         of : {"full", "fixed"}, default "full"
-            The width it is held against: the last one, or `fixed_dim`.
+            The width to compare it with: the last one, or `fixed_dim`.
 
         Returns
         -------
         float or None
-            Below 1 where the cascade takes more; None if there is no `fixed_dim`.
+            Below 1 if the cascade takes more; None if `fixed_dim` is None.
         """
         _checks.choice(cost, "cost", COSTS)
         dim = self.dims[-1] if _checks.choice(of, "of", ("full", "fixed")) == "full" else self.fixed_dim
@@ -116,7 +116,7 @@ class CascadeEvaluation:
         return "\n".join([self._title(), "", *table, "", *rates, "", *costs])
 
     def _repr_html_(self) -> str:
-        """Return what is printed, for a notebook."""
+        """Return what is printed, as HTML for a notebook."""
         sums = [*self._rates(), *self._costs()]
         tables = _pictures.html_table(self._cells()), _pictures.html_table(sums, header=False)
         return "\n".join((_pictures.html_lines([self._title()]), *tables))
@@ -126,7 +126,7 @@ class CascadeEvaluation:
         return f"{self.n_rows:,} rows of {self.n_classes:,} classes{known}."
 
     def _cells(self) -> list[list[str]]:
-        """Return a row for each width, after the header: where rows exit, and how good it is there and alone."""
+        """Return a header, and a row for each width: how many rows exit, and how good it is there and alone."""
         alone = "as the full width if alone" if self.prefix_accuracy is None else "right if alone"
         cells = [["width".rjust(8), "threshold", "rows exiting", "right among them", alone]]
         goods = self.prefix_accuracy or [1.0 - share for share in self.prefix_disagreement]
@@ -138,7 +138,7 @@ class CascadeEvaluation:
         return [[*row[:3], row[4]] for row in cells] if self.prefix_accuracy is None else cells
 
     def _rates(self) -> list[tuple[str, str, str]]:
-        """Return the name of each share of rows, the share with its interval, and what it is."""
+        """Return for each share of rows its name, the share with its interval, and what it means."""
         lines = []
         if self.accuracy is not None and self.gap is not None and self.prefix_accuracy is not None:
             lines = [
@@ -150,7 +150,7 @@ class CascadeEvaluation:
         return [*lines, ("disagreement", disagreement, "answered otherwise than by the full width")]
 
     def _costs(self) -> list[tuple[str, str, str]]:
-        """Return the same of what the cascade costs, and of the cheapest fixed width that is as good."""
+        """Return the same for what the cascade costs, and for the narrowest width alone that is as good."""
         fixed, lines = self.fixed_dim, []
         for name, cost, work, head in (
             ("expected dim", "expected_dim", self.tied_multiply_adds, "a tied head"),
@@ -184,7 +184,7 @@ def _rate(share: float, n: int) -> str:
 
 
 def _held_against(speedup: float) -> str:
-    """Say how much less something takes, or how much more."""
+    """Say how much less, or more, is needed than by what follows."""
     if 0.95 < speedup < 1.05:
         return "as much as"
     return f"{speedup:.1f} x less than" if speedup > 1.0 else f"{1.0 / speedup:.1f} x more than"
@@ -196,7 +196,7 @@ def is_asked(threshold: float) -> bool:
 
 
 def exits(confidences: np.ndarray, thresholds: Sequence[float]) -> np.ndarray:
-    """Return the stage (n,) at which each row exits: the first whose confidence exceeds its threshold, or the last."""
+    """Return the stage (n,) at which each row exits: the first one with confidence > threshold, or the last."""
     stage = np.full(confidences.shape[1], len(thresholds))
     for i in reversed(range(len(thresholds))):
         stage[confidences[i] > thresholds[i]] = i
@@ -206,7 +206,7 @@ def exits(confidences: np.ndarray, thresholds: Sequence[float]) -> np.ndarray:
 def evaluate(
     scored: Scored, dims: Sequence[int], thresholds: Sequence[float], *, labelled: bool = True
 ) -> CascadeEvaluation:
-    """Evaluate the first len(dims) prefixes of `scored`, held against its last one too; labels may be unknown."""
+    """Evaluate a cascade of the first len(dims) prefixes of `scored`, against the last of all; with labels or not."""
     n, rows = scored.n_rows, np.arange(scored.n_rows)
     stage = exits(scored.confidences, thresholds)
     correct = scored.correct[stage, rows]
@@ -237,24 +237,24 @@ def _total(counts: Sequence[int], costs: Sequence[float]) -> float:
 
 
 def _on_the_way(exits: Sequence[float], fees: Sequence[float], thresholds: Sequence[float]) -> list[float]:
-    """Return what an exit at each prefix costs, with the fees of those before it that are asked and not passed over."""
+    """Return what an exit at each prefix costs, including the fees of the prefixes before it that are not skipped."""
     asked = [fee if is_asked(threshold) else 0 for fee, threshold in zip(fees, thresholds, strict=False)]
     return [exit_at + sum(asked[:i]) for i, exit_at in enumerate(exits)]
 
 
 class Prices(NamedTuple):
-    """What a row pays, as shares of the full width: for the prefix it exits at, and a fee at each that it only asks."""
+    """What a row costs, as shares of the full width: at the prefix where it exits, and a fee at each one before."""
 
     exits: tuple[float, ...]
     fees: tuple[float, ...]
 
     @classmethod
     def of(cls, dims: tuple[int, ...], cost: str) -> Prices:
-        """Return the prices of a tied head, whose logits go on from prefix to prefix, or of separate ones."""
+        """Return the prices of a tied head, whose logits are running sums over prefixes, or of separate heads."""
         _checks.choice(cost, "cost", COSTS)
         shares = tuple(dim / dims[-1] for dim in dims)
         return cls(shares, shares if cost == "cumulative_dim" else (0.0,) * len(dims))
 
     def on_the_way(self, thresholds: Sequence[float]) -> np.ndarray:
-        """Return what an exit at each prefix (G,) costs; one that no row can exit at is passed over."""
+        """Return what an exit at each prefix (G,) costs; prefixes at which no row can exit have no fee."""
         return np.asarray(_on_the_way(self.exits, self.fees, thresholds))

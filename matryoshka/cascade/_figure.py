@@ -1,4 +1,4 @@
-"""A cascade as a picture: what it reaches at which cost, beside single widths, other cascades and what was promised."""
+"""A cascade as a picture: its accuracy against its cost, beside single widths, other cascades and the promise."""
 
 from __future__ import annotations
 
@@ -30,28 +30,28 @@ class CascadeDisplay(_pictures.Display):
     Parameters
     ----------
     curve : sequence of CascadeEvaluation
-        What `Cascade.curve` gives: a point for each cap. The last is the cascade itself; a single evaluation will do.
+        What `Cascade.curve` gives: a point for each cap. The last one is the cascade itself; it alone will do.
     frontier : sequence of (Cascade, CascadeEvaluation), optional
-        What `Cascade.frontier` gives, of the same widths. It flatters: its rows chose the thresholds.
+        What `Cascade.frontier` gives for the same widths. It is optimistic, since its rows chose the thresholds.
     oracle : OracleRouting, optional
-        What a perfect router reaches on the rows of the curve, where these have labels.
+        What a perfect router reaches on the rows of the curve, if these have labels.
     certificate : Certificate, optional
-        That of the cascade: the lowest accuracy, or agreement, that it leaves is drawn as a line, as far as it bounds
-        what is drawn. A gap or a disagreement is counted from what the full width reaches on the rows of the curve.
+        That of the cascade: the lowest accuracy, or agreement, that it allows is drawn as a line, if it bounds what is
+        drawn. A gap or a disagreement is subtracted from what the full width reaches on the rows of the curve.
 
     Attributes
     ----------
     ax_ : matplotlib.axes.Axes
         The axes that `plot` drew on last.
     figure_ : matplotlib.figure.Figure
-        The figure of these.
+        The figure of these axes.
 
     Raises
     ------
     TypeError
         An argument is not what these methods give.
     ValueError
-        The curve is empty, or the others are of other widths, thresholds or rows without labels.
+        The curve is empty, the others are of other widths or thresholds, or an oracle comes without labels.
 
     Examples
     --------
@@ -97,7 +97,7 @@ class CascadeDisplay(_pictures.Display):
             Where to draw, by default on a new figure of pyplot. The legend stands below the axes: if the figure has no
             layout, such as ``layout="constrained"``, they give up some of their height for it.
         cost : {"expected_dim", "cumulative_dim"}, default "expected_dim"
-            What the cascade pays: with a tied head (MRL-E), or with separate heads (MRL).
+            The cost of the cascade: with a tied head (MRL-E), or with separate heads (MRL).
 
         Returns
         -------
@@ -107,7 +107,7 @@ class CascadeDisplay(_pictures.Display):
         Raises
         ------
         TypeError
-            `ax` are no axes.
+            `ax` is no Axes.
         ValueError
             There is no such cost.
         ImportError
@@ -142,7 +142,7 @@ class CascadeDisplay(_pictures.Display):
         return all(point.accuracy is not None for point in self.curve)
 
     def _reached(self, found: CascadeEvaluation) -> float:
-        """Return the height of a point, in per cent."""
+        """Return the height of a point, in percent."""
         agrees = 1.0 - found.disagreement
         return 100 * (found.accuracy if self._labelled and found.accuracy is not None else agrees)
 
@@ -152,7 +152,7 @@ class CascadeDisplay(_pictures.Display):
         return whole.prefix_accuracy if self._labelled and whole.prefix_accuracy is not None else agree
 
     def _promised(self, whole: CascadeEvaluation) -> tuple[float, str] | None:
-        """Return the highest of the floors that the certificate lays, in per cent, and what it is."""
+        """Return the highest lower bound that follows from the certificate, in percent, and its label."""
         if self.certificate is None:
             return None
         full = self._alone(whole)[-1]
@@ -168,7 +168,7 @@ class CascadeDisplay(_pictures.Display):
 
 
 def _pairs(values: object) -> tuple[tuple[Cascade, CascadeEvaluation], ...]:
-    """Check what is given as a frontier."""
+    """Check that this is what `Cascade.frontier` gives."""
     pairs = _checks.instances(values, "frontier", tuple, "what `Cascade.frontier` gives")
     for pair in pairs:
         if len(pair) != 2 or not isinstance(pair[0], Cascade) or not isinstance(pair[1], CascadeEvaluation):

@@ -1,4 +1,4 @@
-"""Watch in production whether the promise of a cascade still stands."""
+"""Watch in production whether the promise of a cascade still holds."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ _LARGEST_COUNT = 2**53  # floats hold every integer up to here
 
 @dataclass(init=False, repr=False)
 class CascadeMonitor(JsonValue):
-    """Watch on a sample of the rows in production whether a certified promise still stands.
+    """Watch on a sample of the rows in production whether a certified promise still holds.
 
-    `Cascade.monitor` makes it. `update` takes rows as they come; `alarm` is raised, and stays, once they show at level
-    delta that the promise is broken. It may be looked at after every row, for ever: while the promise stands, it is
-    ever raised with probability at most delta.
+    Made by `Cascade.monitor`. `update` takes rows as they come; `alarm` becomes and stays True once they show at level
+    delta that the promise is broken. It may be read after every row, without end: while the promise holds, it is raised
+    at any time with probability at most delta.
 
     Parameters
     ----------
     promise : {"max_gap", "max_error", "max_disagreement"}
-        The bound of the certificate that is watched: what counts as a failure.
+        The bound of the certificate to watch, which says what a failure is.
     bound : float
-        Largest rate of failures that was promised, within (0, 1).
+        The largest rate of failures that was promised, within (0, 1).
     delta : float
         Probability of a false alarm, within (0, 1).
     cascade : int
@@ -49,27 +49,28 @@ class CascadeMonitor(JsonValue):
     n_rows, n_failures : int, default 0
         Rows seen, and failures among them.
     p_value : float, default 1
-        Smallest p-value so far of "the promise stands", within [0, 1]; it may be read at any time.
+        Smallest p-value so far of "the promise holds", within [0, 1]; it may be read at any time.
     stakes : sequence of float, optional
         The state of the test.
 
     Raises
     ------
     TypeError, ValueError
-        The state is none that a monitor can have.
+        The arguments are not a state that a monitor can have.
 
     Notes
     -----
-    The assumption is that a row fails with probability at most the bound, whatever rows came before: draw the sample
-    at random from all rows, not from those that exit early. Rows that went to the full width anyway have no gap and
-    no disagreement, and cost nothing to look at; they count as False.
+    The assumption is that a row fails with probability at most the bound, whatever rows came before: draw the sample at
+    random from all rows, not only from those that exit early. Rows that went to the full width anyway have no gap and
+    no disagreement, so they need not be looked at, but they count, as False.
 
-    An alarm says that the rate is too high now or was at some time, by drift or because the calibration rows misled,
-    which has the probability delta of the certificate. Certify anew on new rows. The test is a game of bets (see Ramdas
-    et al., 2023, "Game-theoretic statistics and safe anytime-valid inference"); part of the capital is staked later, so
-    that a long good time delays an alarm by little. It sees rates from 1.06 times the bound on, at last.
+    An alarm says that the rate is or was too high: because of drift, or because the calibration rows were misleading,
+    which has the probability delta of the certificate. Then certify again, on new rows. The test is a game of bets (see
+    Ramdas et al., 2023, "Game-theoretic statistics and safe anytime-valid inference"). Part of the capital is staked
+    later, so that a long time without failures delays an alarm only a little. Rates from 1.06 times the bound on are
+    detected eventually.
 
-    State: ten numbers beside the counts. Cost: some 20 microseconds a call, and half a one for each failure.
+    State: ten numbers besides the counts. Cost: about 20 microseconds per call, and half a microsecond per failure.
 
     Examples
     --------
@@ -132,8 +133,8 @@ class CascadeMonitor(JsonValue):
         Parameters
         ----------
         failures : array (n,), bool
-            Where the promise was broken on a sample of rows, in the order of their arrival: `failures` computes it.
-            Rows in one call or one by one leave the same state.
+            Where a sample of rows broke the promise, in order of arrival, as `failures` computes it. How rows are
+            divided among calls makes no difference.
 
         Raises
         ------
@@ -155,17 +156,17 @@ class CascadeMonitor(JsonValue):
         self.stakes = tuple(stakes.tolist())
 
     def failures(self, answers: Array, full_answers: Array | None = None, labels: Array | None = None, /) -> Array:
-        """Tell where the promise was broken, from answers of the cascade and what they are to be compared with.
+        """Tell which rows broke the promise, from answers of the cascade and what they are to be compared with.
 
         Parameters
         ----------
         answers : array (n,), integer
-            The cascade's answers.
+            The answers of the cascade.
         full_answers : array (n,), integer, optional
-            The full width's answers; not needed for `max_error`.
+            The answers of the full width; not needed for `max_error`.
         labels : array (n,), integer, optional
-            The true classes; not needed for `max_disagreement`. Rows without one are to be left out, as blindly as the
-            sample was drawn: -1 is an error.
+            The true classes; not needed for `max_disagreement`. Leave out rows without one: -1 is an error. Which rows
+            these are must be as random as the sample.
 
         Returns
         -------
@@ -175,7 +176,7 @@ class CascadeMonitor(JsonValue):
         Raises
         ------
         TypeError, ValueError
-            The arguments are not as described, or one that the promise needs is missing.
+            The arguments are not as described, or one that this promise needs is missing.
         """
         given = {"full_answers": full_answers, "labels": labels}
         for name in _NEEDED[self.promise]:
@@ -207,7 +208,7 @@ class CascadeMonitor(JsonValue):
         text : str
             The JSON.
         cascade : Cascade, optional
-            The cascade that is to be watched; a monitor of another one is an error.
+            The cascade that is watched; a monitor of another one is an error.
 
         Returns
         -------
@@ -247,7 +248,7 @@ class CascadeMonitor(JsonValue):
         return super().load(path)._of(cascade)
 
     def _of(self, cascade: JsonValue | None) -> Self:
-        """Return this monitor, if it is of the cascade."""
+        """Return this monitor, after checking that it is of this cascade, if one is given."""
         if cascade is not None and not isinstance(cascade, JsonValue):
             msg = f"`cascade` must be a Cascade, got {_checks.describe(cascade)}; pass the one that is watched."
             raise TypeError(msg)
@@ -269,7 +270,7 @@ class CascadeMonitor(JsonValue):
 
 
 def monitor(cascade: JsonValue, certificate: Certificate | None, promise: str | None, delta: float) -> CascadeMonitor:
-    """Return a monitor of what a certificate promises of a cascade."""
+    """Return a monitor of one promise of the certificate of a cascade."""
     if certificate is None:
         msg = (
             "`certificate` must be there for a monitor to hold its promise, got a cascade without one; "
@@ -285,12 +286,12 @@ def monitor(cascade: JsonValue, certificate: Certificate | None, promise: str | 
 
 
 def _checksum(cascade: JsonValue) -> int:
-    """Return what tells cascades apart, today and in files from before a field was added (`_before` leaves it out)."""
+    """Return what tells cascades apart; new fields do not change it while they are as before (see `_before`)."""
     return zlib.crc32(cascade.to_json().encode())
 
 
 def _stakes(values: Iterable[float] | None) -> tuple[float, ...]:
-    """Return the state of the test, by default the one before the first row."""
+    """Return the state of the test, by default that before the first row."""
     fresh = tuple(sequential.opening().tolist())
     if values is None:
         return fresh

@@ -1,4 +1,4 @@
-"""What a perfect router would reach, and how the prefixes differ: the bound that a cascade is compared with."""
+"""What a perfect router would reach, which no cascade can exceed, and how the prefixes differ."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["ClassTrends", "OracleRouting", "class_trends", "oracle_routing", "sm
 
 @dataclass(frozen=True)
 class OracleRouting:
-    """What sending each row to the narrowest prefix that is right would reach.
+    """What a router would reach that sends each row to the narrowest prefix that is right.
 
     Attributes
     ----------
@@ -33,13 +33,13 @@ class OracleRouting:
     never_right : float
         Share of rows that no prefix gets right.
     only_shorter : float
-        Share of rows that the full width gets wrong and a shorter prefix right: what routing gains in accuracy.
+        Share of rows that the full width gets wrong and a shorter prefix right: the gain in accuracy by routing.
     expected_dim_right : float or None
         Mean narrowest right width over the rows that some prefix gets right; None if there are none.
     expected_dim_all : float
-        The same over all rows, the never-right ones charged with the full width, where a cascade would send them.
+        The same over all rows, where those that no prefix gets right count with the full width.
     disagreement : tuple of float
-        Share of rows on which each prefix and the full width differ in their answer; 0 for the last.
+        Share of rows on which the answers of each prefix and the full width differ; 0 for the last.
     """
 
     dims: tuple[int, ...]
@@ -55,7 +55,7 @@ class OracleRouting:
 
 @dataclass(frozen=True)
 class ClassTrends:
-    """How the accuracy of each class goes as prefixes widen.
+    """How the accuracy of each class changes as prefixes widen.
 
     Attributes
     ----------
@@ -159,16 +159,16 @@ def class_trends(
     dip: float = 0.1,
     from_logits: bool = False,
 ) -> ClassTrends:
-    """Sort the classes by how their accuracy goes as prefixes widen.
+    """Group the classes by how their accuracy changes as prefixes widen.
 
     Parameters
     ----------
     probabilities, labels, nesting, from_logits
         As for `Cascade.calibrate`.
     tolerance : float, default 0
-        Steps of the accuracy up to this size count as level.
+        Changes of the accuracy up to this size count as none.
     dip : float, default 0.1
-        Largest fall below its peak that a class in `dips` ends with.
+        How far below its peak the accuracy of a class in `dips` may end.
 
     Returns
     -------
@@ -182,8 +182,9 @@ def class_trends(
 
     Notes
     -----
-    Section 5.1 of Kusupati et al. (2022) counts such classes (244 monotone, 177 with a small dip, 49 that fall and
-    rise, on ImageNet-1K) without stating the rule; this one is ours. Few rows per class make trends of noise.
+    Section 5.1 of Kusupati et al. (2022) counts such classes (on ImageNet-1K 244 monotone ones, 177 with a small dip,
+    and 49 that fall and rise) without stating a rule; this rule is our own. With few rows per class, trends may be
+    noise.
     """
     tolerance = _checks.real(tolerance, "tolerance", minimum=0.0, maximum=1.0)
     dip = _checks.real(dip, "dip", minimum=0.0, maximum=1.0)
@@ -199,7 +200,7 @@ def class_trends(
 
 
 def _trend(accuracy: np.ndarray, tolerance: float, dip: float) -> str:
-    """Name the trend by its steps, level ones left out and equal neighbours merged."""
+    """Name the trend by the directions of its steps, ignoring level ones and merging equal neighbours."""
     steps = [float(b - a) for a, b in itertools.pairwise(accuracy)]
     directions = [up for up, _ in itertools.groupby(step > 0 for step in steps if abs(step) > tolerance)]
     if directions in ([], [True]):

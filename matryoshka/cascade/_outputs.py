@@ -1,4 +1,4 @@
-"""What every prefix says about the same rows: read and checked once, and reduced to what a cascade decides by."""
+"""The probabilities or logits of all prefixes for the same rows: checked once, and reduced to what cascades need."""
 
 from __future__ import annotations
 
@@ -61,9 +61,9 @@ class Scored(NamedTuple):
 
 
 class Outputs:
-    """Probabilities or logits of every prefix: shapes are checked when they come in, values with the first question.
+    """Probabilities or logits of every prefix. Shapes are checked at once, values when they are first needed.
 
-    How sure a prefix is, `confidence` tells: the name of a measure of these, or an array (G, n).
+    `confidence` is the name of a measure of them, or an array (G, n) that says how sure each prefix is of each row.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Outputs:
         self.measure = PRECOMPUTED if self._given is not None else _measure(confidence)
 
     def _checked(self, confidence: Array) -> Array:
-        """Return given confidences (G, n), floating and within [0, 1], in the dtype they are compared in."""
+        """Check given confidences (G, n), and return them in the dtype in which they are compared."""
         xp = namespace(("probabilities", self.prefixes[0]), ("confidence", confidence))
         _checks.floating(confidence, "confidence", xp)
         _checks.shape(confidence, "confidence", (len(self.dims), self.n_rows), "(prefixes, rows)")
@@ -95,7 +95,7 @@ class Outputs:
 
     @cached_property
     def answers(self) -> list[Array]:
-        """The class (n,) that each prefix answers with; all else that is formed of the values starts from here."""
+        """The class (n,) that each prefix answers with. Everything that uses the values goes through this check."""
         return [self._read(i) for i in range(len(self.dims))]
 
     def _read(self, i: int) -> Array:
@@ -117,7 +117,7 @@ class Outputs:
         return answers
 
     def route(self, thresholds: Sequence[float], temperatures: Sequence[float] | None) -> tuple[Array, Array]:
-        """Return each row's answer and the width it exits at, in the library of the probabilities."""
+        """Return the answer to each row and the width at which it exits, in the library of the probabilities."""
         xp, labels = self.xp, self.answers[-1]
         exit_dims = xp.full_like(labels, self.dims[-1])
         for i in reversed(range(len(thresholds))):
@@ -127,7 +127,7 @@ class Outputs:
         return labels, exit_dims
 
     def _confidences(self, i: int, temperatures: Sequence[float] | None, rows: np.ndarray | None = None) -> Array:
-        """Return how sure prefix i is of each row (n,), or of some rows, within [0, 1]."""
+        """Return how sure prefix i is of each row (n,), or of these `rows`, within [0, 1]."""
         xp = self.xp
         if self._given is not None:
             return self._given[i, :] if rows is None else take_rows(self._given[i, :], rows, xp)
@@ -138,13 +138,13 @@ class Outputs:
             prefix, answers = take_rows(prefix, rows, xp), take_rows(answers, rows, xp)
 
         def sure(rows: Array, answers: Array) -> tuple[Array]:
-            # Undo rounding, so that a threshold of 1 is passed by no row.
+            # Clipped, so that rounding lets no row exceed a threshold of 1.
             return (xp.clip(confidence_of(self._mass(rows, answers, temperature), xp), 0.0, 1.0),)
 
         return _in_blocks(sure, xp, prefix, answers)[0]
 
     def _mass(self, rows: Array, answers: Array, temperature: float) -> Mass:
-        """Return the probability mass of every class in some rows, whose answers are known."""
+        """Return the probability mass of every class in some rows, given their answers."""
         if self.from_logits:
             return mass_of_logits(rows, temperature, self.xp)
         largest = self.xp.take_along_axis(rows, answers[:, None], axis=-1)[:, 0]
@@ -152,7 +152,7 @@ class Outputs:
 
     @cached_property
     def labels(self) -> Array:
-        """The classes (n,) that answers are held against: where none are known, the full width's answers."""
+        """The classes (n,) that answers are compared with: if no labels are known, the answers of the full width."""
         return self.answers[-1]
 
     @cached_property
@@ -162,7 +162,7 @@ class Outputs:
 
     @cached_property
     def host_labels(self) -> np.ndarray:
-        """The same, on the host."""
+        """The labels (n,), on the host."""
         return to_numpy(self.labels)
 
     @cached_property
@@ -172,11 +172,11 @@ class Outputs:
 
     @cached_property
     def correct(self) -> np.ndarray:
-        """Where each prefix answers with the label (G, n), on the host."""
+        """Where the answer of each prefix is the label (G, n), on the host."""
         return np.asarray(self.host_answers == self.host_labels)
 
     def members(self, groups: Array) -> dict[int, np.ndarray]:
-        """Return for each group, by its id, which rows are in it, after checking the ids (n,)."""
+        """Check the group ids (n,), and return the rows of each group by its id."""
         namespace(("probabilities", self.prefixes[0]), ("groups", groups))
         if not is_integer(groups, self.xp):
             msg = (
@@ -191,8 +191,7 @@ class Outputs:
         return dict(zip(found.tolist(), np.split(order, starts[1:]), strict=True))
 
     def check_calibration(self) -> None:
-        """Refuse rows that can calibrate nothing, and warn of too few."""
-        _checks.not_empty(self.prefixes[0], "probabilities")
+        """Refuse rows on which nothing can be calibrated, and warn if there are too few."""
         if not self.correct.any():
             msg = (
                 f"`labels` must agree with some prediction, got {self.n_rows} rows of which no prefix gets any right; "
@@ -207,7 +206,7 @@ class Outputs:
             warnings.warn(msg, UserWarning, stacklevel=3)
 
     def fit_temperatures(self, rows: np.ndarray) -> tuple[float, ...]:
-        """Return for each prefix the temperature at which the labels of these rows are likeliest."""
+        """Return for each prefix the temperature that makes the labels of these rows most likely."""
         if self._given is not None:
             msg = (
                 "`temperature` must be False where `confidence` is an array, got True; "
@@ -222,9 +221,9 @@ class Outputs:
         )
 
     def score(self, temperatures: Sequence[float] | None, rows: np.ndarray | None = None) -> Scored:
-        """Bring to the host how sure every prefix is, where it is correct, and where it agrees with the last.
+        """Compute how sure every prefix is, where it is correct, and where it agrees with the last, on the host.
 
-        `rows`, if given, are the numbers of the rows to look at, each once and in order.
+        `rows`, if given, are the numbers of the rows to look at, ascending and distinct.
         """
         if rows is not None and len(rows) == self.n_rows:
             rows = None
@@ -235,7 +234,7 @@ class Outputs:
 
 
 class Labelled(Outputs):
-    """Outputs for rows whose classes are known; if `partly`, UNKNOWN ones take the answer of the full width."""
+    """Outputs for rows with labels; if `partly`, labels may be UNKNOWN, and the full width's answers replace them."""
 
     def __init__(
         self, probabilities: Prefixes, labels: Array, dims: tuple[int, ...], *, partly: bool = False, **options: Any
@@ -252,7 +251,7 @@ class Labelled(Outputs):
         self.labels = labels if self.known.all() else self._filled(labels)
 
     def _filled(self, labels: Array) -> Array:
-        """Put the full width's answers where labels are unknown, after checking that some are not."""
+        """Replace unknown labels by the answers of the full width, after checking that some labels are known."""
         if not self.known.any():
             msg = (
                 f"`labels` must be known for some row, got {UNKNOWN} for all {self.n_rows}; "
@@ -264,15 +263,19 @@ class Labelled(Outputs):
         return self.xp.where(known, self.xp.astype(labels, answers.dtype), answers)
 
 
-def as_far_as_labelled(probabilities: Prefixes, labels: Array | None, dims: tuple[int, ...], **options: Any) -> Outputs:
-    """Return outputs for rows of which all, some or none have a label."""
-    if labels is None:
-        return Outputs(probabilities, dims, **options)
-    return Labelled(probabilities, labels, dims, partly=True, **options)
+def outputs_of(
+    probabilities: Prefixes, labels: Array | None, dims: tuple[int, ...], *, partly: bool = False, **options: Any
+) -> Outputs:
+    """Return outputs for at least one row: with all labels, with some of them if `partly`, or with none."""
+    if labels is not None:
+        return Labelled(probabilities, labels, dims, partly=partly, **options)
+    outputs = Outputs(probabilities, dims, **options)
+    _checks.not_empty(outputs.prefixes[0], "probabilities")
+    return outputs
 
 
 def _measure(confidence: object) -> str:
-    """Return the name of a measure of confidence, after checking that it is one."""
+    """Check that `confidence` is the name of a measure, and return it."""
     if not isinstance(confidence, str) or confidence == PRECOMPUTED:
         msg = (
             "`confidence` must be the name of a measure, or an array (prefixes, rows) of numbers of your own, "
@@ -283,7 +286,7 @@ def _measure(confidence: object) -> str:
 
 
 def _alike(probabilities: Any, dims: tuple[int, ...]) -> tuple[list[Array], Namespace]:
-    """Return one (n, c) array per prefix, after checking that they are of one library, device, dtype and shape."""
+    """Return one array (n, c) per prefix, after checking that they share library, device, dtype and shape."""
     if is_array(probabilities):
         namespace(("probabilities", probabilities))
         _checks.ndim(probabilities, "probabilities", 3, "(prefixes, rows, classes)")
@@ -340,9 +343,9 @@ def _are_finite(rows: Array, xp: Namespace) -> Array:
 
 
 def _in_blocks(function: Callable[..., tuple[Array, ...]], xp: Namespace, *arrays: Array) -> tuple[Array, ...]:
-    """Apply a function to blocks of the rows of some arrays, and join each of its results.
+    """Apply a function to arrays in blocks of rows, and concatenate each of its results.
 
-    In NumPy a block stays in the cache while it is read several times; other libraries are better off with all rows.
+    In NumPy, a block stays in the cache while it is read several times; other libraries are faster with all rows.
     """
     if not is_numpy_array(arrays[0]):
         return function(*arrays)

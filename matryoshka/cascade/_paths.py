@@ -1,7 +1,7 @@
-"""Paths through the policies of a ladder, from "always the full width" down: along a path no threshold rises.
+"""Paths through the policies of a cascade, from "always the full width" down: along a path, no threshold rises.
 
-So along a path no row exits later, and cost only falls. A path that is to be tested must not depend on the rows it is
-tested on: the shared and the tapered path depend on none, the fitted one on the rows it was fitted on.
+So along a path no row exits later, and the cost only falls. A path must not depend on the rows that it is tested on:
+the shared and the tapered path depend on none, the fitted one on the rows that it was fitted on.
 """
 
 from __future__ import annotations
@@ -45,15 +45,15 @@ def shared(n_thresholds: int) -> list[Policy]:
 
 
 def tapered(dims: Sequence[int]) -> list[Policy]:
-    """Return policies that ask less of wider prefixes, from just below 1 at the widest down to 0; no row shapes them.
+    """Return policies that ask less of wider prefixes, from just below 1 at the widest down to 0, for any data.
 
     Notes
     -----
-    An answer changes where noise makes up the lead of one class over the next, the difference of their logits, and
-    that noise falls as the prefix widens: as m ** -0.5 if columns carry equal shares, as m ** -1 where the first ones
-    carry most. The lead asked for falls as m ** -0.75. Two classes this far apart have a margin of tanh(lead / 2).
-    Prefixes less than a 3.6th as wide as the widest that has a threshold start at 1 itself, to which tanh rounds, and
-    are passed over until less is asked for.
+    An answer changes when noise exceeds the lead of the first class over the second, the difference of their logits.
+    That noise falls as the prefix widens: as m ** -0.5 if columns carry equal shares, as m ** -1 if the first ones
+    carry most. So the lead asked for falls as m ** -0.75; a lead is a margin of tanh(lead / 2) between two classes.
+    Prefixes less than 1 / 3.6 times as wide as the widest one with a threshold start at exactly 1, to which tanh
+    rounds, and are passed over until less is asked for.
     """
     if len(dims) < 2:
         return []
@@ -62,17 +62,17 @@ def tapered(dims: Sequence[int]) -> list[Policy]:
 
 
 def _above(policy: Policy, widths: Sequence[float], closest: float, count: int) -> list[Policy]:
-    """Return policies that ask for more lead than this one: just below 1 at the widest, down to `closest` above it."""
+    """Return policies that ask for more lead than this one: from just below 1 at the widest, to `closest` above it."""
     taper = (np.asarray(widths[:-1]) / widths[0]) ** -_TAPER
     with np.errstate(divide="ignore"):
-        leads = 2.0 * np.arctanh(policy)  # infinite at a threshold of 1, which stays
+        leads = 2.0 * np.arctanh(policy)  # infinite at a threshold of 1, which stays so
         first = 2.0 * np.arctanh(1.0 - _SUREST) / taper[-1]
     raised = leads + np.geomspace(first, closest, count)[:, None] * taper
     return [tuple(thresholds) for thresholds in np.maximum(np.tanh(raised / 2.0), policy).tolist()]
 
 
 def fitted(confidences: np.ndarray, failures: np.ndarray, prices: Prices) -> list[Policy]:
-    """Fit a path to rows: the policies that trade failures for cost as cost weighs more and more.
+    """Fit a path to rows: the policies that trade failures for cost, with a rising weight of the cost.
 
     Parameters
     ----------
@@ -86,12 +86,12 @@ def fitted(confidences: np.ndarray, failures: np.ndarray, prices: Prices) -> lis
     Notes
     -----
     For each weight, from "one failure outweighs all savings" to "the first step outweighs a failure", thresholds
-    minimise failures + weight * cost, one threshold at a time with the others held (at most four sweeps, starting from
-    the previous weight); each step is exact. Then the path is made to fall, and filled in between by interpolation, so
-    that a test that walks down it can stop anywhere. The first of these policies has no failure on the rows that chose
-    it, and may have too many on others: the path comes down to it as a tapered path does, costs standing for widths.
-    Where asking costs a fee, a prefix is asked once that pays, and policies that cost these rows more than one before
-    them are left out.
+    minimise failures + weight * cost, one threshold at a time with the others held fixed (at most four sweeps, from the
+    thresholds of the previous weight); each step is exact. Then the path is made monotone, and interpolated, so that a
+    test that walks down it can stop anywhere. The first of these policies has no failure on the rows that chose it, but
+    may have too many on others: so the path comes down to it as a tapered path does, with costs in place of widths.
+    With fees, a prefix is used only once that pays, and policies that cost more on these rows than an earlier one are
+    left out.
     """
     n_thresholds = len(prices.exits) - 1
     if not n_thresholds:
@@ -112,7 +112,7 @@ def fitted(confidences: np.ndarray, failures: np.ndarray, prices: Prices) -> lis
 
 
 def _ever_cheaper(path: Sequence[Policy], confidences: np.ndarray, prices: Prices) -> list[Policy]:
-    """Return the policies that cost these rows no more than any before them, nor than the full width."""
+    """Return the policies that cost no more on these rows than those before them, nor than the full width."""
     n, kept = confidences.shape[1], []
     least = n * prices.exits[-1]
     for policy in path:
@@ -128,7 +128,7 @@ def _descend(
 ) -> Policy:
     """Lower failures + weight * cost, one threshold at a time, until a sweep changes nothing.
 
-    `order` (G, n) ranks the rows of each prefix, the surest first.
+    `order` (G, n) ranks the rows at each prefix, the surest first.
     """
     thresholds = list(start)
     rows = np.arange(confidences.shape[1])
@@ -149,12 +149,12 @@ def _descend(
 
 
 def _best_cut(confidences: np.ndarray, change: np.ndarray, fees: float) -> float:
-    """Return the threshold above which the changes sum to the least, rows given surest first; of equals the highest.
+    """Return the threshold above which the sum of `change` is smallest; of equals the highest. Surest rows come first.
 
-    `fees` are what all rows pay unless none exits.
+    `fees` is what all rows pay together unless none exits.
     """
     sums = np.concatenate([[0.0], fees + np.cumsum(change)])
-    # After how many rows a cut can fall: before the first, between unequal neighbours, or after the last.
+    # A cut can be before the first row, between unequal neighbours, or after the last row.
     possible = np.concatenate([[True], confidences[1:] < confidences[:-1], [True]])[: len(sums)]
     best = int(np.argmin(np.where(possible, sums, np.inf)))
     if best == 0:

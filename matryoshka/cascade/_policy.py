@@ -1,4 +1,4 @@
-"""A cascade answers from the shortest prefix that is sure enough."""
+"""The value `Cascade`: how it is chosen, and what can be done with it; the work is done in the files beside it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from matryoshka.cascade._classifier import CascadeClassifier
 from matryoshka.cascade._confidence import MEASURES, PRECOMPUTED
 from matryoshka.cascade._evaluation import CascadeEvaluation
 from matryoshka.cascade._monitor import CascadeMonitor
-from matryoshka.cascade._outputs import Labelled, Outputs, Prefixes, Scored, as_far_as_labelled
+from matryoshka.cascade._outputs import Labelled, Outputs, Prefixes, Scored, outputs_of
 from matryoshka.cascade._stages import check_library
 from matryoshka.nesting import NestingLike, as_nesting
 
@@ -28,7 +28,7 @@ __all__ = ["Cascade"]
 
 @dataclass(frozen=True, init=False, repr=False)
 class Cascade(JsonValue):
-    """A rule when a short prefix of an embedding may answer alone.
+    """A rule for when a short prefix of an embedding may answer alone.
 
     A row starts at the narrowest prefix and exits at the first one whose confidence exceeds its threshold; the last
     prefix answers whatever is left.
@@ -38,23 +38,24 @@ class Cascade(JsonValue):
     dims : sequence of int
         Widths of the prefixes, positive and strictly increasing.
     thresholds : sequence of float
-        One for every prefix but the last. A row exits where confidence > threshold, strictly: 1 lets no row exit, a
-        negative threshold every row.
+        One for every prefix but the last. A row exits where confidence > threshold, strictly: a threshold of 1 lets no
+        row exit, a negative one every row.
     confidence : {"max_probability", "margin", "entropy", "precomputed"}, default "max_probability"
-        How sure a prefix is, within [0, 1]: the largest probability; the largest less the second largest;
-        1 - H / log(n_classes) with the entropy H of the probabilities; or what `predict` and its like are told.
+        How sure a prefix is, within [0, 1]: the largest probability; the largest minus the second largest;
+        1 - H / log(n_classes) with the entropy H of the probabilities; or numbers that are passed to `predict` and the
+        like.
     temperatures : sequence of float, optional
-        One per prefix, above 0: confidence is taken of softmax(logits / temperature). None leaves probabilities as
-        they are. Answers do not depend on it, nor do precomputed confidences, with which there are none.
+        One per prefix, above 0: confidences are those of softmax(logits / temperature). None leaves probabilities as
+        they are. Answers do not depend on temperatures. There are none with precomputed confidences.
     certificate : Certificate, optional
-        What `certify` promises of these thresholds.
+        What `certify` promises for these thresholds.
 
     Raises
     ------
     TypeError
         A width is no integer, or a threshold or temperature no number.
     ValueError
-        The widths are no ladder; there is not one threshold for every prefix but the last, or not one temperature per
+        The widths do not increase; there is not one threshold for every prefix but the last, or not one temperature per
         prefix; a number is not finite; the confidence is unknown; the certificate is about other thresholds.
 
     Notes
@@ -124,7 +125,7 @@ class Cascade(JsonValue):
         temperature: bool = False,
         from_logits: bool = False,
     ) -> Cascade:
-        """Choose thresholds by the published rule, which is greedy and promises nothing about new rows.
+        """Choose thresholds by the published rule, which is greedy and promises nothing for new rows.
 
         For each pair of neighbouring prefixes it takes the smallest threshold with the best accuracy of "the shorter
         prefix if its confidence exceeds the threshold, else the longer one", on all calibration rows.
@@ -138,19 +139,19 @@ class Cascade(JsonValue):
         nesting : Nesting or sequence of int
             The G widths.
         grid : iterable of float, optional
-            Thresholds to choose from; sorted, duplicates dropped. By default 100 values evenly spaced, from 0.1 to 1
-            in the code's variant and from 0 to 1 in the paper's.
+            Thresholds to choose from, in any order. By default 100 evenly spaced values, from 0.1 to 1 in the variant
+            of the code and from 0 to 1 in that of the paper.
         variant : {"code", "paper"}, default "code"
-            The released code accepts confidence > t, the paper's text confidence >= t. The latter is kept as the
-            next smaller number in the dtype of the confidences, since a cascade compares strictly. The paper also
+            The released code accepts confidence > t, the text of the paper confidence >= t. Since a cascade compares
+            strictly, the latter is stored as the next smaller number in the dtype of the confidences. The paper also
             lists a threshold for the widest prefix, which has no effect and is left out.
         confidence : str or array (G, n), default "max_probability"
-            A measure as for `Cascade`, of which the paper uses this one; or how sure each prefix is of each row by a
-            measure of your own, within [0, 1], floating. The cascade is then a precomputed one: its other methods
-            take such arrays too, and `classify`, which cannot know them, refuses it.
+            A measure as for `Cascade`, by default that of the paper; or how sure each prefix is of each row by a
+            measure of your own, floating, within [0, 1]. Then the cascade has confidence "precomputed": its other
+            methods take such arrays too, except `classify`, which cannot compute them and raises an error.
         temperature : bool, default False
-            Scale the probabilities of each prefix by a temperature first, fitted on the same rows by the likelihood
-            of the labels. The paper does not.
+            First scale the probabilities of each prefix by a temperature, which is fitted on the same rows by the
+            likelihood of the labels. The paper does not.
         from_logits : bool, default False
             `probabilities` are logits.
 
@@ -171,8 +172,8 @@ class Cascade(JsonValue):
 
         Notes
         -----
-        Cost: one pass over the probabilities, then n log(grid) per prefix; a temperature takes some ten passes more.
-        Ties go to the smallest threshold.
+        Cost: one pass over the probabilities, then n log(size of the grid) per prefix; a temperature takes about ten
+        more passes. Ties go to the smallest threshold.
 
         Examples
         --------
@@ -235,62 +236,63 @@ class Cascade(JsonValue):
         seed: int = 0,
         from_logits: bool = False,
     ) -> Cascade | dict[int, Cascade]:
-        """Choose the cheapest thresholds whose promise about new rows survives an exact test.
+        """Choose the cheapest thresholds whose promise about new rows passes an exact test.
 
-        The promise, kept with probability at least 1 - delta over the calibration rows: a new row is answered wrongly
-        although the full width is right with probability at most `max_gap`; wrongly at all with probability at most
-        `max_error`; and otherwise than by the full width with probability at most `max_disagreement`, which takes no
-        labels. All bounds that are given hold together.
+        The promise, kept with probability at least 1 - delta over the calibration rows: for a new row,
+        P(answered wrongly, but the full width is right) is at most `max_gap`; P(answered wrongly) is at most
+        `max_error`; P(answered otherwise than by the full width) is at most `max_disagreement`, which takes no labels.
+        All bounds that are given hold together.
 
         Parameters
         ----------
         probabilities, nesting, from_logits
             As for `calibrate`.
         labels : array (n,), integer, optional
-            The true classes, of the same library and device; -1 for a row without one, which counts against the gap
-            wherever the cascade contradicts the full width. Without labels `max_disagreement` is the only bound.
+            The true classes, of the same library and device; -1 for a row without a label, which counts against the gap
+            wherever the cascade contradicts the full width. Without labels, only `max_disagreement` can be bounded.
         max_gap : float, optional
             Bound on P(cascade wrong and full width right), within (0, 1). With labels and without any bound, 0.01.
         max_error : float, optional
             Bound on P(cascade wrong), within (0, 1); every row must have a label.
         max_disagreement : float, optional
-            Bound on P(cascade answers otherwise than the full width), within (0, 1). It bounds the gap too: whoever is
-            wrong where the full width is right disagrees with it.
+            Bound on P(cascade answers otherwise than the full width), within (0, 1). It bounds the gap too: an answer
+            that is wrong where the full width is right disagrees with it.
         delta : float, default 0.1
-            Probability, within (0, 1), that the calibration rows mislead and the promise does not hold.
+            Probability, within (0, 1), that the calibration rows are misleading and the promise does not hold.
         groups : array (n,), integer, optional
-            The group of each row, such as its language, of the same library and device: the promise is made to the
-            rows of each group, to all groups at once.
+            The group of each row, such as its language, of the same library and device. The promise then holds for the
+            rows of each group, and for all groups at once.
         path : {"auto", "shared", "tapered", "fitted"}, default "auto"
-            The policies tested. "shared": one threshold for all prefixes; "tapered": thresholds that fall as prefixes
-            widen, in a proportion fixed beforehand; both are tested on all rows. "fitted": thresholds (and
-            temperatures) that a random half of the rows chose, tested on the other half; for a gap those without a
-            label fit first, and all of them fit where the others are many. "auto" takes the fitted path with many rows,
-            2,000 and ten times the rows needed (2,300 at 0.01 and 0.1), or if `temperature` asks, else the tapered one.
+            The policies to test. "shared": one threshold for all prefixes; "tapered": thresholds that fall as prefixes
+            widen, in fixed proportions; both are tested on all rows. "fitted": thresholds (and temperatures) chosen on
+            a random half of the rows, and tested on the other half. For a gap, rows without a label are used for
+            fitting first, and only for fitting if there are many with one. "auto" is the fitted path if there are many
+            rows, 2,000 and ten times the rows needed (2,300 for 0.01 and 0.1), or if `temperature` is True; else the
+            tapered path.
         cost : {"expected_dim", "cumulative_dim"}, default "expected_dim"
-            What a fitted path keeps low: the cost of a tied head (MRL-E), or of separate heads (MRL).
+            The cost that a fitted path lowers: that of a tied head (MRL-E), or of separate heads (MRL).
         confidence : str or array (G, n), default "margin"
-            As for `calibrate`. An answer changes when the second class overtakes the first, which the margin foretells
+            As for `calibrate`. An answer changes when the second class overtakes the first, which the margin predicts
             better than the largest probability does.
         temperature : bool, default False
-            Fit temperatures, on the rows that fit the path; without labels, to the full width's answers (its own
-            temperature, which decides nothing, then ends at the lowest, 0.01).
+            Fit temperatures, on the rows that fit the path; without labels, to the answers of the full width. (Its own
+            temperature has no effect, and then ends at the lowest value, 0.01.)
         seed : int, default 0
-            Draws the halves of the fitted path.
+            Seed of the split for the fitted path.
 
         Returns
         -------
         Cascade, or dict of int to Cascade
-            With a `certificate`. If nothing passed the test, every threshold is 1, which sends all rows to the full
+            With a `certificate`. If no policy passed the test, every threshold is 1, which sends all rows to the full
             width, and the certificate says how many rows are needed at least. With groups, a cascade for each group
-            that has rows, whose certificate states delta and the group's share of it; those sent to the full width are
-            the ones whose `certificate.chosen` is None.
+            that has rows, whose certificate states delta and the share of the group in it. Where
+            `certificate.chosen` is None, all rows go to the full width.
 
         Raises
         ------
         TypeError, ValueError
-            The arguments are not as described, as for `calibrate`; there are no labels for a bound that needs them; or
-            not even the full width keeps `max_error`.
+            The arguments are not as described, as for `calibrate`; a bound needs labels and there are none; or not even
+            the full width keeps `max_error`.
 
         Warns
         -----
@@ -299,19 +301,19 @@ class Cascade(JsonValue):
 
         Notes
         -----
-        The assumption is that calibration rows and new rows are exchangeable, those with labels drawn as blindly as
-        those without, and that none trained the network or chose anything else here: hold them out. The promise is
-        about the average row, or the average row of each group, not about each class.
+        The assumption is that calibration rows and new rows are exchangeable, that which rows have labels is random,
+        and that the rows were not used to train the network or to choose anything else here: hold them out. The promise
+        is about the average row, or the average row of each group, not about each class.
 
-        Learn then Test (Angelopoulos et al., 2021): the policies lie on a path that does not depend on the rows tested;
-        from the safest down, "the promise is broken" is tested with the exact binomial p-value of the failures seen,
-        at level delta, up to the first policy that fails. Along the path no row exits later, so the last policy that
-        passed is the cheapest one, in multiply-adds too. A path is fitted to disagreements with the full width, or to
-        errors if `max_error` is the smallest bound.
+        Learn then Test (Angelopoulos et al., 2021): the policies lie on a path that does not depend on the tested rows.
+        From the safest policy down, "the promise is broken" is tested at level delta, with the exact binomial p-value
+        of the failures seen, until a policy fails. Along the path no row exits later, so the last policy that passed is
+        the cheapest one, in multiply-adds too. A path is fitted to disagreements with the full width, or to errors if
+        `max_error` is the smallest bound.
 
-        A row without a label fails at least as often as one with, so the count is no smaller than a binomial one at the
-        bound, and the test stays exact. Groups share delta evenly (Bonferroni): P(any group's promise is broken) is at
-        most the sum over the groups. Groups with too few rows to pass even without a failure take no share.
+        A row without a label is counted as a failure at least as often as it is one, so the test remains valid. Groups
+        share delta evenly (Bonferroni): P(the promise of any group is broken) is at most the sum over the groups.
+        Groups with too few rows to pass even without a failure take no share.
 
         Examples
         --------
@@ -336,7 +338,8 @@ class Cascade(JsonValue):
         prices = _evaluation.Prices.of(dims, cost)
         search = _certify.Search(dims, prices, path, temperature, _checks.seed(seed))
         search.check()
-        outputs = as_far_as_labelled(probabilities, labels, dims, from_logits=from_logits, confidence=confidence)
+        options: dict[str, Any] = {"from_logits": from_logits, "confidence": confidence}
+        outputs = outputs_of(probabilities, labels, dims, partly=True, **options)
         promise.check_known(outputs.known)
         outputs.check_calibration()
 
@@ -365,22 +368,22 @@ class Cascade(JsonValue):
         confidence: str | Array = "max_probability",
         from_logits: bool = False,
     ) -> list[tuple[Cascade, CascadeEvaluation]]:
-        """List the cascades that no cheaper one of the family beats on these rows, the Pareto frontier.
+        """List the cascades of a family that no cheaper one of it beats on these rows: the Pareto frontier.
 
         Parameters
         ----------
         probabilities, labels, nesting, confidence, from_logits
             As for `calibrate`.
         path : {"fitted", "shared"}, default "fitted"
-            The family: thresholds fitted to these rows at rising prices of the cost, or one threshold for all prefixes.
+            The family: thresholds fitted to these rows for a rising weight of the cost, or one threshold for all.
         cost : {"expected_dim", "cumulative_dim"}, default "expected_dim"
             The cost, as for `certify`.
 
         Returns
         -------
         list of (Cascade, CascadeEvaluation)
-            Cheapest first, each more accurate than those before it. The evaluations flatter: they are of the rows
-            that chose the thresholds.
+            Cheapest first, each more accurate than those before it. The evaluations are optimistic, since they are on
+            the rows that chose the thresholds.
         """
         _checks.choice(path, "path", _paths.PATHS)
         dims = as_nesting(nesting).dims
@@ -411,7 +414,7 @@ class Cascade(JsonValue):
         probabilities, labels, nesting, path, cost, confidence, from_logits
             As for `frontier`.
         budget : float
-            Largest mean cost, in dimensions.
+            Largest mean cost per row, in dimensions.
 
         Returns
         -------
@@ -442,8 +445,8 @@ class Cascade(JsonValue):
         probabilities : array (G, n, c), or a sequence of G arrays (n, c), floating
             Probabilities of c classes from each prefix, narrowest first.
         confidence : array (G, n), floating, optional
-            How sure each prefix is of each row, within [0, 1], for a cascade with confidence "precomputed"; for others
-            an error.
+            How sure each prefix is of each row, within [0, 1]: required by a cascade with confidence "precomputed", and
+            an error with any other.
         from_logits : bool, default False
             `probabilities` are logits.
 
@@ -472,10 +475,10 @@ class Cascade(JsonValue):
         embeddings : array (n, dim), or (dim,), floating
             Embeddings as wide as the widest prefix, or one; NumPy or PyTorch.
         heads : sequence of G (weight, bias), one (weight, bias), or a head layer
-            Separate heads (MRL): weight (c, m) and bias (c,) or None for each width m. One pair is a tied head
-            (MRL-E): weight (c, dim), whose first m columns serve width m, with one bias; its logits accumulate.
+            Separate heads (MRL): weight (c, m) and bias (c,) or None for each width m. A single pair is a tied head
+            (MRL-E): weight (c, dim), whose first m columns serve width m, and one bias; its logits are running sums.
             Same library, device and dtype as `embeddings`. An `MRLHead` of `matryoshka.torch` or `matryoshka.keras`
-            stands for its pairs, those of Keras as NumPy arrays; its nesting must have the widths of the cascade.
+            stands for its pairs (of Keras as NumPy arrays), if its nesting has the widths of the cascade.
 
         Returns
         -------
@@ -487,29 +490,29 @@ class Cascade(JsonValue):
         Raises
         ------
         TypeError
-            The arguments are of another kind, or neither NumPy nor PyTorch arrays; or a layer of a head does more than
-            its weight and bias say.
+            The arguments are of another kind, or neither NumPy nor PyTorch arrays; or a head has a layer that does more
+            than apply its weight and bias.
         ValueError
-            Shapes, devices or widths do not match, or rows hold NaN or infinity; or the cascade decides by precomputed
-            confidences, which heads do not tell.
+            Shapes, devices or widths do not match, or rows hold NaN or infinity; or the cascade has precomputed
+            confidences, which do not follow from heads.
 
         Notes
         -----
-        Multiply-adds per row: `expected_dim` * c for a tied head and `cumulative_dim` * c for separate heads, beside a
-        pass over the c logits at each width visited. Logits are as rounded as matrix products are, so a confidence
-        within rounding of its threshold may fall on the other side than in `predict`; from equal logits both decide
-        alike. A device is waited for at each width, to learn how many rows are left. No gradient is recorded. A row
-        with NaN or infinity in a column that is read goes to the full width, where in main memory it is an error, and
+        Multiply-adds per row: `expected_dim` * c for a tied head and `cumulative_dim` * c for separate heads, besides a
+        pass over the c logits at each width visited. Logits are subject to the rounding of matrix products, so a
+        confidence very close to its threshold may fall on the other side than in `predict`; from equal logits, both
+        decide alike. At each width, a device is waited for, to learn how many rows are left. No gradient is recorded. A
+        row with NaN or infinity in a column that is read goes to the full width, where it is an error on the host, and
         on a device gets the label -1.
 
-        For repeated calls, `classifier` prepares the heads once.
+        For repeated calls, prepare the heads once with `classifier`.
         """
         if is_array(embeddings):
             check_library(embeddings, "embeddings")
         return CascadeClassifier(self, heads, copy=False)(embeddings)
 
     def classifier(self, heads: Sequence[Head] | Head | NestedHead, /) -> CascadeClassifier:
-        """Prepare heads for repeated calls on one row or many: checked once, and laid out as they will be read.
+        """Prepare heads for repeated calls on one row or many: check them once, and lay them out as they will be read.
 
         Parameters
         ----------
@@ -528,9 +531,8 @@ class Cascade(JsonValue):
 
         Notes
         -----
-        The weights and biases that are read are copied: what happens to `heads` afterwards, such as another step of
-        training, is not seen. The copy of a tied head takes as much memory as its weight, those of separate heads as
-        all their weights together.
+        The weights and biases are copied, so later changes of `heads`, such as another training step, have no effect.
+        The copy takes as much memory as the weights.
 
         Examples
         --------
@@ -559,12 +561,12 @@ class Cascade(JsonValue):
         probabilities, confidence, from_logits
             As for `predict`.
         labels : array (n,), integer, optional
-            The true classes. Without them all that needs them is None, and `fixed_dim` goes by the disagreement.
+            The true classes. Without them, results that need them are None, and `fixed_dim` goes by the disagreement.
 
         Returns
         -------
         CascadeEvaluation
-            Python numbers; printed, a table. They hold for these rows: measure on rows that chose no threshold.
+            Python numbers; printed, a table. Measure on rows that were not used to choose thresholds.
 
         Raises
         ------
@@ -604,8 +606,8 @@ class Cascade(JsonValue):
         Returns
         -------
         list of CascadeEvaluation
-            One per cap, narrowest first; the last one is `evaluate`. A single prefix has no cap and gives none.
-            Gap and disagreement are against the full width at every cap.
+            One per cap, narrowest first; the last one equals `evaluate`. A single prefix has no cap and gives none. At
+            every cap, gap and disagreement are against the full width.
         """
         scored = self._score(probabilities, labels, confidence, from_logits=from_logits)
         return [
@@ -614,40 +616,36 @@ class Cascade(JsonValue):
         ]
 
     def monitor(self, *, promise: str | None = None, delta: float = 0.05) -> CascadeMonitor:
-        """Watch in production, on a sample of the rows, whether the certified promise still stands.
+        """Watch in production, on a sample of the rows, whether the certified promise still holds.
 
         Parameters
         ----------
         promise : {"max_gap", "max_error", "max_disagreement"}, optional
-            Which bound to watch; it has to be named where the certificate holds several. Each monitor watches one.
+            Which bound to watch, required if the certificate holds several. Each monitor watches one.
         delta : float, default 0.05
             Probability, within (0, 1), of ever raising a false alarm.
 
         Returns
         -------
         CascadeMonitor
-            One that has seen no row yet.
+            A monitor that has seen no row yet.
 
         Raises
         ------
         TypeError, ValueError
-            The cascade has no certificate, or one without this bound; `delta` is none.
+            The cascade has no certificate, or one without this bound; or `delta` is not within (0, 1).
         """
         return _monitor.monitor(self, self.certificate, promise, delta)
 
     def _score(
         self, probabilities: Prefixes, labels: Array | None, confidence: Array | None, *, from_logits: bool
     ) -> Scored:
-        options: dict[str, Any] = {"from_logits": from_logits, "confidence": self._decider(confidence)}
-        if labels is None:
-            outputs = Outputs(probabilities, self.dims, **options)
-            _checks.not_empty(outputs.prefixes[0], "probabilities")
-        else:
-            outputs = Labelled(probabilities, labels, self.dims, **options)
+        decider = self._decider(confidence)
+        outputs = outputs_of(probabilities, labels, self.dims, from_logits=from_logits, confidence=decider)
         return outputs.score(self.temperatures)
 
     def _decider(self, confidence: Array | None) -> str | Array:
-        """Return by what rows are decided: the measure of this cascade, or the array that it needs in its place."""
+        """Return what decides: the measure of this cascade, or the array of confidences that it needs instead."""
         needed = self.confidence == PRECOMPUTED
         if not (is_array(confidence) if needed else confidence is None):
             rule = (
@@ -667,7 +665,7 @@ class Cascade(JsonValue):
         path : path
             The JSON file.
         nesting : Nesting or sequence of int, optional
-            The ladder the cascade is to be used with; another one in the file is an error.
+            The widths that the cascade is to be used with; if the file has others, it is an error.
 
         Returns
         -------
@@ -679,7 +677,7 @@ class Cascade(JsonValue):
         FileNotFoundError
             There is no such file.
         ValueError
-            The file holds no cascade, or one of another ladder.
+            The file holds no cascade, or one with other widths.
         """
         cascade = super().load(path)
         if nesting is not None and cascade.dims != (dims := as_nesting(nesting).dims):

@@ -1,4 +1,4 @@
-"""What a classification reads: heads that were checked against the ladder, laid out by the widths rows can exit at."""
+"""Heads prepared for a cascade: checked against its widths, and laid out by those at which rows can exit."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from matryoshka.cascade._evaluation import is_asked
 
 
 class Stage(NamedTuple):
-    """One width that rows stop at: the columns it reads, their weight, and when a row exits."""
+    """One width at which rows are looked at: the columns it reads, their weight, and when a row exits."""
 
     dim: int
     columns: slice
-    """Where they do not start at 0, their product is added to the logits of the stage before."""
+    """If they do not start at 0, their product is added to the logits of the stage before."""
     factor: Array
     """(width, n_classes)"""
     transposed: Array
     """The same numbers (n_classes, width)."""
     bias: Array | None
     threshold: float
-    """Rounded to the dtype of the confidences; of the last stage, which every row exits at, it means nothing."""
+    """Rounded to the dtype of the confidences; NaN for the last stage, at which every row exits."""
     temperature: float
 
 
 class Stages(NamedTuple):
-    """The widths at which rows can exit, narrowest first, for heads that fit each other and the ladder.
+    """The widths at which rows can exit, narrowest first, and the heads for them.
 
-    A prefix at which no row can exit is passed over: its columns join those of the next one.
+    A prefix at which no row can exit is skipped: its columns are read with those of the next one.
     """
 
     stages: list[Stage]
     measure: str
     dtype: Any
-    """Of the logits that are summed up."""
+    """The dtype of logits."""
     place: str
     """"numpy"; "host" or "device" for PyTorch."""
     xp: Namespace
@@ -60,7 +60,7 @@ class Stages(NamedTuple):
         *,
         copy: bool,
     ) -> Stages:
-        """Check the heads; with `copy`, lay out what each stage reads for itself."""
+        """Check the heads; with `copy`, give each stage a contiguous copy of what it reads."""
         if isinstance(heads, NestedHead):
             heads = _pairs_of(heads, dims)
         tied = isinstance(heads, list | tuple) and len(heads) == 2 and is_array(heads[0])
@@ -84,7 +84,7 @@ class Stages(NamedTuple):
 
 
 def contiguous(factor: Array, xp: Namespace) -> Array:
-    """Return a copy whose rows lie behind each other."""
+    """Return a copy in row-major order."""
     if is_numpy_array(factor):
         return np.array(factor, order="C")
     return factor.clone(memory_format=xp.contiguous_format)
@@ -105,7 +105,7 @@ def _pairs_of(head: NestedHead, dims: tuple[int, ...]) -> Sequence[Head] | Head:
 
 
 def _checked(heads: object, dims: tuple[int, ...], *, tied: bool) -> tuple[list[Head], Namespace]:
-    """Check that heads fit each other and the ladder, and leave gradients out."""
+    """Check that heads fit each other and the widths, and detach them from gradients."""
     pairs = _checks.heads(heads, 1 if tied else len(dims))  # type: ignore[arg-type]
     names = ["heads" if tied else f"heads[{i}]" for i in range(len(pairs))]
     weights = [(f"{name}[0]", weight) for name, (weight, _) in zip(names, pairs, strict=True)]
@@ -125,7 +125,7 @@ def _checked(heads: object, dims: tuple[int, ...], *, tied: bool) -> tuple[list[
 
 
 def _check_not_transposed(weights: Sequence[tuple[str, Array]], widths: Sequence[int]) -> None:
-    """Refuse kernels (width, n_classes), as Keras keeps them, where shapes leave no doubt."""
+    """Refuse kernels (width, n_classes), as Keras stores them, if the shapes leave no doubt."""
     shapes = [tuple(weight.shape) for _, weight in weights]
     expected = [(*shapes[0][1:2], width) for width in widths]
     if [shape[::-1] for shape in shapes] == expected != shapes:

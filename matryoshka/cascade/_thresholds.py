@@ -1,4 +1,4 @@
-"""Choose thresholds on labelled rows without a promise: by the published rule, or all that no cheaper ones beat."""
+"""Choose thresholds on labelled rows, without a promise: by the published rule, or the whole Pareto frontier."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def published(scored: Scored, grid: np.ndarray, variant: str) -> Policy:
         grid = compared.astype(np.float64)
     chosen = []
     for confidence, (here, after) in zip(scored.confidences, itertools.pairwise(scored.correct), strict=False):
-        # A row takes the shorter prefix at every grid value below its confidence; that changes the count by its gain.
+        # A row takes the shorter prefix at every grid value below its confidence, which changes the hits by its gain.
         passed = np.searchsorted(compared, confidence, side="left")
         gain = here.astype(np.int64) - after.astype(np.int64)
         steps = np.bincount(passed, weights=gain, minlength=len(grid) + 1)
@@ -38,7 +38,7 @@ def published(scored: Scored, grid: np.ndarray, variant: str) -> Policy:
 
 
 def as_grid(grid: Iterable[float] | None, variant: str) -> np.ndarray:
-    """Return the thresholds to choose from, sorted; without `grid` those of the variant."""
+    """Return the thresholds to choose from, sorted; without `grid`, those of the variant."""
     if grid is None:
         return np.linspace(*VARIANTS[variant], 100)
     found = _checks.sequence(grid, "grid", "numbers", "for instance (0.5, 0.7, 0.9)", unordered=True)
@@ -52,7 +52,7 @@ def as_grid(grid: Iterable[float] | None, variant: str) -> np.ndarray:
 def frontier(
     scored: Scored, dims: tuple[int, ...], prices: Prices, path: str, cost: str
 ) -> list[tuple[Policy, CascadeEvaluation]]:
-    """Return the policies of a path with their evaluations, cheapest first: each more accurate than all before it."""
+    """Return policies of a path with their evaluations, cheapest first, each more accurate than those before it."""
     ends: list[Policy] = [(threshold,) * (len(dims) - 1) for threshold in (FULL_WIDTH, EVERY_ROW)]
     policies = ends + _paths.policies(path, scored.confidences, ~scored.correct, prices)
     points = [(policy, evaluate(scored, dims, policy)) for policy in policies]

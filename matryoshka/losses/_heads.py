@@ -79,7 +79,7 @@ class SeparateHeads(SoftmaxFormula):
         d_heads = list(totals or [None] * len(prepared))
         losses, d_x = [], None
         widest_first = list(enumerate(self.nesting))[::-1]
-        own = () if hasattr(xp, "softmax") else range(len(self.nesting))  # a library's own softmax is faster
+        own = () if hasattr(xp, "softmax") else range(len(self.nesting))  # a softmax of the library is faster
         logits = ((g, self._logits(g, x, prepared)) for g, _ in widest_first)
         for (g, m), (loss, d_z) in zip(widest_first, self.differentiated(logits, block, overwrite=own), strict=True):
             losses.append(loss)
@@ -109,7 +109,7 @@ class SeparateHeads(SoftmaxFormula):
     def _add_to_prefix(self, total: Array | None, left: Array, right: Array, dtype: object) -> Array:
         """Return `total` (r, dim) with left (r, k) @ right (k, m) added to its first m columns, m <= dim.
 
-        None stands for zero, of m columns. Written over `total` where its library can.
+        None stands for zeros (r, m). `total` is overwritten where its library can.
         """
         xp, m = self.xp, right.shape[1]
         if total is None or m == total.shape[1]:
@@ -124,7 +124,7 @@ class Logits(SoftmaxFormula):
     """Logits computed elsewhere. Rows: those of each prefix (r, c), or one array of all (r, G, c); no parameters."""
 
     def logits(self, rows: Arrays, prepared: Arrays) -> Iterator[Array]:
-        # One array is cut here: the cuts need no gradient of their own by the framework.
+        # A stacked array is cut here, so that the framework need not differentiate the cuts.
         stacked = len(rows[0].shape) == 3
         for z in (rows[0][:, g, :] for g in range(len(self.nesting))) if stacked else rows:
             yield self.xp.astype(z, accumulator_dtype(z, self.xp), copy=False)

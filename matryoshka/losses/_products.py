@@ -1,8 +1,8 @@
-"""Products over growing prefixes, each block of columns multiplied once forward and twice backward.
+"""Products over growing prefixes: each block of columns is multiplied once forward and twice backward.
 
-Forward, the product of prefix m is the one before plus a block: D_m = D_{m-1} + X[:, B_m] @ Y[:, B_m].T. Backward,
-a block has a part in every prefix that holds it, so its gradient needs the suffix sum S_m of the gradients in D_k
-over k >= m: dX[:, B_m] = S_m @ Y[:, B_m] and dY[:, B_m] = S_m.T @ X[:, B_m].
+Forward, the product of prefix m is that of the prefix before plus one block: D_m = D_{m-1} + X[:, B_m] @ Y[:, B_m].T.
+Backward, a block enters the product of every prefix that contains it, so its gradient takes the suffix sum S_m of the
+gradients in D_k over k >= m: dX[:, B_m] = S_m @ Y[:, B_m] and dY[:, B_m] = S_m.T @ X[:, B_m].
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from matryoshka._typing import Array, Namespace
 from matryoshka.losses._softmax import SoftmaxFormula
 
 _MANY_COLUMNS = 4096
-"""With fewer, the arrays of all prefixes leave room for as many rows as a block can use."""
+"""With fewer, the gradients of all prefixes fit into memory for as many rows as a block can use."""
 
 _MANY_PREFIXES, _SETTLED_EVERY = 12, 4
-"""With more prefixes, sums of products are settled every few of them: long ones take longer to form for each use."""
+"""With more prefixes, running sums are settled every few of them: XLA takes longer to recompute long ones."""
 
 
 class ProductFormula(SoftmaxFormula):
@@ -33,10 +33,10 @@ class ProductFormula(SoftmaxFormula):
         return 4 * n_columns * max(n_narrow + 1, len(self.nesting) - n_narrow)
 
     def _n_narrow(self, n_columns: int | None) -> int:
-        """Return how many prefixes are taken backward on their own, before the others go forward.
+        """Return how many of the narrowest prefixes go backward before the others go forward.
 
-        Their arrays are free by then, so that blocks may have more rows and less often go through the parameters. The
-        others multiply once more with the columns of these: 2 % of all multiplications at most.
+        Their gradients are then freed early, so that blocks may have more rows and read the parameters less often. In
+        return, the gradients of the others multiply the columns of these once more: at most 2 % of all multiplications.
         """
         if n_columns is None or n_columns < _MANY_COLUMNS:
             return 0
@@ -66,19 +66,19 @@ class ProductFormula(SoftmaxFormula):
         Parameters
         ----------
         gradients : iterable of array (r, c)
-            The gradient in the product of each prefix, from the narrowest up; kept until the wider ones are there, and
-            then overwritten where possible.
+            The gradient in the product of each prefix, from the narrowest up; kept until those of wider prefixes have
+            come, and then overwritten where possible.
         factors : array (r, dim), (c, dim)
-            As they shall enter the products.
+            In the dtype of the products.
         columns : Columns, Columns
             What the gradients in the factors are added to.
         wanted : tuple of bool
-            Whether each of the two is needed; what follows is not looked at.
+            Whether each of the two gradients is needed; further entries are ignored.
 
         Yields
         ------
         array (r, c)
-            Sums of the gradients, each of some prefixes; together they hold all.
+            Sums of gradients, each over some of the prefixes, which together are all.
         """
         blocks, (x, y), (d_x, d_y) = self.nesting.blocks, factors, columns
         ends = {self._n_narrow(y.shape[0]), len(blocks)}
@@ -99,21 +99,21 @@ class ProductFormula(SoftmaxFormula):
             yield suffix
 
     def columns(self, like: Array, data: Any = None) -> Columns:
-        """Return columns to add products over `like` to, from zero or from the `data` of others."""
+        """Return columns to which products with `like` can be added, starting at zero or at the `data` of others."""
         return Columns(self.nesting.blocks, accumulator_dtype(like, self.xp), self.xp, data)
 
 
 def join_columns(data: Any, xp: Namespace) -> Array | None:
-    """Return the matrix of the `data` of columns; None if nothing was ever added."""
+    """Return the matrix that the `data` of columns makes; None if nothing was ever added."""
     if not isinstance(data, list):
         return data
     return None if data[0] is None else xp.concat(data, axis=1)
 
 
 class Columns:
-    """A matrix (n, dim) that is made, or added to, one block of columns at a time.
+    """A matrix (n, dim) that is summed up one block of columns at a time.
 
-    Where arrays can be written to, the blocks are views of one array; elsewhere they are joined at the end.
+    Where arrays can be written to, the blocks are views of one array; elsewhere, they are joined at the end.
 
     Parameters
     ----------

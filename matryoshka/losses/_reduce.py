@@ -19,7 +19,7 @@ from matryoshka.nesting import Nesting
 def formula_for(
     kind: type[Formula], named: Sequence[tuple[str, Array]], nesting: Nesting, smoothing: float, xp: Namespace
 ) -> Formula:
-    """Return the formula of products of the named arrays, of one dtype where the framework does not cast for itself."""
+    """Return the formula, after checking that the named arrays have one dtype unless the framework is to cast them."""
     product_dtype = hook_for(xp).product_dtype(named[0][1])
     if product_dtype is None:
         _checks.same_dtype(xp, *named)
@@ -32,7 +32,7 @@ def flatten_rows(array: Array, xp: Namespace) -> Array:
 
 
 def evaluate(problem: Problem, options: Options) -> Any:
-    """Return the loss: 0-d, or with reduction "none" one number a row; with `return_parts` also that of each prefix."""
+    """Return the loss (), or per row with reduction "none"; with `return_parts`, also that of each prefix."""
     xp = problem.formula.xp
     hook = hook_for(xp)
     if options.reduction == "none":
@@ -54,7 +54,7 @@ def evaluate_with_grad(problem: Problem, options: Options) -> tuple[Any, Arrays,
     formula, xp = problem.formula, problem.formula.xp
     _checks.choice(options.reduction, "reduction", ("mean", "sum"))
     divisor = _divisor(problem, options.reduction)
-    # A known divisor of the importances costs nothing, where one of the gradients would be a pass over them.
+    # Dividing the importances by a known number costs nothing; dividing the gradients would be one more pass.
     known = float(divisor) if isinstance(divisor, int | float | np.floating) else None
     divided = problem if known is None else replace(problem, formula=formula.divided(known))
     losses, d_rows, d_parameters = hook_for(xp).gradients(divided, problem.present)
@@ -74,13 +74,13 @@ def evaluate_with_grad(problem: Problem, options: Options) -> tuple[Any, Arrays,
 
 
 def _divisor(problem: Problem, reduction: str) -> Any:
-    """Return what the sum over rows is divided by: NaN where a row has no loss, and 1 where nothing counts."""
+    """Return what the sum over rows is divided by: NaN if a row has no loss, and 1 if no row counts."""
     divisor = 1 if reduction == "sum" else _count(problem)
     return divisor if problem.broken is None else divisor + problem.formula.xp.sum(problem.broken)
 
 
 def _count(problem: Problem) -> Any:
-    """Return what the rows weigh together; where nothing counts, 1, so that the mean is 0."""
+    """Return the sum of the weights of the rows; if it is 0, then 1, so that the mean is 0."""
     weights, labels, xp = problem.weights, problem.labels, problem.formula.xp
     if weights is None and labels.shape[0] is not None:
         return max(labels.shape[0], 1)

@@ -5,10 +5,10 @@ tied head, and so do squared norms. With the gradient A in s, the gradient in th
 through the norms q[:m] gets -q[:m] sum_j(A_ij s_ij) / |q[:m]|^2, and keys likewise; the temperature gets -sum(A s) / t.
 A row whose prefix is zero has similarity 0 to everything, and no gradient.
 
-Lengths do not matter. Rows whose products are formed in half precision enter them divided by their largest number:
-their dot products stay within the range of float16, whatever their length. Other rows enter them as they are, but for
-those whose squares would overflow or vanish: these are multiplied by a power of two, which leaves every digit as it
-was. Gradients are multiplied by the same factor in the end.
+The lengths of rows cancel, so rows may be scaled. Before products in half precision, each row is divided by its
+largest number, which keeps dot products within the range of float16. Other rows stay as they are, unless their squares
+would overflow or vanish: these are multiplied by a power of two, which changes no digit. In the end, gradients are
+multiplied by the same factor.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from matryoshka.losses._products import ProductFormula, join_columns
 from matryoshka.losses._softmax import Target
 
 _FAR = {True: (2.0**96, 2.0**88), False: (2.0**512, 2.0**640)}
-"""For float32 and float64: beyond which square a row is long, its inverse short, and the factor for such rows."""
+"""Of float32 and of float64: the squared length above which a row is scaled, as below its inverse; and the factor."""
 
 _TINY = 2.0**-120
-"""The smallest number of bfloat16 to divide by: the inverse of some smaller ones is infinite."""
+"""The smallest number to divide by: in bfloat16, the inverse of some smaller ones is infinite."""
 
 
 class Scaled(NamedTuple):
@@ -42,7 +42,7 @@ class Scaled(NamedTuple):
     rows : array (n, dim)
         The rows times their scale.
     scale : array (n,) or None
-        What they were multiplied by; None stands for ones.
+        The factor of each row; None stands for ones.
     inverse : list of array (n,)
         1 / |rows[:, :m]| for each prefix, 0 where it is zero.
     """
@@ -55,10 +55,10 @@ class Scaled(NamedTuple):
 class Similarity(ProductFormula):
     """InfoNCE.
 
-    Rows: queries (r, dim) and, if they have any, the hard negatives of each (r, h, dim), which are h more columns.
-    Parameters: keys (c, dim), temperature (). Labels: the right key of a query, or the share of each key. Totals: for
-    each prefix the gradient in its block of the keys' columns through the dot products, and the column sums of A s; and
-    the sum of all A s. Multiply-adds per row: dim * (c + h) forward and twice that backward.
+    Rows: queries (r, dim) and, if there are any, the hard negatives of each (r, h, dim), which give h more logits.
+    Parameters: keys (c, dim), temperature (). Labels: the right key of a query, or the share of each key. Totals: the
+    gradient in the keys through the dot products, the column sums of A s for each prefix, and the sum of all A s.
+    Multiply-adds per row: dim * (c + h) forward and twice that backward.
     """
 
     def prepare(self, parameters: Arrays) -> Arrays:
@@ -111,7 +111,7 @@ class Similarity(ProductFormula):
         return xp.stack(losses), d_rows, (k_columns.data, k_sums, total)
 
     def target(self, block: Block, like: Array) -> Target:
-        """Return what the queries shall find: none of their hard negatives, all of which they see."""
+        """Return the targets of the queries, extended to their hard negatives: never right, and always seen."""
         labels, mask = block.labels, block.mask
         if len(block.rows) == 2:
             if len(labels.shape) == 2:
@@ -123,7 +123,7 @@ class Similarity(ProductFormula):
         return super().target(block._replace(labels=labels, mask=mask), like)
 
     def row_bytes(self, parameters: Arrays) -> int:
-        # The product and the similarities of a prefix stand beside the gradients that are kept.
+        # The product and the similarities of a prefix, beside the gradients that are kept.
         return super().row_bytes(parameters) + 2 * 4 * int(parameters[0].shape[0])
 
     def finish(self, prepared: Arrays, totals: Totals) -> Arrays:
@@ -161,12 +161,12 @@ class Similarity(ProductFormula):
             scale = 1.0 / xp.where(largest > _TINY, largest, xp.zeros_like(largest) + _TINY)
             factor = xp.astype(self.scale_rows(wide, scale), factor.dtype)
             return Scaled(factor, scale, self._inverse_norms(self._squares(factor)))
-        with nullcontext() if library(xp) == "torch" else np.errstate(over="ignore"):  # which it cannot trace
+        with nullcontext() if library(xp) == "torch" else np.errstate(over="ignore"):  # which cannot trace it
             squares = self._squares(factor)
         far, step = _FAR["32" in str(dtype)]
         long, short = squares[-1] > far, squares[-1] < 1 / far
         host = hook_for(xp).on_host(long | short)
-        if host is not None and not host.any():  # which spares a copy of all rows
+        if host is not None and not host.any():  # saves a copy of all rows
             return Scaled(factor, None, self._inverse_norms(squares))
         ones = xp.ones_like(squares[-1])
         scale = xp.where(long, ones / step, xp.where(short, ones * step, ones))
@@ -194,7 +194,7 @@ class Similarity(ProductFormula):
     def less_norm_gradient(self, gradient: Array, x: Scaled, sums: Sequence[Array]) -> Array:
         """Return `gradient` (n, dim) less the sum over prefixes of x[:, :m] * sums_m / |x[:, :m]|^2.
 
-        Written over it, one block of columns at a time, where its library can.
+        `gradient` is overwritten, one block of columns at a time, where its library can.
         """
         xp, suffix, parts = self.xp, 0.0, []
         for g, block in reversed(list(enumerate(self.nesting.blocks))):
@@ -208,7 +208,7 @@ class Similarity(ProductFormula):
 
 
 class HardNegatives:
-    """The hard negatives (r, h, dim) of the queries (r, dim) of a block: similarities (r, h), and their gradients."""
+    """The hard negatives (r, h, dim) of a block of queries (r, dim): their similarities (r, h), and gradients."""
 
     def __init__(self, formula: Similarity, q: Scaled, negatives: Array) -> None:
         self._formula, self._xp, self._q = formula, formula.xp, q
@@ -235,7 +235,7 @@ class HardNegatives:
         return self._xp.sum(sums, axis=1)
 
     def gradients(self) -> tuple[Array, Array]:
-        """Return the gradients in the queries, less what goes through their norms, and in the negatives."""
+        """Return the gradients in the queries, without the part through their norms, and in the negatives."""
         xp, suffix, d_q, d_rows = self._xp, 0.0, [], []
         for block, gradient in zip(self._formula.nesting.blocks[::-1], self._dot_gradients[::-1], strict=True):
             suffix = suffix + gradient

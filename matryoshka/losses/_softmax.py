@@ -1,9 +1,9 @@
 """What all formulas share: the softmax cross-entropy of a block's logits, its gradient, and weighted rows.
 
-With the logits z_m of prefix m, the gradient in them is g_m = c_m (sum(t) softmax(z_m) - t), t being the target of a
-row: 1 at its label, or a distribution. One softmax gives both the gradient and the loss, so that each logit is
-exponentiated once. The weights a_i of the rows stay out of these large (r, c) arrays: they scale the gradient in the
-rows, and the rows where they enter that in the parameters.
+The gradient in the logits z_m of prefix m is g_m = c_m (sum(t) softmax(z_m) - t), where t is the target of a row: 1 at
+its label, or a distribution. One softmax gives both the gradient and the loss, so that each logit is exponentiated
+once. The weights a_i of the rows stay out of these large (r, c) arrays: they are multiplied into the gradient in the
+rows, and into the rows before these enter the gradient in the parameters.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from matryoshka._hooks.formula import Arrays, Block, Formula
 from matryoshka._typing import Array
 
 _EXCLUDED = -1e30
-"""The logit of what a mask excludes: exp gives 0, and 0 times it is 0, which it would not be for -inf."""
+"""The logit of what a mask excludes: its exp is 0, and unlike -inf it gives 0 when multiplied by 0."""
 
 
 class Target(NamedTuple):
-    """What the rows of a block shall find.
+    """The targets of a block of rows: either `labels`, or `shares` and `total`.
 
     Attributes
     ----------
     labels : integer array (r,) or None
-        The right column of each row, and label smoothing is still to be applied;
+        The right column of each row; label smoothing is still to be applied.
     shares : array (r, c) or None
-        or the share of each column, smoothed.
+        The share of each column, with label smoothing applied.
     total : array (r,) or None
         The sum of the shares of a row.
     mask : bool array (r, c) or None
@@ -52,17 +52,17 @@ class SoftmaxFormula(Formula):
         return self.xp.stack(losses)
 
     def logits(self, rows: Arrays, prepared: Arrays) -> Iterator[Array]:
-        """Yield the logits (r, c) of each prefix, from the narrowest up; the next may be written over them."""
+        """Yield the logits (r, c) of each prefix, from the narrowest up; the next may overwrite them."""
         raise NotImplementedError
 
     def target(self, block: Block, like: Array) -> Target:
-        """Return what the rows of a block shall find among columns as those of `like` (r, c), in its dtype."""
+        """Return the targets of a block of rows among the columns of `like` (r, c), in its dtype."""
         xp, s, labels, mask = self.xp, self.smoothing, block.labels, block.mask
         dense = len(labels.shape) == 2
         if not dense and (mask is None or s == 0.0):
             return Target(labels, mask=mask)
         shares = xp.astype(labels, like.dtype, copy=False) if dense else self._one_hot(labels, like)
-        if dense and mask is not None:  # targets may give what is excluded as little as rounding errors
+        if dense and mask is not None:  # targets may give excluded columns a share as small as a rounding error
             shares = xp.where(mask, shares, xp.zeros_like(shares))
         if s != 0.0:
             seen = xp.ones_like(like) if mask is None else xp.astype(mask, like.dtype)
@@ -72,9 +72,9 @@ class SoftmaxFormula(Formula):
     def softmax(
         self, logits: Array, target: Target, *, scale: float = 1.0, overwrite: bool = False
     ) -> tuple[Array, Array]:
-        """Return scale * p for p = softmax(logits) (r, c), and the losses -sum(t log p) (r,), t being smoothed.
+        """Return scale * p for p = softmax(logits) (r, c), and the losses -sum(t log p) (r,) for smoothed targets t.
 
-        With `overwrite`, it may take the place of the logits.
+        With `overwrite`, the former may replace the logits.
         """
         xp, s = self.xp, self.smoothing
         if logits.shape[-1] == 0:
@@ -82,14 +82,14 @@ class SoftmaxFormula(Formula):
         if target.mask is not None:
             logits = xp.where(target.mask, logits, xp.zeros_like(logits) + _EXCLUDED)
         if target.shares is not None:
-            # The largest logit, which cancels, stays out of the sum.
+            # The largest logit cancels, so it is left out of the sum.
             largest = xp.max(logits, axis=-1)
             right = xp.sum(target.shares * (logits - largest[:, None]), axis=-1)
             p, _, log_sum = softmax(logits, xp, scale=scale, overwrite=overwrite)
             return p, target.total * log_sum - right
         right = self.at_labels(logits, target.labels)
         if s != 0.0:
-            # The largest logit, which would cancel, stays out of the mean.
+            # The largest logit would cancel, so it is left out of the mean.
             largest = xp.max(logits, axis=-1)
             right = (1.0 - s) * right + s * (largest + xp.mean(logits - largest[:, None], axis=-1))
         p, largest, log_sum = softmax(logits, xp, scale=scale, overwrite=overwrite)
@@ -98,9 +98,9 @@ class SoftmaxFormula(Formula):
     def differentiated(
         self, logits: Iterable[tuple[int, Array]], block: Block, *, overwrite: Collection[int] = ()
     ) -> Iterator[tuple[Array, Array]]:
-        """Yield the losses (r,) of each prefix and the gradient in its logits (r, c), which come as (g, logits).
+        """Yield the losses (r,) of each prefix, and the gradient in its logits (r, c), from pairs (g, logits).
 
-        Those of the prefixes `overwrite` may be written over.
+        The logits of the prefixes in `overwrite` may be overwritten.
         """
         target = None
         for g, z in logits:
@@ -110,7 +110,7 @@ class SoftmaxFormula(Formula):
             yield loss, self._logit_gradients(p, target, importance)
 
     def _logit_gradients(self, p: Array, target: Target, c: float) -> Array:
-        """Return c (sum(t) p - t), the gradient in the logits (r, c) of a prefix; overwrites c p, given, if it can."""
+        """Return c (sum(t) p - t), the gradient in the logits (r, c) of a prefix, from c p, which it may overwrite."""
         if target.shares is not None:
             p *= target.total[:, None]
             p -= target.shares if c == 1.0 else c * target.shares
@@ -120,7 +120,7 @@ class SoftmaxFormula(Formula):
         return subtract_at(p, target.labels, c * (1.0 - self.smoothing), self.xp)
 
     def counted(self, block: Block) -> Block:
-        """Return a block whose rows of weight 0 hold zeros: what they held, NaN even, must not reach a sum of rows."""
+        """Return a block whose rows of weight 0 hold zeros: what they held, even NaN, must not enter a sum of rows."""
         if block.weights is None:
             return block
         xp, rows, labels, out = self.xp, block.rows, block.labels, block.weights == 0
@@ -134,22 +134,22 @@ class SoftmaxFormula(Formula):
 
     def at_labels(self, matrix: Array, labels: Array) -> Array:
         """Return the number at the label of each row, (r,)."""
-        if library(self.xp) == "torch":  # whose `take_along_dim` fixes the number of rows where it is traced
+        if library(self.xp) == "torch":  # whose `take_along_dim` fixes the number of rows when it is traced
             return self.xp.gather(matrix, 1, labels[:, None])[:, 0]
         return self.xp.take_along_axis(matrix, labels[:, None], axis=-1)[:, 0]
 
     def scale_rows(self, array: Array | None, factors: Array | None) -> Array | None:
-        """Return `array` (r, ...), if there is one, with each row times its factor (r,); None stands for ones."""
+        """Return `array` (r, ...) with each row times its factor (r,). No array gives None; no factors are ones."""
         if array is None or factors is None:
             return array
         factors = self.xp.astype(factors, array.dtype, copy=False)
         return array * self.xp.reshape(factors, (-1, *(1 for _ in array.shape[1:])))
 
     def add_row_sum(self, total: Array | None, array: Array, weights: Array | None) -> Array:
-        """Return `total` plus the weighted sum of the rows of `array`; None stands for zero and for ones."""
+        """Return `total` plus the weighted sum of the rows of `array`; no total is zero, and no weights are ones."""
         if weights is None:
             row_sum = self.xp.sum(array, axis=0)
-        else:  # TensorFlow multiplies matrices only
+        else:  # a product of matrices, as TensorFlow demands
             row_sum = (self.xp.astype(weights, array.dtype, copy=False)[None, :] @ array)[0, :]
         return row_sum if total is None else total + row_sum
 

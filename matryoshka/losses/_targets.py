@@ -1,6 +1,6 @@
-"""What rows shall find and how much they count, checked: labels, distributions, masks and weights.
+"""Checks of what rows are to be classified as, and of their weights: labels, distributions, masks.
 
-What is wrong with a row is an error where it can be read; elsewhere the loss of such a row is NaN.
+A bad row is an error where its values can be read on the host; elsewhere its loss is NaN.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ def row_labels(
     n_classes: int,
     xp: Namespace,
 ) -> tuple[Array, None, Array | None, Array | None]:
-    """Return labels, mask, weights and what is broken, as a `Problem` has them, with `n_classes` columns and no mask.
+    """Return `labels`, `mask` (None), `weights` and `broken`, as a `Problem` has them, of rows with `n_classes` logits.
 
-    Labels and weights arrive with the given axes; numbers leave in the dtype of sums over `like`. The labels of rows
-    that are ignored, and labels that are none, leave as 0. A row that counts and whose label or weight is none has a
-    NaN: where there are weights that is its weight, else what is broken.
+    Labels and weights come with the given axes, and are returned flat; numbers are in the dtype of sums over `like`.
+    Labels that are ignored or out of range become 0. A row that counts but has a bad label or weight gets a NaN: in
+    `weights` if there are any, else in `broken`.
     """
     dtype = accumulator_dtype(like, xp)
     weights = None if sample_weight is None else _weights(sample_weight, axes, dtype, xp)
@@ -59,7 +59,7 @@ def row_labels(
 def _distributions(
     labels: Array, weights: Array | None, ignore_index: int | None, shape: tuple[int, ...], dtype: object, xp: Namespace
 ) -> tuple[Array, None, Array | None, Array | None]:
-    """Return what `row_labels` does, of labels that are distributions."""
+    """Return what `row_labels` does, for labels that are distributions."""
     _checks.shape(labels, "labels", shape, "(..., n_classes)")
     _check_nothing_to_ignore(ignore_index)
     labels = xp.reshape(labels, (-1, shape[-1]))
@@ -71,7 +71,7 @@ def _distributions(
 
 
 def check_mask(mask: Array, axes: tuple[int | None, int | None], n_hard: int | None, xp: Namespace) -> None:
-    """Check kind and shape of a mask, which may speak of `n_hard` hard negatives after the keys, or not."""
+    """Check dtype and shape of a mask, which may cover the `n_hard` hard negatives, after the keys, or not."""
     if not xp.isdtype(mask.dtype, "bool"):
         msg = f"`mask` must be boolean, got dtype {mask.dtype}; make it True for what a query sees."
         raise TypeError(msg)
@@ -82,14 +82,14 @@ def check_mask(mask: Array, axes: tuple[int | None, int | None], n_hard: int | N
 
 
 def sums_to_one(shares: Array, dtype: object, xp: Namespace) -> Array:
-    """Tell of each row of `shares` (n, c) whether it is a distribution, within the rounding of softmax in its dtype."""
+    """Tell which rows of `shares` (n, c) are distributions, within the rounding of a softmax in their dtype."""
     wide = xp.astype(shares, dtype, copy=False)
     tolerance = 1e-3 if shares.dtype == dtype else 2e-2
     return (xp.abs(xp.sum(wide, axis=1) - 1.0) <= tolerance) & (xp.sum(xp.abs(wide), axis=1) <= 1.0 + tolerance)
 
 
 def broken_rows(bad: Array, name: str, rule: str, remedy: str, dtype: object, xp: Namespace) -> Array | None:
-    """Return NaN for bad rows (n,) and 0 for others; where they can be read, raise for bad ones, else return None."""
+    """Raise an error if rows are `bad` (n,), else return None; if that cannot be read, return NaN for them, else 0."""
     host = hook_for(xp).on_host(bad)
     if host is None:
         return _put(xp.zeros_like(bad, dtype=dtype), bad, math.nan, xp)
@@ -100,7 +100,7 @@ def broken_rows(bad: Array, name: str, rule: str, remedy: str, dtype: object, xp
 
 
 def _counted_on_host(labels: Array, weights: Array | None, xp: Namespace) -> np.ndarray | None:
-    """Return the labels (n,) of the rows whose weight is not 0, or None where that cannot be read."""
+    """Return the labels of the rows whose weight is not 0; None if they cannot be read."""
     host = hook_for(xp).on_host(labels)
     if host is None or weights is None:
         return host
@@ -109,7 +109,7 @@ def _counted_on_host(labels: Array, weights: Array | None, xp: Namespace) -> np.
 
 
 def _check_nothing_to_ignore(ignore_index: int | None) -> None:
-    """Check that no label is to be ignored where there are none, as PyTorch does: its default of -100 says nothing."""
+    """Check that `ignore_index` is none of the classes of distributions, as PyTorch does, whose default is -100."""
     if ignore_index is not None and ignore_index >= 0:
         msg = (
             f"`ignore_index` must be None or negative where `labels` are distributions, got {ignore_index}; "
@@ -119,7 +119,7 @@ def _check_nothing_to_ignore(ignore_index: int | None) -> None:
 
 
 def _weights(sample_weight: Array, axes: tuple[int, ...], dtype: object, xp: Namespace) -> Array:
-    """Return weights as (n,), after checking them on NumPy, and elsewhere with NaN for those that are not finite."""
+    """Return weights (n,), checked if they are of NumPy; elsewhere, with NaN for those that are not finite."""
     _checks.floating(sample_weight, "sample_weight", xp)
     _checks.shape(sample_weight, "sample_weight", axes, "that of `labels`")
     weights = xp.astype(xp.reshape(sample_weight, (-1,)), dtype, copy=False)
@@ -138,7 +138,7 @@ def _weights(sample_weight: Array, axes: tuple[int, ...], dtype: object, xp: Nam
 def _weights_and_broken(
     weights: Array | None, broken: Array | None, xp: Namespace
 ) -> tuple[Array | None, Array | None]:
-    """Return weights and what is broken: where there are weights, those of rows that count carry the NaN."""
+    """Return weights and `broken`; if there are weights, they take over its NaN, except in rows of weight 0."""
     if weights is None or broken is None:
         return weights, broken
     return xp.where(weights == 0, weights, weights + broken), None

@@ -73,7 +73,7 @@ def info_nce(
     row_block: int | None = None,
     xp: Namespace | None = None,
 ) -> Any:
-    """Sum over prefixes the cross-entropy of finding each query's key among all keys by cosine similarity.
+    """Sum over prefixes the cross-entropy of finding each query's key among all keys, by cosine similarity.
 
     Parameters
     ----------
@@ -86,16 +86,16 @@ def info_nce(
     temperature : float or array (), default 0.05
         Positive number by which similarities are divided. An array may be learned.
     symmetric : bool, default False
-        Average with the reverse direction, in which each of the first n keys looks for its query (CLIP, ALIGN). It
-        takes the transposed mask and targets of these keys, as they are, and no hard negatives.
+        Average with the reverse direction, in which each of the first n keys looks for its query (CLIP, ALIGN). That
+        direction uses the transposed mask and targets of these keys, and no hard negatives.
     negatives : array (n, h, dim), floating, optional
-        Hard negatives of each query, which no other query sees.
+        Hard negatives of each query, which other queries do not see.
     mask : bool array (n, n_keys) or (n, n_keys + h), optional
-        False where a key is no negative of a query: a duplicate of its positive, or one that a better model finds too
-        close. The positive itself must stay. The wider form speaks of the hard negatives too.
+        False where a key is no negative of a query: because it duplicates the positive, or because a better model finds
+        it too close. The positive itself must be True. The wider form covers the hard negatives too.
     targets : array (n, n_keys), floating, optional
-        The share of each key in what a query shall find, in place of 1 for its positive: distributions, such as those
-        of a teacher. They have no gradient.
+        For each query a distribution over the keys, such as that of a teacher, instead of 1 for its positive. It gets
+        no gradient.
     label_smoothing : float, default 0.0
         Share of the target spread evenly over all keys that a query sees, within [0, 1].
     reduction : {"mean", "sum", "none"}
@@ -103,7 +103,7 @@ def info_nce(
     return_parts : bool, default False
         Also return the loss of each prefix, not weighted by importance.
     row_block : int, optional
-        Queries worked on at a time; by default as many as keep a block's similarities in some 130 MB, 16 to 512.
+        Queries computed at a time; by default as many as fit their similarities into about 130 MB, within [16, 512].
     xp : namespace, optional
         Array namespace to use instead of the one of the arguments.
 
@@ -119,19 +119,19 @@ def info_nce(
     TypeError
         Arguments of several array libraries or dtypes, or not floating.
     ValueError
-        Shapes that do not fit the nesting or each other, fewer keys than queries, a temperature that is not positive,
-        several devices, options outside their range; a mask without a positive or without any negative, targets that
-        do not sum to one or name a key that the mask excludes. These are read on the host only: on a device and under
-        tracing the loss of such a row is NaN, and 0 where it has no negative.
+        Shapes that do not fit the nesting or each other; fewer keys than queries; a temperature that is not positive;
+        several devices; options out of range. On the host also a mask that excludes a positive or every negative, and
+        targets that do not sum to one over the keys that the mask leaves. On a device and under tracing, where a check
+        would wait, such a row has loss NaN, or 0 if it merely has no negative.
 
     Notes
     -----
     Section 3 of Kusupati et al. (2022) trains ALIGN and BERT this way. Dot products and squared norms are sums over
-    blocks of columns, so the ladder costs the multiply-adds of one full-width InfoNCE: n * n_keys * dim forward and
-    twice that backward (twice all that if symmetric). A row whose prefix is zero, or so small beside the whole row
-    that its square vanishes, has similarity 0 to everything and no gradient. Products in float16 need prefixes longer
-    than a thousandth of the row's largest number; bfloat16 and float32 do not. For gradients and dtypes see
-    `mrl_cross_entropy`.
+    blocks of columns, so all prefixes together cost the multiply-adds of one full-width InfoNCE: n * n_keys * dim
+    forward and twice that backward (and all of it twice if symmetric). A row whose prefix is zero, or so small beside
+    the whole row that its square vanishes, has similarity 0 to everything, and no gradient. In float16, that is a
+    prefix shorter than a thousandth of the largest number of its row; bfloat16 and float32 reach much further. For
+    gradients and dtypes see `mrl_cross_entropy`.
 
     Examples
     --------
@@ -176,7 +176,7 @@ def info_nce_with_grad(
     label_smoothing, return_parts, row_block, xp
         Likewise.
     reduction : {"mean", "sum"}
-        As there; "none" has no one gradient.
+        As there, except "none", which has no single gradient.
 
     Returns
     -------
@@ -263,7 +263,7 @@ def _directions(
 
 
 def _broken(pairs: _Pairs, labels: Array, xp: Namespace) -> Array | None:
-    """Check mask and targets; return NaN for queries (n,) that cannot find what they shall, where it is no error."""
+    """Check mask and targets; where they cannot be read, return NaN for queries (n,) without a valid target, else 0."""
     queries, keys, negatives, _, mask, targets = pairs
     if mask is None and targets is None:
         return None
@@ -283,7 +283,7 @@ def _broken(pairs: _Pairs, labels: Array, xp: Namespace) -> Array | None:
 
 
 def _check_some_negative(mask: Array, negatives: Array | None, xp: Namespace) -> None:
-    """Check that a mask leaves a negative to some query, where it can be read."""
+    """Check that a mask, if it can be read, leaves a negative to some query."""
     host = hook_for(xp).on_host(mask)
     if negatives is None and host is not None and host.size > 1 and np.count_nonzero(host) <= len(host):
         msg = (
@@ -294,12 +294,12 @@ def _check_some_negative(mask: Array, negatives: Array | None, xp: Namespace) ->
 
 
 def _is_number(value: object) -> bool:
-    """Tell whether a temperature is no array: numbers of NumPy stand beside arrays of every library."""
+    """Tell whether a temperature is a number, which may be one of NumPy beside arrays of any library."""
     return not hasattr(value, "dtype") or isinstance(value, float | np.generic)
 
 
 def _temperature(value: float | Array, queries: Array, xp: Namespace) -> Array:
-    """Return a temperature as a 0-d array, checked to be positive; where it cannot be read, NaN for one that is not."""
+    """Return a temperature as an array (), checked to be positive; one that cannot be read is NaN if it is not."""
     if _is_number(value):
         value = _checks.real(value, "temperature", minimum=0.0, open_minimum=True)
         return full((), value, like=queries, dtype=accumulator_dtype(queries, xp), xp=xp)
@@ -313,7 +313,7 @@ def _temperature(value: float | Array, queries: Array, xp: Namespace) -> Array:
 
 
 def _check_enough_keys(n_queries: int | None, n_keys: int | None) -> None:
-    """Check that each query has a key, where both numbers are known."""
+    """Check that each query has a key, if both numbers are known."""
     if n_queries is not None and n_keys is not None and n_keys < n_queries:
         msg = (
             f"`keys` must have a row for each of the {n_queries} queries, got {n_keys}; "

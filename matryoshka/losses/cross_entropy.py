@@ -82,25 +82,25 @@ def mrl_cross_entropy(
     heads : sequence of (weight, bias)
         For each prefix m a weight (n_classes, m) and a bias (n_classes,) or None.
     labels : integer array (...), or floating array (..., n_classes)
-        Class of each row, within [0, n_classes) or `ignore_index`; or the share of each class, a distribution for each
-        row (mixup, distillation), which has no gradient. Checked where they lie on the host and can be read. On a
-        device and under tracing, where the check would wait, a label out of range, or shares that do not sum to one,
-        make the loss of the row, and so any sum it enters, NaN.
+        Class of each row, within [0, n_classes) or `ignore_index`; or a distribution over classes for each row (mixup,
+        distillation), which gets no gradient. Values are checked where they can be read on the host. On a device and
+        under tracing, where a check would wait, a label out of range, or a distribution that does not sum to one, makes
+        the loss of its row, and any sum that the row enters, NaN.
     nesting : Nesting or sequence of int
         Widths and importances c_m of the prefixes.
     label_smoothing : float, default 0.0
         Share of the target spread evenly over all classes, within [0, 1].
     ignore_index : int, optional
-        Rows with this label count nothing. Distributions have none: give their rows the weight 0.
+        Rows with this label do not count. Distributions have no such label: give their rows weight 0.
     sample_weight : array (...), floating, optional
-        Weight of each row: on NumPy finite and not negative; elsewhere one that is not finite makes the loss of its
-        row NaN.
+        Weight of each row. NumPy weights must be finite and not negative; elsewhere, a weight that is not finite makes
+        the loss of its row NaN.
     reduction : {"mean", "sum", "none"}
         The mean is sum(w * loss) / sum(w) over the rows that count, 0 if none does; "none" gives w * loss of each row.
     return_parts : bool, default False
         Also return the loss of each prefix, not weighted by importance.
     row_block : int, optional
-        Rows worked on at a time; by default as many as keep a block's logits in some 130 MB, 16 to 512.
+        Rows computed at a time; by default as many as fit their logits into about 130 MB, within [16, 512].
     xp : namespace, optional
         Array namespace to use instead of the one of the arguments.
 
@@ -115,16 +115,16 @@ def mrl_cross_entropy(
     Raises
     ------
     TypeError
-        Arguments of several array libraries or dtypes, labels that are no integers.
+        Arguments of several array libraries or dtypes; labels that are neither integers nor distributions.
     ValueError
-        Shapes that do not fit the nesting or each other, several devices, options outside their range.
+        Shapes that do not fit the nesting or each other; several devices; options out of range.
 
     Notes
     -----
-    Equation 1 of Kusupati et al. (2022). PyTorch and JAX receive the gradient in closed form, formed block by block in
-    the forward pass where one is wanted: what is kept for the backward pass is the gradients themselves. Gradients are
-    of first order only. Half-precision products are formed in their dtype (under PyTorch's autocast in its dtype), sums
-    in float32. Multiply-adds per row: sum(dims) * n_classes forward, twice that backward.
+    Equation 1 of Kusupati et al. (2022). PyTorch and JAX get the gradient in closed form: if one is needed, it is
+    computed block by block in the forward pass, and is all that is kept for the backward pass. Gradients are of first
+    order only. Half-precision products are formed in their own dtype (under PyTorch's autocast, in that of autocast),
+    sums in float32. Multiply-adds per row: sum(dims) * n_classes forward, twice that backward.
 
     Examples
     --------
@@ -165,7 +165,7 @@ def mrl_cross_entropy_with_grad(
     embeddings, heads, labels, nesting, label_smoothing, ignore_index, sample_weight, return_parts, row_block, xp
         As for `mrl_cross_entropy`.
     reduction : {"mean", "sum"}
-        As there; "none" has no one gradient.
+        As there, except "none", which has no single gradient.
 
     Returns
     -------
@@ -218,7 +218,7 @@ def mrl_e_cross_entropy(
     embeddings : array (..., dim), floating
         Embeddings as wide as the nesting; leading axes (batch, tokens) are rows.
     weight : array (n_classes, dim)
-        The head; prefix m is classified by its first m columns.
+        The classifier; prefix m is classified by its first m columns.
     bias : array (n_classes,) or None
         Shared by all prefixes, as in the released code.
     labels : integer array (...), or floating array (..., n_classes)
@@ -242,8 +242,9 @@ def mrl_e_cross_entropy(
     Notes
     -----
     Section 3 of Kusupati et al. (2022), "MRL-E". The logits of a prefix are those of the prefix before plus one block
-    product, and the gradients need each block once as well, so the ladder costs the multiply-adds of one full-width
-    head: dim * n_classes forward and twice that backward, per row. For gradients and dtypes see `mrl_cross_entropy`.
+    product, and the gradients, too, need each block only once. So all prefixes together cost the multiply-adds of one
+    full-width head: dim * n_classes per row forward, and twice that backward. For gradients and dtypes see
+    `mrl_cross_entropy`.
 
     Examples
     --------
@@ -283,7 +284,7 @@ def mrl_e_cross_entropy_with_grad(
     nesting, label_smoothing, ignore_index, sample_weight, return_parts, row_block, xp
         As for `mrl_cross_entropy`.
     reduction : {"mean", "sum"}
-        As for `mrl_cross_entropy`; "none" has no one gradient.
+        As for `mrl_cross_entropy`, except "none", which has no single gradient.
 
     Returns
     -------
@@ -336,7 +337,7 @@ def mrl_logits_cross_entropy(
     labels : integer array (...), or floating array (..., n_classes)
         Class of each row, or the share of each class, as for `mrl_cross_entropy`.
     nesting, label_smoothing, ignore_index, sample_weight, reduction, return_parts, row_block, xp
-        As for `mrl_cross_entropy`; of the nesting only the importances enter.
+        As for `mrl_cross_entropy`; of the nesting, only the number of prefixes and their importances matter.
 
     Returns
     -------
@@ -352,8 +353,8 @@ def mrl_logits_cross_entropy(
 
     Notes
     -----
-    Where embeddings and heads are at hand, `mrl_cross_entropy` and `mrl_e_cross_entropy` give the same number without
-    keeping the logits of all prefixes, and for tied heads with a fraction of the multiply-adds.
+    From embeddings and heads, `mrl_cross_entropy` and `mrl_e_cross_entropy` compute the same number without keeping
+    the logits of all prefixes, and for a tied head with a fraction of the multiply-adds.
 
     Examples
     --------

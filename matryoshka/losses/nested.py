@@ -34,8 +34,8 @@ def nested_loss(
     nesting : Nesting or sequence of int
         Widths and importances c_m of the prefixes.
     normalize : bool, default False
-        Give every prefix unit length, that of a teacher included. A student that equals its teacher then has the same
-        prefixes at every width, where a teacher normalised once at full width would be unreachable.
+        Give every prefix of every array unit length, a teacher's included. Otherwise a student whose prefixes have unit
+        length could never match a teacher that was normalised only at full width.
     return_parts : bool, default False
         Also return the loss of each prefix, not weighted by importance.
     xp : namespace, optional
@@ -46,19 +46,19 @@ def nested_loss(
     array
         ``sum_m c_m loss(*(a[..., :m] for a in arrays))``, of the shape that `loss` returns.
     array (G, ...), if `return_parts`
-        The loss of each prefix. Unlike that of the fused losses it is part of the graph: detach it to log it.
+        The loss of each prefix. Unlike those of the fused losses they are part of the graph: detach them for logging.
 
     Raises
     ------
     TypeError
-        `loss` is not callable, or an argument no floating-point array.
+        `loss` is not callable, or an argument is no floating-point array.
     ValueError
         There is no array, or one is not as wide as the nesting.
 
     Notes
     -----
-    Calls `loss` once per prefix and leaves the gradient to the framework. For cross-entropy and InfoNCE the functions
-    of their own cost a fraction of that.
+    Calls `loss` once per prefix and leaves the gradient to the framework. For cross-entropy and InfoNCE, the dedicated
+    functions cost a fraction of that.
 
     Examples
     --------

@@ -1,17 +1,17 @@
 """How good lists of neighbours and predictions are: from ids and labels to one number.
 
-Ids and labels are integers on any array library; the result is a Python float, so every metric waits for its device
-once. The id -1, with which a search pads its lists, is never relevant and never a hit. An id that a list repeats
-counts where it stands first.
+Ids and labels are integers of any array library. The result is a Python float, so every metric waits for the device.
+The id -1, with which a search pads its lists, is never relevant and never a hit. An id that occurs twice in a list
+counts at its first place only.
 
 Notes
 -----
-The definitions are those of Kusupati et al. (2022), with two departures from the code released with the paper.
-That code divides recall by 1300, whatever the number of relevant items; here it is divided by that number. It keeps
-labels as float16, in which whole numbers above 2048 merge (4,202 classes become 3,099); here labels are integers.
+The definitions are those of Kusupati et al. (2022), with two departures from the released code. That code divides
+recall by 1300, whatever the number of relevant items; here it is divided by that number. It keeps labels as float16,
+in which integers above 2048 merge (4,202 classes become 3,099); here labels are integers.
 
-A query that has no relevant item at all has no recall. Where a metric is given `n_relevant` or `ideal`, such queries
-are left out of the mean; where it is not, they count 0.
+A query without any relevant item has no recall. If a metric is given `n_relevant` or `ideal`, such queries are left
+out of the mean; otherwise they count 0.
 """
 
 from matryoshka.metrics.classification import (

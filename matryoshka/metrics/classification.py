@@ -49,7 +49,7 @@ def nearest_class_mean_accuracy(embeddings: Array, labels: Array, queries: Array
     Parameters
     ----------
     embeddings : array (n, dim), floating
-        Embeddings from which the class means are formed, as they are: `truncate` them first.
+        Embeddings from which the class means are formed, as they are; `truncate` them first.
     labels : array (n,), integer
         Class of each embedding, any integers.
     queries : array (n_queries, dim), floating
@@ -69,9 +69,10 @@ def nearest_class_mean_accuracy(embeddings: Array, labels: Array, queries: Array
 
     Notes
     -----
-    The few-shot classifier of the paper (Table 15). Nearest by Euclidean distance to the mean itself, which is not
-    brought back to unit length; ties go to the lowest label. Work: n · dim · n_classes multiply-adds for the
-    means, as much per query for the answers, in row blocks.
+    The few-shot classifier of the paper (Table 15). Distances are Euclidean, to the means as they are, which are not
+    normalised; ties go to the lowest label. They are formed from inner products of the differences from the mean of the
+    class means, so that an offset that all rows share costs no digits. Work, in row blocks: n · dim · n_classes
+    multiply-adds for the means, and n_queries · dim · n_classes for the answers.
 
     Examples
     --------
@@ -94,7 +95,7 @@ def nearest_class_mean_accuracy(embeddings: Array, labels: Array, queries: Array
     labels, query_labels = as_indices(labels, xp), as_indices(query_labels, xp)
     classes = xp.unique_values(labels)
     means = _class_means(embeddings, labels, classes, xp)
-    origin = xp.mean(means, axis=0)  # from which distances are measured: far from it, squares would lose their digits
+    origin = xp.mean(means, axis=0)  # far from it, squares would lose their digits
     means -= origin
     half_norms = xp.sum(means * means, axis=1) / 2
     hits = 0
@@ -162,7 +163,7 @@ def superclass_accuracy(predictions: Array, labels: Array, superclasses: Array, 
     labels : array (n,), integer
         True classes.
     superclasses : array (n_classes,), integer
-        Superclass of each class. Classes that belong to none share one of their own, as in the paper (30 and one).
+        Superclass of each class. Give classes without one a common superclass, as the paper does (its 31st).
 
     Returns
     -------
@@ -176,7 +177,7 @@ def superclass_accuracy(predictions: Array, labels: Array, superclasses: Array, 
 
     Notes
     -----
-    Table 25 of the paper: predictions are mapped, nothing is trained again.
+    Table 25 of the paper: predictions are mapped to superclasses; nothing is trained again.
 
     Examples
     --------

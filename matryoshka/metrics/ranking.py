@@ -86,7 +86,7 @@ def count_relevant(corpus_labels: Array, query_labels: Array, /) -> Array:
     Returns
     -------
     array (n,), integer
-        Where the queries are rows of the corpus and their own row was dropped from the lists, subtract 1.
+        If the queries are rows of the corpus and were dropped from their own lists, subtract 1.
 
     Examples
     --------
@@ -157,7 +157,7 @@ def precision_at_k(relevance: Array, /, k: int) -> float:
     relevance : array (n, k or wider), bool
         What `relevance` returns.
     k : int
-        Neighbours that count; padding counts as not relevant.
+        Neighbours that count; padding is not relevant.
 
     Returns
     -------
@@ -189,7 +189,7 @@ def label_recall_at_k(relevance: Array, /, k: int, n_relevant: Array | int) -> f
     Returns
     -------
     float
-        Mean over queries of hits / n_relevant; queries without a relevant item are left out.
+        Mean of hits / n_relevant over the queries that have a relevant item.
 
     Raises
     ------
@@ -198,8 +198,8 @@ def label_recall_at_k(relevance: Array, /, k: int, n_relevant: Array | int) -> f
 
     Notes
     -----
-    The code released with the paper divides by 1300 for every query. This is about classes, not about the exact
-    neighbours: see `overlap_at_k` for the "recall@k" of approximate search.
+    The released code divides by 1300 for every query. This recall is about classes, not about exact neighbours: for the
+    "recall@k" of approximate search see `overlap_at_k`.
 
     Examples
     --------
@@ -279,14 +279,14 @@ def ndcg_at_k(gains: Array, /, k: int, *, ideal: Array | None = None) -> float:
     Parameters
     ----------
     gains : array (n, k or wider), floating, integer or bool
-        How much each neighbour is worth to its query, best neighbour first: at least 0, and 0 for padding. What
-        `relevance` returns does as well.
+        How much each neighbour is worth to its query, best neighbour first: at least 0, and 0 for padding. The result
+        of `relevance` will do.
     k : int
         Neighbours that count.
     ideal : array (n, m), floating, integer or bool, optional
         Gains of all items of the corpus for each query, in any order; zeros may be left out, and the `k` largest are
-        enough. By default the lists in `gains` are taken for the whole corpus, as where all candidates are ranked: then
-        an item that is in no list costs nothing.
+        enough. By default the lists in `gains` are taken for the whole corpus, so that an item that a search missed
+        costs nothing: right where all candidates were ranked.
 
     Returns
     -------
@@ -299,17 +299,17 @@ def ndcg_at_k(gains: Array, /, k: int, *, ideal: Array | None = None) -> float:
         An array holds no numbers, or `gains` and `ideal` hold floating-point numbers of two dtypes.
     ValueError
         `k` exceeds the list; gains are negative or not finite; or `ideal` holds less for a query than was found, or
-        nothing for every query.
+        only zeros.
 
     Notes
     -----
-    DCG@k = Σ_{i <= k} gain_i / log2(i + 1), divided by that of the largest gains in order. Gains enter as they are; for
-    the exponential gain of Burges et al. (2005) pass ``2.0**grades - 1``. With `ideal`, queries for which nothing is
-    worth anything are left out; without, they count 0.
+    nDCG@k is DCG@k = Σ_{i <= k} gain_i / log2(i + 1), divided by the DCG@k of the largest gains in descending order.
+    Gains enter as they are; for the exponential gain of Burges et al. (2005) pass ``2.0**grades - 1``. With `ideal`,
+    queries without any gain to be had are left out; without it, they count 0.
 
-    The gains of the ids of a search, from one row of grades per query: ``numpy.where(ids >= 0,
-    numpy.take_along_axis(grades, ids, axis=1), 0)``, where id -1 would else read the last grade. With labels, the best
-    list of a query begins with `count_relevant` items: ``ideal=numpy.arange(k) < n_relevant[:, None]``.
+    From a row of grades per query, the gains of the ids of a search are ``numpy.where(ids >= 0,
+    numpy.take_along_axis(grades, ids, axis=1), 0)``; without the condition, id -1 would read the last grade. With
+    labels, the best list of a query begins with `count_relevant` ones: ``ideal=numpy.arange(k) < n_relevant[:, None]``.
 
     References
     ----------
@@ -333,7 +333,7 @@ def ndcg_at_k(gains: Array, /, k: int, *, ideal: Array | None = None) -> float:
     found, best = gains[:, :k], _largest(best, k, xp)
     if ideal is not None:
         _check_ideal(_largest(found, k, xp), best, xp)
-    scale = xp.where(best[:, :1] > 0, best[:, :1], xp.ones_like(best[:, :1]))  # sums of large gains would overflow
+    scale = xp.where(best[:, :1] > 0, best[:, :1], xp.ones_like(best[:, :1]))  # else sums of large gains might overflow
     ratio, of_best = _dcg(found / scale, xp), _dcg(best / scale, xp)
     if ideal is not None:
         return _mean_ratio(ratio, of_best, xp)
@@ -355,7 +355,7 @@ def overlap_at_k(ids: Array, reference_ids: Array, /, k: int) -> float:
     Returns
     -------
     float
-        Mean over queries of ``|found ∩ exact| / |exact|``; the order within the first `k` does not matter.
+        Mean of ``|found ∩ exact| / |exact|`` over queries; the order within the first `k` does not matter.
 
     Raises
     ------
@@ -364,9 +364,9 @@ def overlap_at_k(ids: Array, reference_ids: Array, /, k: int) -> float:
 
     Notes
     -----
-    Where the corpus holds fewer than `k` rows, the exact list is shorter and so is the divisor; a query whose exact
-    list is all padding is left out. Ids are compared, not scores: of two rows that tie for the last place, only the
-    one in the exact list counts.
+    If the corpus holds fewer than `k` rows, the exact list is shorter, and so is the divisor; a query whose exact list
+    is all padding is left out. Ids are compared, not scores: of two rows that tie for the last place, only the one in
+    the exact list counts.
 
     Examples
     --------
@@ -446,7 +446,7 @@ def _largest(gains: Array, k: int, xp: Namespace) -> Array:
 
 
 def _check_ideal(found: Array, best: Array, xp: Namespace) -> None:
-    """Check that no gain was found beyond those that there are, both (n, k) and largest first."""
+    """Check that no gain found (n, k) exceeds the best one (n, k) of its place, both in descending order."""
     if count := count_true(xp.any(found > best, axis=1), xp):
         msg = (
             f"`ideal` must hold every gain that was found, got less for {count} queries; pass the gains of all items "
@@ -504,7 +504,7 @@ def _distinct(ids: Array, xp: Namespace) -> Array:
 
 
 def _first_occurrences(ids: Array, xp: Namespace) -> Array:
-    """Tell which places of each row hold an id, and hold it for the first time."""
+    """Tell which places of each row hold an id (not padding) that no earlier place holds."""
     present = ids >= 0
     ordered = xp.sort(ids, axis=1)
     if not bool(xp.any((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0))):
