@@ -61,7 +61,6 @@ class _Nested:
         self,
         model: SentenceTransformer,
         nesting: NestingLike,
-        *,
         scale: float,
         symmetric: bool,
         gather: bool,
@@ -193,15 +192,7 @@ class MatryoshkaMultipleNegativesRankingLoss(_Nested, MultipleNegativesRankingLo
         return_parts: bool = True,
     ) -> None:
         return_parts = _checks.flag(return_parts, "return_parts")
-        self._build(
-            model,
-            nesting,
-            scale=scale,
-            symmetric=symmetric,
-            gather=gather_across_devices,
-            directions=directions,
-            partition_mode=partition_mode,
-        )
+        self._build(model, nesting, scale, symmetric, gather_across_devices, directions, partition_mode)
         self.return_parts = return_parts
 
     def compute_loss_from_embeddings(
@@ -297,11 +288,11 @@ class CachedMatryoshkaMultipleNegativesRankingLoss(_Nested, CachedMultipleNegati
         self._build(
             model,
             nesting,
-            scale=scale,
-            symmetric=symmetric,
-            gather=gather_across_devices,
-            directions=directions,
-            partition_mode=partition_mode,
+            scale,
+            symmetric,
+            gather_across_devices,
+            directions,
+            partition_mode,
             mini_batch_size=_checks.integer(mini_batch_size, "mini_batch_size", minimum=1),
             show_progress_bar=show_progress_bar,
             **others,

@@ -134,6 +134,25 @@ def test_the_fewest_rows_are_those_of_a_power() -> None:
             assert rows == next(n for n in range(1, 10_000) if (1 - rate) ** n <= delta)
 
 
+@pytest.mark.parametrize("delta", [1e-300, 1e-3, 0.1, 0.5, 1 - 2**-53])
+@pytest.mark.parametrize("rate", [1e-12, 1e-17, 7e-25, 1e-300, 5e-324])
+def test_rows_needed_for_bounds_that_no_number_of_rows_can_show(rate: float, delta: float) -> None:
+    """Where rows are too many for a float to count one by one, to search for the first that is enough must end, too."""
+    rows = binomial.rows_needed(rate, delta)
+    exact = math.ceil(min(2.0**63, -math.log(delta) / rate))
+    assert rows == pytest.approx(exact, rel=1e-6)
+    assert rows < 2**63
+
+
+def test_a_cascade_is_not_certified_for_a_bound_too_small_to_show() -> None:
+    rows = np.tile([[0.9, 0.1], [0.1, 0.9]], (50, 1))
+    cascade = Cascade.certify([rows, rows], nesting=(8, 16), max_disagreement=1e-30)
+    assert cascade.certificate is not None
+    assert cascade.certificate.chosen is None
+    assert "at least 9223372036854775807 tested rows are needed" in str(cascade.certificate)
+    assert Cascade.from_json(cascade.to_json()) == cascade
+
+
 def test_what_was_certified_passed_something() -> None:
     for value in CERTIFIED:
         assert value.certificate is not None

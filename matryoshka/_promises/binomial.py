@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 _NORMAL_95 = 1.959963984540054  # two-sided 95 % of the normal distribution
+_MOST_ROWS = 2**63 - 1
 
 
 def lower_tail(count: int, n: int, rate: float) -> float:
@@ -36,9 +37,12 @@ def lower_tail(count: int, n: int, rate: float) -> float:
 
 
 def rows_needed(rate: float, delta: float) -> int:
-    """Return the fewest rows that show at level delta, if none of them fails, that the rate is below `rate`."""
-    rows = max(1, math.floor(math.log(delta) / math.log1p(-rate)) - 1)
-    while lower_tail(0, rows, rate) > delta:
+    """Return the fewest rows that show at level delta, if none of them fails, that the rate is below `rate`.
+
+    At most 2^63 - 1, which is more than any array has.
+    """
+    rows = max(1, math.floor(min(_MOST_ROWS, math.log(delta) / math.log1p(-rate))) - 1)
+    while rows < _MOST_ROWS and lower_tail(0, rows, rate) > delta:
         rows += 1
     return rows
 

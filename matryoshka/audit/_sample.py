@@ -83,9 +83,10 @@ def draw_others(embeddings: Array, sample: Sample, most: int, *, rng: np.random.
 def read(embeddings: Array, ids: np.ndarray, xp: Namespace) -> np.ndarray:
     """Return some rows as they are, on the host, after checking that they are finite; integers as float64."""
     rows = to_numpy(take_rows(embeddings, ids, xp))
+    rows = rows if np.issubdtype(rows.dtype, np.floating) else rows.astype(np.float64)
     bad = ids[~np.isfinite(rows).all(axis=1)].tolist()
     _checks.no_bad_rows(bad, len(ids), "embeddings", drawn_from=embeddings.shape[0])
-    return np.asarray(rows if np.issubdtype(rows.dtype, np.floating) else rows.astype(np.float64))
+    return rows
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:

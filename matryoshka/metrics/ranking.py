@@ -208,8 +208,7 @@ def label_recall_at_k(relevance: Array, /, k: int, n_relevant: Array | int) -> f
     0.25
     """
     xp, k, first = _first_k(relevance, k)
-    hits = xp.astype(xp.sum(xp.astype(first, xp.int32), axis=1), widest_dtype(xp))
-    return _mean_ratio(hits, _n_relevant(n_relevant, first, xp), xp)
+    return _mean_ratio(_row_counts(first, xp), _n_relevant(n_relevant, first, xp), xp)
 
 
 def hit_rate_at_k(relevance: Array, /, k: int) -> float:
@@ -381,12 +380,11 @@ def overlap_at_k(ids: Array, reference_ids: Array, /, k: int) -> float:
     found, exact = (_distinct(array[:, :k], xp) for array in (ids, reference_ids))
     both = xp.sort(xp.concat((found, exact), axis=1), axis=1)
     shared = (both[:, 1:] == both[:, :-1]) & (both[:, 1:] >= 0)
-    n_exact = xp.sum(xp.astype(exact >= 0, xp.int32), axis=1)
+    n_exact = _row_counts(exact >= 0, xp)
     if not bool(xp.any(n_exact > 0)):
         msg = "`reference_ids` must hold a neighbour for at least one query, got padding only; search a larger corpus."
         raise ValueError(msg)
-    hits = xp.astype(xp.sum(xp.astype(shared, xp.int32), axis=1), widest_dtype(xp))
-    return _mean_ratio(hits, n_exact, xp)
+    return _mean_ratio(_row_counts(shared, xp), n_exact, xp)
 
 
 def _ids(ids: Array, name: str, xp: Namespace) -> Array:
@@ -466,7 +464,7 @@ def _dcg(gains: Array, xp: Namespace) -> Array:
 
 def _n_relevant(n_relevant: Array | int, first: Array, xp: Namespace) -> Array:
     """Return `n_relevant` as an array (n,), checked against the hits in `first`."""
-    hits = xp.sum(xp.astype(first, xp.int32), axis=1)
+    hits = _row_counts(first, xp)
     if not is_array(n_relevant):
         n_relevant = xp.full_like(hits, _checks.integer(n_relevant, "n_relevant", minimum=0))
     counts: Array = n_relevant
@@ -488,10 +486,15 @@ def _n_relevant(n_relevant: Array | int, first: Array, xp: Namespace) -> Array:
     return counts
 
 
+def _row_counts(mask: Array, xp: Namespace) -> Array:
+    """Count what is true in each row (n,)."""
+    return as_indices(xp.sum(xp.astype(mask, xp.int32), axis=1), xp)
+
+
 def _mean_ratio(numerator: Array, denominator: Array, xp: Namespace) -> float:
     """Average numerator / denominator over the queries whose denominator is not 0."""
-    counted = denominator > 0
-    ratio = numerator / xp.astype(xp.where(counted, denominator, xp.ones_like(denominator)), numerator.dtype)
+    counted, wide = denominator > 0, widest_dtype(xp)
+    ratio = xp.astype(numerator, wide) / xp.astype(xp.where(counted, denominator, xp.ones_like(denominator)), wide)
     return float(xp.sum(xp.where(counted, ratio, xp.zeros_like(ratio)))) / count_true(counted, xp)
 
 
