@@ -111,7 +111,7 @@ def test_rounding_of_products_does_not_show(
     rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, pending: int
 ) -> None:
     """Products that are off by as much as they may be, which is far more than the scores lie apart."""
-    off, products, sampled = 0.05, _scan._Search.products, _prefix.Sample.scores
+    off, products, sampled = 0.05, _scan._Search.products, _prefix.Prefix.scores
     monkeypatch.setattr(_prefix.Prefix, "rounding", lambda self, queries: np.full(len(queries), off))
 
     def disturbed(scores: np.ndarray) -> np.ndarray:
@@ -119,7 +119,7 @@ def test_rounding_of_products_does_not_show(
         return scores
 
     monkeypatch.setattr(_scan._Search, "products", lambda self, block: disturbed(products(self, block)))
-    monkeypatch.setattr(_prefix.Sample, "scores", lambda self, queries: disturbed(sampled(self, queries)))
+    monkeypatch.setattr(_prefix.Prefix, "scores", lambda self, queries: disturbed(sampled(self, queries)))
     monkeypatch.setattr(_scan, "_PENDING", pending)
     rows, queries = rng.normal(size=(1500, 5)), rng.normal(size=(4, 5))
     rows[700:900] = rows[3]

@@ -68,7 +68,8 @@ def count(rows: Rows, prefixes: Iterable[Prefix], codes: Iterable[Code], bounds:
         rows=rows.nbytes if rows.in_memory else 0,
         mapped=0 if rows.in_memory else rows.nbytes,
         prefixes=sum(prefix.rows.nbytes for prefix in prefixes if prefix.dim < rows.shape[1])
-        + sum(_size(array, rows.xp) for sample in samples for array in (sample.rows, sample.factor, sample.offset)),
+        + sum(sample.rows.nbytes for sample in samples)
+        + sum(_size(array, rows.xp) for sample in samples for array in (sample.factor, sample.offset)),
         lengths=_size(rows.squares, rows.xp)
         + _size(rows.scale, rows.xp)
         + sum(_size(array, rows.xp) for prefix in prefixes for array in (prefix.factor, prefix.offset))

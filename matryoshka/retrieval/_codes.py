@@ -83,8 +83,40 @@ class Code:
         return _encode(truncate(queries, queries.shape[1])[:, : self.dim] * queries.dtype.type(self.length), self.mean)
 
     def candidates(self, queries: np.ndarray, k: int) -> np.ndarray:
-        """Return the ids (n_queries, k), in ascending order, of the rows nearest to queries at full width."""
-        return candidates(self, self.queries(queries), k)
+        """Return the ids of the `k` rows nearest to each query, equal distances by id.
+
+        Parameters
+        ----------
+        queries : array (n_queries, dim)
+            At full width, as `Corpus` prepares them.
+        k : int
+            At most the number of rows.
+
+        Returns
+        -------
+        array (n_queries, k), intp
+            In ascending order of the ids.
+        """
+        asked, n = self.queries(queries), len(self)
+        ids = np.empty((len(asked), k), np.intp)
+        if n <= _UNSAMPLED:
+            sampled, rank = np.empty((len(asked), 0), np.uint8), k
+        else:
+            scan = _Scan(self.sample)
+            sampled = np.stack([scan.distances(scan.words, query).copy() for query in asked] or [np.empty(0, np.uint8)])
+            rank = _sampling.rank(k, sampled.shape[1], n)
+        # Ends: once the rank exceeds the sample every row is near enough.
+        todo = np.arange(len(asked))
+        while todo.size:
+            limits = _limits(sampled[todo], rank, WORD * len(self.words))
+            left = []
+            for query, found in zip(todo, _Search(self, asked[todo], k, limits).run(), strict=True):
+                if len(found) < k:
+                    left.append(query)
+                else:
+                    ids[query] = found
+            todo, rank = np.array(left, np.intp), 8 * rank
+        return ids
 
     def bytes_of(self, words: np.ndarray) -> np.ndarray:
         """Return codes (rows, ⌈dim / 64⌉) as bytes (rows, ⌈dim / 8⌉), column 0 being the lowest bit of the first."""
@@ -177,44 +209,6 @@ def _encode(prefixes: np.ndarray, mean: np.ndarray) -> np.ndarray:
     padded = np.zeros((len(prefixes), -(-len(mean) // WORD) * 8), np.uint8)
     padded[:, : packed.shape[1]] = packed
     return padded.view("<u8").astype(np.uint64, copy=False)
-
-
-def candidates(code: Code, queries: np.ndarray, k: int) -> np.ndarray:
-    """Return the ids of the `k` rows nearest to each query, equal distances by id.
-
-    Parameters
-    ----------
-    code : Code
-        The rows.
-    queries : array (n_queries, ⌈dim / 64⌉), uint64
-        As `Code.queries` gives them.
-    k : int
-        At most the number of rows.
-
-    Returns
-    -------
-    array (n_queries, k), intp
-        In ascending order of the ids.
-    """
-    ids = np.empty((len(queries), k), np.intp)
-    if len(code) <= _UNSAMPLED:
-        sampled, rank = np.empty((len(queries), 0), np.uint8), k
-    else:
-        scan = _Scan(code.sample)
-        sampled = np.stack([scan.distances(scan.words, query).copy() for query in queries] or [np.empty(0, np.uint8)])
-        rank = _sampling.rank(k, sampled.shape[1], len(code))
-    # Ends: once the rank exceeds the sample every row is near enough.
-    todo = np.arange(len(queries))
-    while todo.size:
-        limits = _limits(sampled[todo], rank, WORD * len(code.words))
-        left = []
-        for query, found in zip(todo, _Search(code, queries[todo], k, limits).run(), strict=True):
-            if len(found) < k:
-                left.append(query)
-            else:
-                ids[query] = found
-        todo, rank = np.array(left, np.intp), 8 * rank
-    return ids
 
 
 def _limits(distances: np.ndarray, rank: int, most: int) -> list[int]:

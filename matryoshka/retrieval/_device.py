@@ -23,11 +23,7 @@ def candidates(prefix: Prefix, queries: Array, k: int, xp: Namespace) -> Array:
     wanted, step = min(k + _SPARE, n), max(64, _NUMBERS // max(prefix.dim, n_queries, 1))
     best = ids = None
     for block in row_blocks(n, step):
-        scores = queries @ prefix.rows.read(block, prefix.dim).T
-        if prefix.factor is not None:
-            scores = scores * prefix.factor[block]
-        if prefix.offset is not None:
-            scores = scores + prefix.offset[block]
+        scores = prefix.finish(queries @ prefix.rows.read(block, prefix.dim).T, block)
         positions = keep_best(scores, min(wanted, block.stop - block.start), xp)
         scores = take_along(scores, positions, xp)
         positions = positions + block.start

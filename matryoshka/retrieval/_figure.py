@@ -102,7 +102,8 @@ class FunnelDisplay(_pictures.Display):
         _pictures.light_frame(axes)
         axes.margins(0.08)
         _pictures.front(axes, pareto_front(places, lambda place: place), _pictures.BLUE)
-        kinds = [_kind(point.funnel, self._full) for point in self.points]
+        full = max(point.funnel.dims[-1] for point in self.points)
+        kinds = [_kind(point.funnel, full) for point in self.points]
         named: set[str] = set()
         for place, kind in zip(places, kinds, strict=True):
             _pictures.mark(axes, *place, kind, _pictures.BLUE, label="" if kind in named else _pictures.MEANINGS[kind])
@@ -116,10 +117,6 @@ class FunnelDisplay(_pictures.Display):
         axes.set_ylabel("recall against exact search")
         _pictures.legend(axes)
         return self
-
-    @property
-    def _full(self) -> int:
-        return max(point.funnel.dims[-1] for point in self.points)
 
     def _name(self, axes: Any, places: Sequence[tuple[float, float]]) -> None:
         """Name the first stage of each funnel that starts otherwise than the one before it, where there is room."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -68,48 +69,32 @@ class Prefix:
             lengths = lengths + self.longest
         return (self.dim + 8) * float(xp.finfo(queries.dtype).eps) * self.longest * lengths
 
-    @cached_property
-    def sample(self) -> Sample:
-        """Rows drawn at random, the same in each run, by which thresholds are set."""
-        return Sample.draw(self)
-
-    @property
-    def drawn(self) -> Sample | None:
-        """The sample, if it was asked for before."""
-        return vars(self).get("sample")
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A few rows of a `Prefix` on the host."""
-
-    rows: np.ndarray
-    factor: np.ndarray | None
-    offset: np.ndarray | None
-
-    @classmethod
-    def draw(cls, prefix: Prefix) -> Sample:
-        """Draw one row from each of many equal shares, fewer of wide rows."""
-        n = len(prefix)
-        size = min(n, max(_SAMPLED_ROWS, _SAMPLED_NUMBERS // prefix.dim))
-        ids = _sampling.draw(n, size)
-        return cls(
-            rows=prefix.rows.take(ids, slice(0, prefix.dim)),
-            factor=None if prefix.factor is None else prefix.factor[ids],
-            offset=None if prefix.offset is None else prefix.offset[ids],
-        )
-
-    def __len__(self) -> int:
-        return len(self.rows)
+    def finish(self, products: Array, block: slice) -> Array:
+        """Make scores (n_queries, rows) of the products of prepared queries and a block of rows, in place if it can."""
+        if self.factor is not None:
+            products *= self.factor[block]
+        if self.offset is not None:
+            products += self.offset[block]
+        return products
 
     def scores(self, queries: np.ndarray) -> np.ndarray:
-        """Return the scores (size, n_queries) of prepared queries."""
-        scores: np.ndarray = self.rows @ queries.T
-        if self.factor is not None:
-            scores *= self.factor[:, None]
-        if self.offset is not None:
-            scores += self.offset[:, None]
+        """Return the scores (n, n_queries) of prepared queries and all rows at once: those of a sample are few."""
+        scores: np.ndarray = self.rows.read(slice(0, len(self)), self.dim) @ queries.T
+        self.finish(scores.T, slice(None))
         return scores
+
+    @cached_property
+    def sample(self) -> Prefix:
+        """One row from each of many equal shares, fewer of wide rows: by them thresholds are set."""
+        size = max(_SAMPLED_ROWS, _SAMPLED_NUMBERS // self.dim)
+        ids = _sampling.draw(len(self), min(len(self), size))
+        factor, offset = (None if array is None else array[ids] for array in (self.factor, self.offset))
+        return replace(self, rows=HostRows(self.rows.take(ids, slice(0, self.dim))), factor=factor, offset=offset)
+
+    @property
+    def drawn(self) -> Prefix | None:
+        """The sample, if it was asked for before."""
+        return vars(self).get("sample")
 
 
 def inspect(rows: Rows, dims: Sequence[int], metric: str) -> tuple[Rows, dict[int, Prefix]]:
@@ -130,11 +115,6 @@ def inspect(rows: Rows, dims: Sequence[int], metric: str) -> tuple[Rows, dict[in
     return known(rows, dims, metric, seen)
 
 
-def look(rows: Rows, dims: Sequence[int], metric: str) -> Seen:
-    """Read all rows once, and say what they are like."""
-    return _pass(rows, rows.shape[1], [dim for dim in dims if dim < rows.shape[1]], metric)
-
-
 def known(rows: Rows, dims: Sequence[int], metric: str, seen: Seen) -> tuple[Rows, dict[int, Prefix]]:
     """Return rows that were looked at with their lengths, and the prefixes `dims`."""
     rows = rows.knowing(scale=rows.scale, squares=seen.squares)
@@ -149,7 +129,7 @@ def scaled(rows: Rows, dims: Sequence[int], metric: str) -> tuple[Rows, dict[int
 
 def build(rows: Rows, dim: int, metric: str) -> Prefix:
     """Prepare one more width of rows that were inspected before; below full width this reads them all."""
-    block = _pass(rows, dim, [dim], metric).prefixes[dim] if dim < rows.shape[1] else None
+    block = look(rows, (dim,), metric, width=dim).prefixes[dim] if dim < rows.shape[1] else None
     return of_block(rows, dim, metric, block)
 
 
@@ -162,32 +142,34 @@ class Seen(NamedTuple):
     prefixes: dict[int, Array]
 
 
-def _pass(rows: Rows, width: int, dims: Sequence[int], metric: str) -> Seen:
-    xp, on_host = rows.xp, isinstance(rows, HostRows)
+def look(rows: Rows, dims: Sequence[int], metric: str, *, width: int | None = None) -> Seen:
+    """Read all rows once, or so many of their columns, and say what they are like."""
+    xp, on_host, width = rows.xp, isinstance(rows, HostRows), width or rows.shape[1]
+    dims = [dim for dim in dims if dim < rows.shape[1]]
     prefixes = {dim: np.empty((rows.shape[0], dim), rows.dtype) for dim in dims} if on_host else {}
 
-    def look(block: slice) -> tuple[Array, list[int], bool, list[Array]]:
-        read = rows.read(block, width)
-        squares = _scores.squares(read, xp)
+    def read(block: slice) -> tuple[Array, list[int], bool, list[Array]]:
+        some = rows.read(block, width)
+        squares = _scores.squares(some, xp)
         least, most = _scores.SAFE
         safe = bool(xp.all((squares > least) & (squares < most)))
         bad: list[int] = []
         if not safe:  # look closer: rows may be zero, which is safe, or not finite
-            finite, zero = xp.all(xp.isfinite(read), axis=-1), xp.all(read == 0, axis=-1)
+            finite, zero = xp.all(xp.isfinite(some), axis=-1), xp.all(some == 0, axis=-1)
             bad = [block.start + i for i, good in enumerate(to_numpy(finite).tolist()) if not good]
             safe = bool(xp.all(zero | ((squares > least) & (squares < most))))
-        cut = [truncate(read, dim, normalize=metric == "cosine") for dim in dims]
+        cut = [truncate(some, dim, normalize=metric == "cosine") for dim in dims]
         if on_host:
             for dim, part in zip(dims, cut, strict=True):
                 prefixes[dim][block] = part
             cut = []
         return squares, bad, safe, cut
 
-    looks = each(look, rows.blocks()) if on_host else [look(block) for block in rows.blocks()]
-    squares, bad, safe, cuts = zip(*looks, strict=True)
+    parts = each(read, rows.blocks()) if on_host else [read(block) for block in rows.blocks()]
+    squares, bad, safe, cuts = zip(*parts, strict=True)
     if not on_host:
         prefixes = {dim: xp.concat(parts) for dim, parts in zip(dims, zip(*cuts, strict=True), strict=True)}
-    return Seen(xp.concat(squares), [i for some in bad for i in some], all(safe), prefixes)
+    return Seen(xp.concat(squares), list(itertools.chain.from_iterable(bad)), all(safe), prefixes)
 
 
 def product_range(dtype: object, xp: Namespace) -> tuple[float, float]:

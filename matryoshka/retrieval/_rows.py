@@ -38,6 +38,11 @@ class HostRows:
         Positive numbers that rows are divided by, where their squares would vanish or overflow.
     squares : array (n,), optional
         Squared lengths of the full rows after scaling, once they are known.
+
+    Attributes
+    ----------
+    gathers : bool
+        Whether candidates are gathered at once, and not read one by one.
     """
 
     xp: Namespace = np
@@ -46,7 +51,7 @@ class HostRows:
         self.array, self.scale, self.squares = array, scale, squares
         self.shape: tuple[int, int] = (int(array.shape[0]), int(array.shape[1]))
         self.dtype = np.dtype(np.float64 if np.dtype(array.dtype).itemsize > 4 else np.float32)
-        self._is_array = isinstance(array, np.ndarray)
+        self.gathers = isinstance(array, np.ndarray)
         self._mapping = _host.Mapping.of(array)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -61,12 +66,7 @@ class HostRows:
     @property
     def in_memory(self) -> bool:
         """Whether the rows lie in memory, and not in a file."""
-        return self._is_array and self._mapping is None
-
-    @property
-    def gathers(self) -> bool:
-        """Whether candidates are gathered at once, and not read one by one."""
-        return self._is_array
+        return self.gathers and self._mapping is None
 
     @property
     def nbytes(self) -> int:
@@ -96,7 +96,7 @@ class HostRows:
 
     def read(self, block: slice, dim: int) -> np.ndarray:
         """Return the first `dim` columns of consecutive rows."""
-        rows = _host.widen(self.raw(block)[:, :dim] if self._is_array else np.asarray(self.array[block, :dim]))
+        rows = _host.widen(self.raw(block)[:, :dim] if self.gathers else np.asarray(self.array[block, :dim]))
         return rows if self.scale is None else rows / self.scale[block, None]
 
     def take(self, ids: np.ndarray, columns: slice) -> np.ndarray:
@@ -105,7 +105,7 @@ class HostRows:
         if self._mapping is not None:
             rows = self._gather_from_file(self._mapping, flat, columns)
         else:
-            rows = self._gather(flat, columns) if self._is_array else self._read_each(flat, columns)
+            rows = self._gather(flat, columns) if self.gathers else self._read_each(flat, columns)
         rows = _host.widen(rows)
         if self.scale is not None:
             rows = rows / self.scale[flat, None]

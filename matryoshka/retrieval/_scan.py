@@ -185,10 +185,7 @@ def form(prefix: Prefix, queries: np.ndarray, k: int) -> Formed:
     def write(block: slice) -> None:
         out = scores[:, block]
         _multiply(prefix.rows.read(block, dim), queries, out, at_once=n_threads() == 1 and step >= n)
-        if prefix.factor is not None:
-            out *= prefix.factor[block]
-        if prefix.offset is not None:
-            out += prefix.offset[block]
+        prefix.finish(out, block)
         if size > 1:
             grouped = scores[:, block.start : block.start + step].reshape(n_queries, size, -1)
             start = block.start // size
@@ -331,10 +328,7 @@ class _Search:
             np.matmul(rows.reshape(*cut, -1), self.transposed, out=scores.reshape(*cut, -1))
         else:
             np.matmul(rows, self.transposed, out=scores)
-        if self.prefix.factor is not None:
-            scores *= self.prefix.factor[block, None]
-        if self.prefix.offset is not None:
-            scores += self.prefix.offset[block, None]
+        self.prefix.finish(scores.T, block)
         return scores
 
     def buffers(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

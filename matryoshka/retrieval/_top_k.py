@@ -6,7 +6,6 @@ Order is always by value, largest first, and equal values by position, lowest fi
 from __future__ import annotations
 
 import importlib
-from typing import Any
 
 import numpy as np
 
@@ -38,7 +37,7 @@ def top_k(values: Array, k: int, xp: Namespace) -> Array:
         positions = keep_best(values, k, xp)
         return take_along(positions, top_k(take_along(values, positions, xp), k, xp), xp)
     if is_jax_array(values):
-        return _jax_lax().top_k(values, k)[1]  # equal values come by position
+        return importlib.import_module("jax.lax").top_k(values, k)[1]  # equal values come by position
     return xp.argsort(values, axis=-1, descending=True, stable=True)[:, :k]
 
 
@@ -88,7 +87,3 @@ def _torch(values: Array, k: int, xp: Namespace) -> Array:
     chosen = above | (equal & (xp.cumulative_sum(xp.astype(equal, xp.int64), axis=-1) <= room))
     # k of each row are chosen: the descending sort of the marks, kept stable, puts their positions first
     return xp.argsort(xp.astype(chosen, xp.int8), axis=-1, descending=True, stable=True)[:, :k]
-
-
-def _jax_lax() -> Any:
-    return importlib.import_module("jax.lax")
