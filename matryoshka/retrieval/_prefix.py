@@ -69,8 +69,8 @@ class Prefix:
             lengths = lengths + self.longest
         return (self.dim + 8) * float(xp.finfo(queries.dtype).eps) * self.longest * lengths
 
-    def finish(self, products: Array, block: slice) -> Array:
-        """Make scores (n_queries, rows) of the products of prepared queries and a block of rows, in place if it can."""
+    def finish(self, products: Array, block: slice | tuple[slice, None]) -> Array:
+        """Make scores of products (n_queries, rows), or with (block, None) of (rows, n_queries), in place if it can."""
         if self.factor is not None:
             products *= self.factor[block]
         if self.offset is not None:
@@ -80,7 +80,7 @@ class Prefix:
     def scores(self, queries: np.ndarray) -> np.ndarray:
         """Return the scores (n, n_queries) of prepared queries and all rows at once: those of a sample are few."""
         scores: np.ndarray = self.rows.read(slice(0, len(self)), self.dim) @ queries.T
-        self.finish(scores.T, slice(None))
+        self.finish(scores, (slice(None), None))
         return scores
 
     @cached_property

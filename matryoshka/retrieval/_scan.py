@@ -328,7 +328,7 @@ class _Search:
             np.matmul(rows.reshape(*cut, -1), self.transposed, out=scores.reshape(*cut, -1))
         else:
             np.matmul(rows, self.transposed, out=scores)
-        self.prefix.finish(scores.T, block)
+        self.prefix.finish(scores, (block, None))
         return scores
 
     def buffers(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
