@@ -21,7 +21,7 @@ from conftest import import_benchmarks, load
 import_benchmarks("torch", "sklearn", "matplotlib", "tqdm")
 
 from benchmarks.demo import __main__ as command  # noqa: E402
-from benchmarks.demo import accuracy, experiment, figures, report, retrieval, tables  # noqa: E402
+from benchmarks.demo import accuracy, experiment, report, retrieval, tables  # noqa: E402
 from benchmarks.study import data, networks  # noqa: E402
 from matryoshka import Corpus, Funnel  # noqa: E402
 
@@ -347,11 +347,6 @@ def test_figures_are_drawn(record: dict[str, Any], draw: Any) -> None:
     assert draw(record).startswith(b"\x89PNG")
 
 
-def test_the_stretched_axis_is_undone() -> None:
-    shares = np.array([0.0, 0.5, 0.99, 1.0])
-    np.testing.assert_allclose(figures._unstretch(figures._stretch(shares)), shares, atol=1e-12)
-
-
 def test_the_command_writes_the_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -413,10 +408,12 @@ def test_an_interruption_writes_nothing(
     assert list((tmp_path / "report").iterdir()) == []
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_leaves_the_old_file(
+    record: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "results.json").write_text("old")
     monkeypatch.setattr(report.Path, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
-        report._write(tmp_path / "results.json", b"new")
+        report.write(record, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
     assert (tmp_path / "results.json").read_text() == "old"

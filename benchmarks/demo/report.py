@@ -11,6 +11,7 @@ from typing import Any
 from benchmarks.demo import figures, tables
 from benchmarks.demo.retrieval import BATCH, SHORTLIST, K
 from matryoshka import costs
+from matryoshka._files import write_all
 
 Record = dict[str, Any]
 
@@ -43,12 +44,11 @@ ALIKE = 0.01
 
 def write(record: Record, folder: Path) -> list[Path]:
     """Write figures, report.md and results.json into `folder`, each whole or not at all; return their paths."""
-    contents = {name: draw(record) for name, draw in FIGURES.items()}
-    contents["report.md"] = text(record).encode()
-    contents["results.json"] = (json.dumps(record, indent=1) + "\n").encode()
-    for name, content in contents.items():
-        _write(folder / name, content)
-    return [folder / name for name in contents]
+    contents = {folder / name: draw(record) for name, draw in FIGURES.items()}
+    contents[folder / "report.md"] = text(record).encode()
+    contents[folder / "results.json"] = (json.dumps(record, indent=1) + "\n").encode()
+    write_all(contents)
+    return list(contents)
 
 
 def console(record: Record) -> str:
@@ -350,13 +350,3 @@ def _mean(found: Record, dim: int) -> float:
 def _and(values: list[int]) -> str:
     *most, last = map(str, values)
     return f"{', '.join(most)} and {last}" if most else last
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write to a temporary file beside `path` and move it there."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
