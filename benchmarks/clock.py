@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from itertools import cycle
 from statistics import median, quantiles
 from tempfile import TemporaryFile
 from typing import Any
@@ -85,6 +86,13 @@ def rounds(ways: dict[str, Step], timer: Timer, *, fewest: int = FEWEST, most: i
         done = n_rounds >= fewest
         active = [w for w in active if w == first or not (n_rounds == most or (done and spent[w] >= SECONDS))]
     return samples
+
+
+def turns(search: Callable[[Any], Any], queries: Any, batch: int) -> Step:
+    """Return a step that searches for the next queries of an array, over and over: then no rows are in the cache."""
+    starts = range(0, len(queries), batch)
+    parts = cycle([queries.take(range(start, start + batch), axis=0, mode="wrap") for start in starts])
+    return lambda: search(next(parts))
 
 
 def summary(samples: list[float], reference: Iterable[float], scale: float = 1.0) -> dict[str, Any]:

@@ -24,8 +24,10 @@ from tqdm import tqdm
 from benchmarks.study import data
 from benchmarks.study.data import Rows, Split
 from benchmarks.study.networks import reproducible
+from benchmarks.study.tasks.accuracy import nearest_neighbor, share_right
+from benchmarks.study.towers import optimise
 from benchmarks.table import lines, store
-from matryoshka import Corpus, Funnel, Nesting, info_nce, metrics
+from matryoshka import Nesting, info_nce
 from matryoshka.torch import MRLHead
 
 DIMS = (4, 8, 16, 32, 64)
@@ -56,7 +58,7 @@ SHOWN = (4, 8, 12, 16, 32, 48, 256)
 STEPS, TEMPERATURE, ROUNDS = 300, 0.1, 15
 
 TRAIN_ROWS, CORPUS_ROWS, BATCH, ROWS_AT_ONCE = 25_000, 4_000, 256, 2048
-LEARNING_RATE, WEIGHT_DECAY = 2e-3, 1e-2
+LEARNING_RATE = 2e-3
 Record = dict[str, Any]
 
 
@@ -128,16 +130,15 @@ def fit(network: Network, unfrozen: int, rows: Rows, *, epochs: int, rate: float
     torch.manual_seed(seed)
     first = len(network.blocks) - unfrozen
     inputs, labels = network.embed(torch.from_numpy(rows.features), first), torch.from_numpy(rows.labels)
-    blocks = network.blocks[first:].train()
-    parameters = [*blocks.parameters(), *network.head.parameters()]
+    blocks = network.blocks[first:]
     batches = torch.randint(len(rows), (epochs * EPOCH, BATCH))
-    optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=WEIGHT_DECAY)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=len(batches))
-    for batch in batches:
-        optimizer.zero_grad()
-        network.head(_through(blocks, inputs[batch]), labels[batch]).backward()
-        optimizer.step()
-        schedule.step()
+    drawn = iter(batches)
+
+    def loss() -> torch.Tensor:
+        batch = next(drawn)
+        return network.head(_through(blocks, inputs[batch]), labels[batch])
+
+    optimise(nn.ModuleList((*blocks, network.head)), loss, len(batches), rate=rate)
     return network
 
 
@@ -150,25 +151,15 @@ def judge(network: Network, split: Split) -> Record:
     embeddings = {part: network.embed(torch.from_numpy(rows[part].features)) for part in rows}
     with torch.no_grad():
         found = {
-            part: [_share(z.argmax(-1).numpy(), rows[part].labels) for z in head(embeddings[part])] for part in rows
+            part: [share_right(z.argmax(-1).numpy(), rows[part].labels) for z in head(embeddings[part])]
+            for part in rows
         }
     corpus = network.embed(torch.from_numpy(split.train.features[:CORPUS_ROWS])).numpy()
     return found | {"nearest": _nearest(corpus, embeddings["test"].numpy(), split, DIMS)}
 
 
 def _nearest(corpus: np.ndarray, queries: np.ndarray, split: Split, dims: Iterable[int]) -> list[float]:
-    searched = Corpus(corpus)
-    labels = split.train.labels[: len(corpus)]
-    return [
-        metrics.nearest_neighbor_accuracy(
-            searched.search(queries, 1, funnel=Funnel((m,), ()))[1], labels, split.test.labels
-        )
-        for m in dims
-    ]
-
-
-def _share(answers: np.ndarray, labels: np.ndarray) -> float:
-    return float((answers == labels).mean())
+    return nearest_neighbor(corpus, queries, (split.train.labels[: len(corpus)], split.test.labels), dims)
 
 
 def recipe(split: Split, seed: int) -> list[Record]:
@@ -217,22 +208,20 @@ def _encoder(n_features: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(n_features, 512), nn.BatchNorm1d(512), nn.ReLU(), nn.Linear(512, WIDTH))
 
 
-def _step(encoder: nn.Module, rows: torch.Tensor, nesting: Nesting) -> None:
+def _loss(encoder: nn.Module, rows: torch.Tensor, nesting: Nesting) -> torch.Tensor:
     views = (encoder(nn.functional.dropout(rows, 0.5)) for _ in range(2))
-    info_nce(*views, nesting=nesting, temperature=TEMPERATURE, symmetric=True).backward()
+    return info_nce(*views, nesting=nesting, temperature=TEMPERATURE, symmetric=True)
 
 
 def _contrastive(features: np.ndarray, nesting: Nesting, seed: int) -> nn.Module:
     torch.manual_seed(seed)
     encoder, rows = _encoder(features.shape[1]), torch.from_numpy(features)
-    optimizer = torch.optim.AdamW(encoder.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=STEPS)
-    for _ in range(STEPS):
-        optimizer.zero_grad()
-        _step(encoder, rows[torch.randint(len(rows), (BATCH,))], nesting)
-        optimizer.step()
-        schedule.step()
-    return encoder.eval()
+
+    def loss() -> torch.Tensor:
+        return _loss(encoder, rows[torch.randint(len(rows), (BATCH,))], nesting)
+
+    optimise(encoder, loss, STEPS, rate=LEARNING_RATE)
+    return encoder
 
 
 def _least_squares(features: np.ndarray, labels: np.ndarray, queries: np.ndarray, query_labels: np.ndarray) -> float:
@@ -242,7 +231,7 @@ def _least_squares(features: np.ndarray, labels: np.ndarray, queries: np.ndarray
     gram = rows.T @ rows
     gram.flat[:: len(gram) + 1] += 1e-4 * np.trace(gram) / len(gram)
     weight = np.linalg.solve(gram, rows.T @ (targets - targets.mean(0)))
-    return _share(((queries - mean) @ weight + targets.mean(0)).argmax(-1), query_labels)
+    return share_right(((queries - mean) @ weight + targets.mean(0)).argmax(-1), query_labels)
 
 
 def cost(n_features: int) -> list[Record]:
@@ -253,7 +242,7 @@ def cost(n_features: int) -> list[Record]:
     for _ in range(ROUNDS):
         for name, nesting in LADDERS.items():
             calls: tuple[Callable[[], None], ...] = (
-                lambda nesting=nesting: _step(encoder, rows, nesting),
+                lambda nesting=nesting: _loss(encoder, rows, nesting).backward(),
                 lambda nesting=nesting: info_nce(*embeddings, nesting=nesting, symmetric=True).backward(),
             )
             for times, call in zip(taken[name], calls, strict=True):

@@ -19,6 +19,7 @@ from benchmarks.study import reductions
 from benchmarks.study.data import Rows, Split
 from benchmarks.study.networks import Network
 from benchmarks.study.tasks.accuracy import nearest_neighbor as nearest_rows
+from benchmarks.study.tasks.accuracy import share_right
 
 METHODS = ("MRL", "MRL-E", "FF", "SVD", "PCA", "random columns")
 
@@ -31,10 +32,11 @@ def linear(nested: dict[str, Network], fixed: dict[int, Network], split: Split, 
     dims, test = tuple(fixed), split.test
     found: Accuracies = {}
     for name, network in nested.items():
-        answers = network.probabilities(test.features).argmax(-1)
-        found[name] = {dim: _share(answer, test.labels) for dim, answer in zip(dims, answers, strict=True)}
+        of_prefixes = network.probabilities(test.features).argmax(-1)
+        found[name] = {dim: share_right(answer, test.labels) for dim, answer in zip(dims, of_prefixes, strict=True)}
     found["FF"] = {
-        dim: _share(network.probabilities(test.features)[0].argmax(-1), test.labels) for dim, network in fixed.items()
+        dim: share_right(network.probabilities(test.features)[0].argmax(-1), test.labels)
+        for dim, network in fixed.items()
     }
     full = fixed[dims[-1]]
     found["SVD"] = {dim: _low_rank_head(full, dim, test) for dim in dims}
@@ -78,14 +80,10 @@ def _reductions(features: np.ndarray, seed: int) -> dict[str, Callable[[np.ndarr
 
 def _low_rank_head(network: Network, rank: int, test: Rows) -> float:
     logits = reductions.low_rank_logits(*network.only_classifier(), rank, network.embed(test.features))
-    return _share(logits.argmax(-1), test.labels)
+    return share_right(logits.argmax(-1), test.labels)
 
 
 def _probed(features: np.ndarray, queries: np.ndarray, split: Split) -> float:
     labels = split.train.labels
     logits = reductions.probe(features, labels, int(labels.max()) + 1)(queries)
-    return _share(logits.argmax(-1), split.test.labels)
-
-
-def _share(answers: np.ndarray, labels: np.ndarray) -> float:
-    return float((answers == labels).mean())
+    return share_right(logits.argmax(-1), split.test.labels)

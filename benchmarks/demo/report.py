@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
-import textwrap
 from pathlib import Path
 from typing import Any
 
 from benchmarks.demo import figures, tables
 from benchmarks.demo.retrieval import BATCH, SHORTLIST, K
+from benchmarks.study.page.section import listed, wrapped
 from matryoshka import costs
 from matryoshka._files import write_all
 
@@ -21,9 +20,6 @@ FIGURES = {
     "retrieval.png": figures.retrieval,
     "clock.png": figures.clock,
 }
-LINE = 110
-"""Characters to a line of the report's text."""
-
 CLOSE = 0.005
 """What counts as "as good as exact search" in the summary: half a point of mAP@10."""
 
@@ -62,7 +58,7 @@ def text(record: Record) -> str:
     """Return the report in Markdown."""
     sections = (_opening, _method, _prefixes, _cascades, _retrieval, _limits, _how)
     blocks = "\n\n".join(section(record) for section in sections).split("\n\n")
-    return "\n\n".join(map(_wrapped, blocks)) + "\n"
+    return "\n\n".join(map(wrapped, blocks)) + "\n"
 
 
 def _opening(record: Record) -> str:
@@ -157,7 +153,7 @@ def _faster(full: Record, plan: Record) -> str:
 
 def _method(record: Record) -> str:
     data, settings = record["data"], record["settings"]
-    dims = _and(settings["dims"])
+    dims = listed([*map(str, settings["dims"])])
     cut = "The test rows came with the set." if data["own_test_rows"] else "Each run cuts them anew."
     return f"""## What was done
 
@@ -300,7 +296,7 @@ def _how(record: Record) -> str:
     settings, machine = record["settings"], record["environment"]
     return f"""## How it was run
 
-Seed{"s" * (settings["runs"] > 1)} {_and(settings["seeds"])}; each network saw
+Seed{"s" * (settings["runs"] > 1)} {listed([*map(str, settings["seeds"])])}; each network saw
 {settings["training"]["steps"]:,} batches or {settings["training"]["epochs"]} passes over the rows, whichever is more.
 Python {machine["python"]}, NumPy {machine["numpy"]}, PyTorch {machine["torch"]}, matryoshka {machine["matryoshka"]},
 {machine["machine"]}; one thread for training, {machine["threads"]} for the timed searches; {record["seconds"]:.0f} s in
@@ -308,19 +304,6 @@ all. All numbers, with those of each run, are in [results.json](results.json). T
 on the same machine; the times are the clock's.
 
 Kusupati et al., *Matryoshka Representation Learning*, NeurIPS 2022, [arXiv:2205.13147](https://arxiv.org/abs/2205.13147)."""
-
-
-def _wrapped(block: str) -> str:
-    """Break the lines of a paragraph or list anew, now that the numbers stand in them."""
-    if block.startswith(("|", "#", "!")):
-        return block
-    items = re.split(r"\n(?=- )", block)
-    return "\n".join(
-        textwrap.fill(
-            " ".join(item.split()), LINE, subsequent_indent="  " * item.startswith("- "), break_on_hyphens=False
-        )
-        for item in items
-    )
 
 
 def _accuracy_tables(record: Record) -> list[tables.Table]:
@@ -345,8 +328,3 @@ def _over_runs(record: Record) -> str:
 
 def _mean(found: Record, dim: int) -> float:
     return found[str(dim)]["mean"]
-
-
-def _and(values: list[int]) -> str:
-    *most, last = map(str, values)
-    return f"{', '.join(most)} and {last}" if most else last

@@ -18,10 +18,10 @@ from typing import Any
 
 import torch
 
-from benchmarks.clock import BURST, Step, burst, rounds, summary
+from benchmarks.clock import BURST, Step, burst, rounds
 from benchmarks.losses import torch_steps
 from benchmarks.losses.cases import CASES, LARGEST, Case
-from benchmarks.losses.measure import n_bytes
+from benchmarks.losses.measure import n_bytes, summaries
 from benchmarks.losses.torch_steps import Function
 from benchmarks.table import lines, measured, setting
 
@@ -81,7 +81,7 @@ def _row(case: Case, framework: str, precision: str, device: str) -> dict[str, A
     if "ours" not in ways:
         return {"failed": failed["ours"]}
     samples = rounds(ways, _events if device == "cuda" else burst(time.perf_counter))
-    return {"ways": _summaries(samples), "memory": memory, "failed_ways": failed}
+    return {"ways": summaries(samples), "memory": memory, "failed_ways": failed}
 
 
 def _wrap(case: Case, framework: str, precision: str, device: str) -> Callable[[Function], Function]:
@@ -122,13 +122,6 @@ def _elapsed(step: Step, n_steps: int) -> float:
     return float(first.elapsed_time(last)) / 1e3 / n_steps
 
 
-def _summaries(samples: dict[str, list[float]]) -> dict[str, Any]:
-    found = {way: summary(taken, samples.get("full", taken)) for way, taken in samples.items()}
-    if "loop" in samples:
-        found["ours"]["faster_than_loop"] = summary(samples["loop"], samples["ours"])["ratio"]
-    return found
-
-
 def _jax(case: Case, precision: str, device: str) -> dict[str, Any]:
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # PyTorch holds some of the device
     import jax
@@ -144,7 +137,7 @@ def _jax(case: Case, precision: str, device: str) -> dict[str, Any]:
         memory[way] = int(step.memory_analysis().temp_size_in_bytes)
         ways[way] = lambda step=step, arguments=arguments: jax.block_until_ready(step(*arguments))
         ways[way]()
-    return {"ways": _summaries(rounds(ways, burst(time.perf_counter))), "memory": memory}
+    return {"ways": summaries(rounds(ways, burst(time.perf_counter))), "memory": memory}
 
 
 def _rates(device: str, divide: int) -> dict[str, float]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from benchmarks.clock import FEWEST, Step, Timer, rounds, summary, timer
@@ -36,14 +38,21 @@ def times(case: Case, framework: str, threads: int) -> dict[str, Any]:
             step()
     samples = rounds(ways, timed, fewest=1 if case.slow else FEWEST)
     scales = {way: case.multiply_adds("full") / case.multiply_adds(way) if case.small else 1.0 for way in ways}
-    found = {way: summary(samples[way], samples["full"], scales[way]) for way in ways}
-    if "loop" in ways:
-        found["ours"]["faster_than_loop"] = summary(samples["loop"], samples["ours"])["ratio"]
+    found = summaries(samples, scales)
     if rates and case.loss != "cached InfoNCE":  # whose encoder theory leaves out
         for way, entry in found.items():
             counts = {"product": case.multiply_adds(way), "exp": case.exponentials(way)}
             entry["limit_s"] = sum(n / rates[name] for name, n in counts.items())
     return {"clock": "CPU" if threads == 1 else "wall", "threads": threads, "ways": found}
+
+
+def summaries(samples: dict[str, list[float]], scales: Mapping[str, float] = MappingProxyType({})) -> dict[str, Any]:
+    """Return the summary of each way beside one full-width loss, where there is one, and of ours beside the loop."""
+    reference = samples.get("full")
+    found = {way: summary(taken, reference or taken, scales.get(way, 1.0)) for way, taken in samples.items()}
+    if "loop" in samples:
+        found["ours"]["faster_than_loop"] = summary(samples["loop"], samples["ours"])["ratio"]
+    return found
 
 
 def _rates(module: Any, timed: Timer) -> dict[str, float]:

@@ -6,12 +6,11 @@ import ctypes
 import gc
 from collections.abc import Iterator, Sequence
 from functools import cache
-from itertools import cycle
 from typing import Any
 
 import numpy as np
 
-from benchmarks.clock import Step, rounds, summary, timer
+from benchmarks.clock import Step, rounds, summary, timer, turns
 from benchmarks.retrieval.cases import Case, Cost
 from benchmarks.retrieval.data import Data, recall
 from benchmarks.retrieval.peers import Search
@@ -36,7 +35,7 @@ def _case(case: Case, data: Data, threads: int) -> Iterator[dict[str, Any]]:
     searches = {name: way.build(data, case.k) for name, way in case.ways.items()}
     found = _recalls(case, data, searches) if threads == 1 else {}
     for batch in case.batches:
-        ways = {name: _turns(search, data.queries, batch) for name, search in searches.items()}
+        ways = {name: turns(search, data.queries, batch) for name, search in searches.items()}
         for step in ways.values():
             step()
         samples = rounds(ways, timer(threads), most=ROUNDS)
@@ -48,12 +47,6 @@ def _case(case: Case, data: Data, threads: int) -> Iterator[dict[str, Any]]:
         asked = [w for w in case.wanted if w.batch == batch]
         ratios = [summary(samples[w.way], samples[w.than])["ratio"] for w in asked]
         yield {"title": case.title(batch), "ways": entries, "asked": ratios}
-
-
-def _turns(search: Search, queries: np.ndarray, batch: int) -> Step:
-    """Return a step that searches for the next queries, over and over: rows read anew are not in the cache."""
-    parts = cycle([queries[start : start + batch] for start in range(0, len(queries) - batch + 1, batch)])
-    return lambda: search(next(parts))
 
 
 def _recalls(case: Case, data: Data, searches: dict[str, Search]) -> dict[str, float]:

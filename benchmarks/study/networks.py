@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -190,18 +191,26 @@ def fit(
         for is_slow, rate in ((False, LEARNING_RATE), (True, LEARNING_RATE / SLOWER))
     ]
     groups = [group for group in groups if group["params"]]
-    optimizer = torch.optim.AdamW(groups, weight_decay=WEIGHT_DECAY)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, [group["lr"] for group in groups], total_steps=n_steps)
     features, labels = torch.from_numpy(rows.features), torch.from_numpy(rows.labels)
     batches = torch.Generator().manual_seed(seed)
-    for _ in range(n_steps):
+
+    def loss() -> torch.Tensor:
         batch = torch.randint(len(rows), (BATCH,), generator=batches)
-        loss = network(features[batch], labels[batch])
+        progress.update()
+        return network(features[batch], labels[batch])
+
+    descend(groups, loss, n_steps)
+
+
+def descend(groups: Sequence[Mapping[str, Any]], loss: Callable[[], torch.Tensor], n_steps: int) -> None:
+    """Take steps of AdamW on what `loss` returns; the learning rates "lr" of parameter groups rise and fall once."""
+    optimizer = torch.optim.AdamW(groups, weight_decay=WEIGHT_DECAY)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, [group["lr"] for group in groups], total_steps=n_steps)
+    for _ in range(n_steps):
         optimizer.zero_grad()
-        loss.backward()
+        loss().backward()
         optimizer.step()
         schedule.step()
-        progress.update()
 
 
 @contextmanager

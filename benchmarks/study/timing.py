@@ -10,13 +10,12 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.clock import Step, Timer, rounds, summary, timer
+from benchmarks.clock import Timer, rounds, summary, timer, turns
 from benchmarks.study.tasks.clock import BATCHES
 from benchmarks.study.tasks.retrieval import SHORTLIST, K, Plan, Task, describe, judged, plans
 from matryoshka import Corpus, Funnel, costs
@@ -113,7 +112,7 @@ def taken(searches: Sequence[Search], queries: np.ndarray, timer: Timer) -> list
     """
     found: list[dict[str, dict[str, float]]] = [{} for _ in searches]
     for name, batch in BATCHES.items():
-        steps = {str(number): _turns(search, queries, batch) for number, search in enumerate(searches)}
+        steps = {str(number): turns(search, queries, batch) for number, search in enumerate(searches)}
         for step in steps.values():
             step()  # builds the block of a prefix, and warms the caches
         samples = rounds(steps, timer, most=ROUNDS)
@@ -121,13 +120,6 @@ def taken(searches: Sequence[Search], queries: np.ndarray, timer: Timer) -> list
             its = summary(own, samples["0"])
             record[name] = {"seconds": _short(its["s"] / batch), "faster": _short(1 / its["ratio"])}
     return found
-
-
-def _turns(search: Search, queries: np.ndarray, batch: int) -> Step:
-    """Return a step that searches for the next queries, over and over."""
-    starts = range(0, len(queries), batch)
-    parts = cycle([queries[np.arange(start, start + batch) % len(queries)] for start in starts])
-    return lambda: search(next(parts))
 
 
 def _short(value: float) -> float:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from benchmarks.study.data import Dataset
+from benchmarks.study.networks import descend
 from matryoshka import Rotation
 
 SYSTEMS = ("MRL", "FF", "cut", "rotation")
@@ -20,7 +21,6 @@ SYSTEMS = ("MRL", "FF", "cut", "rotation")
 HIDDEN = 256
 CHANNELS = (32, 64)
 LEARNING_RATE = 3e-3
-WEIGHT_DECAY = 1e-2
 ROWS_AT_ONCE = 1024
 
 
@@ -48,16 +48,10 @@ def _convolution(before: int, after: int) -> tuple[nn.Module, ...]:
     return nn.Conv2d(before, after, 3, stride=2, padding=1), nn.BatchNorm2d(after), nn.ReLU()
 
 
-def optimise(module: nn.Module, loss: Callable[[], torch.Tensor], steps: int) -> None:
-    """Take `steps` steps of AdamW on what `loss` returns, with a learning rate that rises and falls once."""
+def optimise(module: nn.Module, loss: Callable[[], torch.Tensor], steps: int, *, rate: float | None = None) -> None:
+    """Train on what `loss` returns, and leave the module in evaluation."""
     module.train()
-    optimizer = torch.optim.AdamW(module.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
-    for _ in range(steps):
-        optimizer.zero_grad()
-        loss().backward()
-        optimizer.step()
-        schedule.step()
+    descend([{"params": list(module.parameters()), "lr": rate or LEARNING_RATE}], loss, steps)
     module.eval()
 
 

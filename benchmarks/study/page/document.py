@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import textwrap
 import tomllib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,7 +9,7 @@ from pathlib import Path
 from benchmarks.study.grid import FOLDER
 from benchmarks.study.page import ablations, cascades, claims, instead, modes, retrieval, robust, widths
 from benchmarks.study.page.records import Study, read
-from benchmarks.study.page.section import Section, listed, ordered, title
+from benchmarks.study.page.section import Section, listed, ordered, title, wrapped
 from matryoshka._files import write_all
 
 SECTIONS: Sequence[Callable[[Sequence[Study]], Section]] = (
@@ -24,9 +22,6 @@ SECTIONS: Sequence[Callable[[Sequence[Study]], Section]] = (
     instead.section,
     claims.section,
 )
-
-LINE = 120
-"""Characters to a line of text."""
 
 DATA = {
     "digits": "1,797 grey images of 8 × 8 pixels, ten digits; they come with scikit-learn. Every seed cuts its own "
@@ -80,7 +75,7 @@ def write(results: Path, docs: Path) -> list[Path]:
 def document(studies: Sequence[Study], sections: Sequence[Section]) -> str:
     """Return the page in Markdown."""
     parts = [_opening(studies), *(made.markdown() for made in sections), _closing(studies)]
-    return "\n\n".join(map(_wrapped, "\n\n".join(parts).split("\n\n"))) + "\n"
+    return "\n\n".join(map(wrapped, "\n\n".join(parts).split("\n\n"))) + "\n"
 
 
 def _opening(studies: Sequence[Study]) -> str:
@@ -145,18 +140,3 @@ cores: {hours}.
 
 What this cannot show: networks and data are small, and ladders short; three seeds tell differences apart that are two
 to three times their spread between seeds, and no finer. Embeddings of 2,048 numbers leave more to save than these."""
-
-
-def _wrapped(block: str) -> str:
-    """Wrap a block of plain text; tables, lists, images, headings and comments keep their lines."""
-    if re.match(r"\||!\[|#|```|<!--", block):
-        return block
-    if block.startswith("- "):
-        return "\n".join(_filled(item, "  ") for item in re.split(r"\n(?=- )", block))
-    return _filled(block)
-
-
-def _filled(text: str, indent: str = "") -> str:
-    words = re.sub("`[^`]*`", lambda code: code.group().replace(" ", "\0"), " ".join(text.split()))
-    options = {"break_long_words": False, "break_on_hyphens": False, "subsequent_indent": indent}
-    return textwrap.fill(words, LINE, **options).replace("\0", " ")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -12,6 +14,10 @@ from benchmarks.table import lines
 
 TITLES = {"digits": "digits", "fashion-mnist": "Fashion-MNIST", "clinc150": "CLINC150"}
 """Names of the data sets as they are written, in the order in which they are shown; others follow."""
+
+
+LINE = 120
+"""Characters to a line of text."""
 
 
 def title(study: Study) -> str:
@@ -120,3 +126,18 @@ def range_of(curve: Curve) -> str:
 def plan_name(dims: Sequence[int], keep: Sequence[int] = ()) -> str:
     """Return a plan in words: "16 > 32 > 2048, keeping 200 > 100"."""
     return " > ".join(map(str, dims)) + (f", keeping {' > '.join(map(str, keep))}" if keep else "")
+
+
+def wrapped(block: str) -> str:
+    """Wrap a block of plain text; tables, lists, images, headings and comments keep their lines."""
+    if re.match(r"\||!\[|#|```|<!--", block):
+        return block
+    if block.startswith("- "):
+        return "\n".join(_filled(item, "  ") for item in re.split(r"\n(?=- )", block))
+    return _filled(block)
+
+
+def _filled(text: str, indent: str = "") -> str:
+    words = re.sub("`[^`]*`", lambda code: code.group().replace(" ", "\0"), " ".join(text.split()))
+    options = {"break_long_words": False, "break_on_hyphens": False, "subsequent_indent": indent}
+    return textwrap.fill(words, LINE, **options).replace("\0", " ")
