@@ -3,7 +3,8 @@
 A mutant is a copy of the package with one operator, constant, bound, branch or statement changed. Each runs the tests
 of its room with NumPy and array-api-strict alone, and, if it lives, with every library installed; one that runs far
 longer than the unchanged package counts as killed. Not changed: annotations, decorators, the text of messages, and
-keywords that only check or copy. `mutants.toml` lists the survivors that no test can kill, each with its reason.
+keywords that only check, copy, or style a picture. `mutants.toml` lists the survivors that no test can kill, each with
+its reason.
 """
 
 from __future__ import annotations
@@ -79,6 +80,20 @@ ARITHMETIC = {
 PAIRS = ("min max", "any all", "minimum maximum", "argmin argmax", "floor ceil", "left right", "ones zeros")
 NAMES = {one: other for pair in map(str.split, PAIRS) for one, other in (pair, pair[::-1])}
 UNSEEN = {"strict", "copy", "stacklevel"}
+STYLE = {
+    "alpha",
+    "capsize",
+    "dpi",
+    "figsize",
+    "fontsize",
+    "framealpha",
+    "labelrotation",
+    "lw",
+    "ms",
+    "ncols",
+    "rotation",
+}
+"""How a picture looks, of which no test of results tells."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +163,7 @@ def walk(node: ast.AST, function: str = "") -> Iterator[tuple[str, ast.AST]]:
         if field in ("annotation", "returns", "decorator_list"):
             continue
         for child in value if isinstance(value, list) else [value]:
-            if isinstance(child, ast.AST) and not (isinstance(child, ast.keyword) and child.arg in UNSEEN):
+            if isinstance(child, ast.AST) and not (isinstance(child, ast.keyword) and child.arg in UNSEEN | STYLE):
                 yield from walk(child, function)
 
 
