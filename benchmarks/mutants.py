@@ -34,7 +34,7 @@ ROOMS = {  # what is changed, first come first served, and the names of the test
     "losses": ("losses/*.py", "nested contrastive cross_entropy"),
     "loop": ("_hooks/loop.py", "contrastive cross_entropy"),
     "algebra": ("_algebra.py", "cross_entropy contrastive cascade"),
-    "displays": ("_pictures.py */_figure.py", "displays audit"),
+    "displays": ("_pictures.py */_figure.py", "displays"),
     "monitor": ("cascade/_monitor.py", "cascade_monitor"),
     "certify": ("cascade/_certify.py cascade/_paths.py", "cascade_monitor cascade_precomputed cascade_certify"),
     "cascade": ("cascade/*.py", "cascade_precomputed cascade_oracle cascade cascade_classify"),
