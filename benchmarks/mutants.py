@@ -152,6 +152,8 @@ def changes(node: ast.AST) -> Iterator[tuple[ast.AST, ast.AST]]:
 
 def walk(node: ast.AST, function: str = "") -> Iterator[tuple[str, ast.AST]]:
     """Yield the nodes that may change, each with the name of the function around it, or of the module's constant."""
+    if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+        return
     yield function, node
     if isinstance(node, ast.Raise | ast.JoinedStr):
         return

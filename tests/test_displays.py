@@ -186,6 +186,70 @@ def test_audit_draws_its_rows(report: Audit, plt: Any) -> None:
     assert len(plt.get_fignums()) == 3
 
 
+def said(display: Display) -> list[str]:
+    return [text.get_text() for text in display.ax_.get_legend().get_texts()]
+
+
+@pytest.mark.parametrize("kind", ["kept", "energy", "accuracy"])
+def test_axes_of_an_audit_say_what_they_show(report: Audit, kind: str) -> None:
+    display = AuditDisplay(report).plot(kind=kind)
+    axes = display.ax_
+    assert (axes.get_xscale(), axes.get_xticks().tolist()) == ("log", [row.dim for row in report.rows])
+    assert axes.get_ylim() == (0, 102)
+    assert axes.get_xlabel() == "columns compared, of 48"
+    assert (
+        axes.get_ylabel()
+        == {
+            "kept": f"of the {report.k} nearest neighbours at full width, kept (%)",
+            "energy": "share of squared length (%)",
+            "accuracy": "accuracy of the first columns (%)",
+        }[kind]
+    )
+    assert (
+        said(display)
+        == {
+            "kept": [
+                "first columns (95 % interval)",
+                "last columns",
+                f"random columns (mean and range of {report.orders} orders)",
+                *([f"first columns after a rotation fitted on {report.n_fitted:,} others"] if report.n_fitted else []),
+            ],
+            "energy": ["first columns", "no order: in proportion"],
+            "accuracy": ["nearest neighbour", "nearest class mean"],
+        }[kind]
+    )
+
+
+def test_intervals_and_half_of_an_audit_are_drawn(report: Audit) -> None:
+    axes = AuditDisplay(report).plot().ax_
+    (bars,) = [found for found in axes.containers if hasattr(found, "has_yerr")]
+    ends = [segment[:, 1].tolist() for segment in bars.lines[2][0].get_segments()]
+    np.testing.assert_allclose(ends, [[100 * row.kept_low, 100 * row.kept_high] for row in report.rows])
+    heights = {entry.get_ydata()[0] for entry in axes.lines if len(set(entry.get_ydata())) == 1}
+    assert 50.0 in heights
+    (half,) = [text for text in axes.texts if text.get_text() == "half"]
+    assert 50 < half.get_position()[1] < 55
+    ranges = axes.collections[0].get_paths()[0].vertices[:, 1]
+    low, high = (100 * fold(getattr(row, name) for row in report.rows) for fold, name in
+                 ((min, "random_low"), (max, "random_high")))  # fmt: skip
+    assert (ranges.min(), ranges.max()) == (pytest.approx(low), pytest.approx(high))
+    energy = AuditDisplay(report).plot(kind="energy").ax_
+    np.testing.assert_allclose(energy.lines[1].get_ydata(), [100 * row.dim / 48 for row in report.rows])
+
+
+def test_axes_of_cascades_and_funnels_say_what_they_show() -> None:
+    cascade, funnels = CascadeDisplay(CURVE).plot(), FunnelDisplay(POINTS).plot()
+    assert (cascade.ax_.get_xscale(), cascade.ax_.get_xticks().tolist()) == ("log", list(DIMS))
+    assert said(cascade) == ["one width alone", "cascade, capped at each width"]
+    assert funnels.ax_.get_xscale() == "log"
+    funnels.figure_.draw_without_rendering()
+    ticks = [label.get_text() for label in funnels.ax_.get_xticklabels() if label.get_text()]
+    assert {"1", "2", "5"} <= set(ticks)
+    for display in (cascade, funnels):
+        assert display.ax_.get_legend() is not None
+        assert [spine for spine in display.ax_.spines if display.ax_.spines[spine].get_visible()] == ["left", "bottom"]
+
+
 def test_audit_figure_is_two_of_its_panels(report: Audit) -> None:
     left, right = report.figure().axes
     for axes, kind in ((left, "kept"), (right, "accuracy")):
@@ -306,6 +370,9 @@ def test_names_of_funnels_leave_each_other_room() -> None:
     points = [FunnelPoint(Funnel((dim, 64), (9,)), 0.9 + dim / 1000, 1000 + dim) for dim in range(1, 40)]
     display = FunnelDisplay([*points, FunnelPoint(Funnel((64,)), 1.0, 64000)]).plot()
     assert [text.get_text() for text in display.ax_.texts] == ["1", "64"]
+    spread = [FunnelPoint(Funnel((dim, 64), (9,)), 0.9, cost) for dim, cost in ((1, 1000), (2, 1600), (3, 10_000))]
+    display = FunnelDisplay([*spread, FunnelPoint(Funnel((64,)), 1.0, 10**9)]).plot()
+    assert [text.get_text() for text in display.ax_.texts] == ["1", "3", "64"]
 
 
 def test_certificate_of_a_funnel_is_a_line() -> None:
