@@ -1,0 +1,54 @@
+"""matryoshka._commands: what its parts do by themselves, beside the tests of each command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from matryoshka._commands._inputs import load_array
+from matryoshka._commands._options import Progress, progress
+
+
+class Bar:
+    """Writes down what a bar of tqdm is told."""
+
+    def __init__(self) -> None:
+        self.told: list[Any] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *arguments: self.told.append((name, *arguments))
+
+
+def test_lines_are_printed_above_the_bar(capsys: pytest.CaptureFixture[str]) -> None:
+    bar = Bar()
+    shown = Progress(bar)
+    shown.now("measuring")
+    shown.step()
+    shown.show("a line")
+    assert bar.told == [("set_description_str", "measuring"), ("update",), ("clear",), ("refresh",)]
+    assert capsys.readouterr().out == "a line\n"
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_neither_bar_nor_lines_are_needed(capsys: pytest.CaptureFixture[str], *, quiet: bool) -> None:
+    bar = Bar()
+    for shown in (Progress(quiet=quiet), Progress(bar, quiet=quiet)):
+        shown.now("measuring")
+        shown.step()
+        shown.show("a line")
+        assert capsys.readouterr().out == ("" if quiet else "a line\n")
+    assert bar.told[:2] == [("set_description_str", "measuring"), ("update",)]
+    with progress(3, "step", quiet=quiet) as shown:  # standard error is no terminal here
+        shown.show("a line")
+    assert capsys.readouterr() == ("" if quiet else "a line\n", "")
+
+
+@pytest.mark.parametrize(("n", "shown"), [(2, "a0, a1"), (8, "a0, a1, a2, a3, a4, a5, a6, a7"),
+                                          (9, "a0, a1, a2, a3, a4, a5, a6, a7, ...")])  # fmt: skip
+def test_names_of_an_archive_are_told_a_few_at_a_time(tmp_path: Path, n: int, shown: str) -> None:
+    np.savez(tmp_path / "many.npz", **{f"a{i}": np.arange(3.0) for i in range(n)})
+    with pytest.raises(ValueError, match=rf"its arrays \({shown}\), got none; write .*many.npz:a0, for instance"):
+        load_array(f"{tmp_path / 'many.npz'}", "EMB.npy")
