@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import importlib
 import io
 import os
@@ -32,19 +31,24 @@ disk. A name may be left out where there is but one. Nothing read is executed.""
 
 STATUS = """exit status:
   0    done
-  1    whoever reads the output stopped reading
+  1    whoever reads the output stopped reading before all was done
   2    wrong usage or input: one line on standard error says what,
        and no file is written
   130  interrupted"""
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Help that is no wider than all else that is printed, on a wide terminal too."""
+
+    def __init__(self, prog: str, **options: Any) -> None:
+        super().__init__(prog, **{"width": min(100, shutil.get_terminal_size().columns - 2)} | options)
 
 
 class _Parser(argparse.ArgumentParser):
     """A parser whose errors are one line, like all others; its subparsers are of the same class."""
 
     def __init__(self, **options: object) -> None:
-        wide = min(100, shutil.get_terminal_size().columns - 2)
-        formatter = functools.partial(argparse.RawDescriptionHelpFormatter, width=wide)
-        super().__init__(formatter_class=formatter, allow_abbrev=False, **options)  # type: ignore[arg-type]
+        super().__init__(formatter_class=_Formatter, allow_abbrev=False, **options)  # type: ignore[arg-type]
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
         """Refuse what is left over where it was found: the message then names the help of that command."""
@@ -102,8 +106,13 @@ def _open_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def _parser(chosen: str) -> _Parser:
-    """Describe all commands, and the options of the chosen one, whose module alone is loaded."""
+def _documented() -> _Parser:
+    """Describe all commands with all their options, as the documentation does."""
+    return _parser(*COMMANDS)
+
+
+def _parser(*chosen: str) -> _Parser:
+    """Describe all commands, and the options of the chosen ones, whose modules alone are loaded."""
     parser = _Parser(
         prog="matryoshka",
         description="Matryoshka representation learning: tools for arrays in files.",
@@ -113,7 +122,7 @@ def _parser(chosen: str) -> _Parser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for name, purpose in COMMANDS.items():
         command = commands.add_parser(name, help=purpose)
-        if name == chosen:
+        if name in chosen:
             module = importlib.import_module(f"matryoshka._commands.{name}")
             command.description = f"{textwrap.fill(module.DESCRIPTION, 79, break_on_hyphens=False)}\n\n{INPUTS}"
             command.epilog = f"example:\n  {module.EXAMPLE}\n\n{STATUS}"

@@ -149,9 +149,16 @@ def test_defaults_are_told_as_they_are_typed(capsys: pytest.CaptureFixture[str])
 
 
 def _actions(name: str) -> list[Any]:
-    commands = cli._parser(name)._subparsers
+    commands = cli._documented()._subparsers
     assert commands is not None
     return commands._group_actions[0].choices[name]._actions
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_the_documentation_shows_all_options(name: str) -> None:
+    assert {"--json", "--output"} < {option for action in _actions(name) for option in action.option_strings}
+    page = Path(__file__).parents[1] / "docs" / "command_line.md"
+    assert f":func: {cli._documented.__name__}\n" in page.read_text(encoding="utf-8")
 
 
 def test_closed_streams_are_no_error(command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
