@@ -393,7 +393,7 @@ def signed_numbers(array: Array, name: str, xp: Namespace) -> None:
     if not (is_floating(array, xp) or xp.isdtype(array.dtype, "signed integer")):
         msg = (
             f"`{name}` must hold floating-point numbers or signed integers, got dtype {array.dtype}; "
-            "unpack bits to -1 and 1, or subtract the zero point."
+            "cast them, unpack bits to -1 and 1, or subtract the zero point."
         )
         raise TypeError(msg)
 

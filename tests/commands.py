@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 
@@ -21,6 +23,15 @@ def unwrapped(printed: object) -> str:
     text = str(printed)
     assert max(map(len, text.splitlines())) <= 100
     return re.sub("\n {4}(?! )", " ", text)
+
+
+def strict_json(text: str) -> Any:
+    """Read JSON as every program reads it: without NaN and infinity."""
+
+    def refuse(constant: str) -> NoReturn:
+        raise ValueError(constant)
+
+    return json.loads(text, parse_constant=refuse)
 
 
 def assert_refused(arguments: str, message: str, capsys: Capture) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from commands import Capture, assert_refused, assert_usage_refused, names
+from commands import Capture, assert_refused, assert_usage_refused, names, strict_json
 
 from matryoshka import Cascade, _files
 from matryoshka.cli import main
@@ -60,7 +60,7 @@ def test_the_table_is_printed_and_the_answers_written(
 def test_json_is_all_that_is_printed(cascade: Cascade, capsys: Capture) -> None:
     assert main(["apply", "c.json", "p.npy", "y.npy", "--json", "-o", "new"]) == 0
     printed = capsys.readouterr()
-    record = json.loads(printed.out)
+    record = strict_json(printed.out)
     assert Cascade.from_json(json.dumps(record["cascade"])) == cascade
     expected = cascade.evaluate(np.load("p.npy"), np.load("y.npy"))
     assert record["evaluation"] == json.loads(json.dumps(asdict(expected)))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import Capture, assert_refused, assert_usage_refused, names
+from commands import Capture, assert_refused, assert_usage_refused, names, strict_json
 from conftest import load
 
 from matryoshka import Rotation, audit
@@ -62,7 +62,7 @@ def test_writes_table_figure_and_json(rows: np.ndarray, exists: bool, capsys: Ca
 def test_json_is_all_that_is_printed(rows: np.ndarray, capsys: Capture) -> None:
     assert main(["audit", "rows.npy", "--json", "--rotation", "turn"]) == 0
     printed = capsys.readouterr()
-    assert json.loads(printed.out) == json.loads(audit(rows).to_json())
+    assert strict_json(printed.out) == json.loads(audit(rows).to_json())
     assert printed.err.startswith("wrote turn: ")
 
 

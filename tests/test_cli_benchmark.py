@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from commands import Capture, assert_refused, assert_usage_refused, names
+from commands import Capture, assert_refused, assert_usage_refused, names, strict_json
 from conftest import load
 
 from matryoshka import Corpus, Funnel, Rotation, costs, metrics
@@ -362,7 +362,7 @@ def test_json_is_all_that_is_printed(files: tuple[np.ndarray, np.ndarray], capsy
         load("matplotlib")
     assert main([*arguments, *["-o", "out"] * output]) == 0
     printed = capsys.readouterr()
-    record = json.loads(printed.out)
+    record = strict_json(printed.out)
     assert (record["kind"], record["dim"], record["batches"]) == ("benchmark", 32, [2])
     assert [plan["kind"] for plan in record["plans"]][:2] == ["full", "prefix"]
     if output:
@@ -380,6 +380,15 @@ def test_a_bar_shows_progress_on_a_terminal(
     assert "/6" in printed.err  # full, prefix, adaptive, funnel; to calibrate, and what comes of it
     assert "calibrating with 20 queries" in printed.err
     assert "%" not in printed.out
+
+
+def test_without_a_bar_the_work_is_done_all_the_same(
+    files: tuple[np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert main(["benchmark", "rows.npy", "queries.npy", "--dims", "8", "--batch", "1"]) == 0
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("exists", [False, True])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import Capture, assert_refused, assert_usage_refused, names
+from commands import Capture, assert_refused, assert_usage_refused, names, strict_json
 from conftest import load
 
 from matryoshka import Cascade
@@ -283,7 +283,7 @@ def test_json_is_all_that_is_printed(folder: Path, capsys: Capture) -> None:
     assert calibrate("p.npy y.npy --dims 8,16,32 --json -o c.json") == 0
     chosen, judged = split()
     printed, cascade = capsys.readouterr(), Cascade.load("c.json")
-    (result,) = json.loads(printed.out)["results"]
+    (result,) = strict_json(printed.out)["results"]
     assert Cascade.from_json(json.dumps(result["cascade"])) == cascade
     rows = np.load("p.npy")[:, judged], np.load("y.npy")[judged]
     assert result["curve"][-1] == json.loads(json.dumps(asdict(cascade.evaluate(*rows))))
@@ -292,7 +292,7 @@ def test_json_is_all_that_is_printed(folder: Path, capsys: Capture) -> None:
     assert printed.err == "wrote c.json\n"
     np.save("g.npy", np.arange(400) % 2)
     assert calibrate("p.npy --dims 8,16,32 --json --max-disagreement 0.4 --groups g.npy") == 0
-    results = json.loads(capsys.readouterr().out)["results"]
+    results = strict_json(capsys.readouterr().out)["results"]
     assert [(result["group"], result["perfect_router"]) for result in results] == [(0, None), (1, None)]
 
 
@@ -341,7 +341,7 @@ def test_other_rows_may_judge_each_group(folder: Path, capsys: Capture, *, label
     promise = "--max-disagreement 0.4 --groups g.npy --json"
     assert calibrate(f"p.npy {rows} --dims 8,16,32 {promise} --test {judging}") == 0
     expected = Cascade.certify(probabilities, *truth, nesting=(8, 16, 32), max_disagreement=0.4, groups=groups)
-    results = json.loads(capsys.readouterr().out)["results"]
+    results = strict_json(capsys.readouterr().out)["results"]
     assert [(found["group"], found["n_judged"]) for found in results] == [(0, 60), (1, 30), (2, 0)]
     for found, group in zip(results, (0, 1), strict=False):
         part = np.flatnonzero(groups[:90] // 2 == group)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -164,10 +165,10 @@ class Progress:
 
 @contextmanager
 def progress(total: int, unit: str, *, quiet: bool) -> Iterator[Progress]:
-    """Give what shows progress: with a bar where standard error is a terminal, on which somebody sees it."""
-    if not sys.stderr.isatty():
+    """Give what shows progress: with a bar on a terminal, where somebody sees it, if the extra `cli` brought one."""
+    if not sys.stderr.isatty() or importlib.util.find_spec("tqdm") is None:
         yield Progress(quiet=quiet)
         return
-    tqdm = require("tqdm", extra="cli", purpose="the progress bar")
+    tqdm = importlib.import_module("tqdm")
     with tqdm.tqdm(total=total, unit=unit, leave=False) as bar:
         yield Progress(bar, quiet=quiet)

@@ -41,8 +41,8 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--test",
         nargs="+",
         metavar=("PROBS.npy", "LABELS.npy"),
-        help="other rows that judge, with or without labels, with --groups followed by their groups; by default a "
-        "random fifth of the rows, kept apart",
+        help="other rows that judge: probabilities, labels if known, with --groups their groups; name them after those "
+        "that choose; by default a random fifth of the rows, kept apart",
     )
     parser.add_argument(
         "--confidence", help="max_probability, margin or entropy; default max_probability, with a promise margin"
@@ -76,7 +76,9 @@ def _add_promise(parser: argparse.ArgumentParser) -> None:
     promise.add_argument(
         "--groups", metavar="GROUPS.npy", help="array (rows,) of group ids: promise it to each of them"
     )
-    promise.add_argument("--path", help="policies to test; default auto, by the number of rows")
+    promise.add_argument(
+        "--path", help="policies to test: shared, tapered or fitted; default auto, by the number of rows"
+    )
     promise.add_argument("--cost", help="what to keep low: expected_dim (default, tied head) or cumulative_dim")
 
 
