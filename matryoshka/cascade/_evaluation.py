@@ -160,7 +160,8 @@ class CascadeEvaluation:
             found = f"{_held_against(self.dims[-1] / dim)} {self.dims[-1]}"
             if fixed is not None and fixed < self.dims[-1]:
                 found += f", {_held_against(fixed / dim)} a fixed {fixed}"
-            lines.append((name, f"{dim:7.1f}", f"{found}; {work:,.0f} multiply-adds of {head}"))
+            counted = f"{work:,.0f} multiply-adds of {head}".replace(" ", _pictures.BOUND)
+            lines.append((name, f"{dim:7.1f}", f"{found}; {counted}"))
         good = "is right" if self.accuracy is not None else "agrees with the full width"
         which = (
             "no width"
