@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from matryoshka import Corpus, Funnel
 from matryoshka.retrieval import shards
+from matryoshka.retrieval._scores import Sums
 from matryoshka.retrieval.engine import Stages
 from matryoshka.retrieval.shards import Candidates, Outline, Shard, ShardedCorpus
 
@@ -177,7 +178,7 @@ def test_rows_that_no_shard_takes(rows: Any, error: type[Exception], message: st
 
 
 def test_candidates_are_ranked_by_score_and_then_by_id() -> None:
-    found = Candidates(np.array([[-1, 2, 5, 7, 9]]), np.array([[0.0, 0.25, 0.5, 0.5, 0.125]]))
+    found = Candidates(np.array([[-1, 2, 5, 7, 9]]), Sums(np.array([[0.0, 0.25, 0.5, 0.5, 0.125]])))
     for k, ids in ((2, [5, 7]), (4, [5, 7, 2, 9]), (5, [5, 7, 2, 9, -1]), (8, [5, 7, 2, 9, -1])):
         scores, ranked = found.ranked(k)
         assert ranked.tolist() == [ids]
