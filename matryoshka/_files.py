@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -20,6 +20,9 @@ except ImportError:  # Windows has no such locks: there, the leftovers of killed
     fcntl = None  # type: ignore[assignment]
 
 PathLike = str | os.PathLike[str]
+Result = TypeVar("Result")
+
+_TRIES = 5
 
 _HIDDEN = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.(tmp|old)")
 """Hidden names beside a path: `.tmp` is being written or was replaced, `.old` is just being replaced."""
@@ -113,10 +116,8 @@ def load_array(
         message ends with `remedy`.
     """
     try:
-        with Path(path).open("rb") as file:
-            fault = _fault(file)
-        if fault is None:
-            return np.load(path, allow_pickle=False, mmap_mode="r" if mmap else None)  # type: ignore[no-any-return]
+        if (fault := _parsing(_fault, path)) is None:
+            return _parsing(np.load, path, allow_pickle=False, mmap_mode="r" if mmap else None)
     except OSError as error:
         msg = f"`{name}` must be a file to read, got {os.fspath(path)!r}: {error.strerror}; check the path."
         raise type(error)(msg) from error
@@ -133,21 +134,32 @@ def load_array(
     raise ValueError(msg)
 
 
-def _fault(file: BinaryIO) -> str | None:
+def _parsing(read: Callable[..., Result], *arguments: Any, **options: Any) -> Result:
+    """Read a .npy file, whose header Python's parser reads, which up to 3.11 may fail beside that of another thread."""
+    for _ in range(_TRIES - 1):
+        with suppress(SystemError):  # "AST constructor recursion depth mismatch": python/cpython#106905
+            return read(*arguments, **options)
+    return read(*arguments, **options)
+
+
+def _fault(path: PathLike) -> str | None:
     """Say what is wrong with a .npy file; None if it holds an array of numbers as large as its header claims."""
-    start = file.read(6)
-    if start != np.lib.format.MAGIC_PREFIX:
-        return "an .npz archive" if start.startswith(b"PK\3\4") else "a file of another format"
-    file.seek(0)
-    try:
-        major, _ = np.lib.format.read_magic(file)
-        read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read(file)
-    except Exception:  # of whatever type Python's parser raises
-        return "a damaged one"
+    with Path(path).open("rb") as file:
+        start = file.read(6)
+        if start != np.lib.format.MAGIC_PREFIX:
+            return "an .npz archive" if start.startswith(b"PK\3\4") else "a file of another format"
+        file.seek(0)
+        try:
+            major, _ = np.lib.format.read_magic(file)
+            read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
+            shape, _, dtype = read(file)
+        except SystemError:
+            raise
+        except Exception:  # of whatever type Python's parser raises
+            return "a damaged one"
+        there = os.fstat(file.fileno()).st_size - file.tell()
     if dtype.hasobject:
         return "Python objects (numbers among them can be cast with astype(np.float32))"
-    there = os.fstat(file.fileno()).st_size - file.tell()
     whole = min(shape, default=1) >= 0 and math.prod(shape) * dtype.itemsize <= there
     return None if whole else "a damaged or shortened one"
 

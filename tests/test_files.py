@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import itertools
 import json
 import os
 import stat
@@ -169,6 +171,23 @@ def test_damaged_arrays_are_refused_by_name(tmp_path: Path, kind: str, mmap: boo
     (tmp_path / "rows.npy").write_bytes(DAMAGED[kind])
     with pytest.raises(ValueError, match=r"^`.*rows.npy` must (be a .npy file of numbers|hold one array), got "):
         _files.load_array(tmp_path / "rows.npy", mmap=mmap)
+
+
+def test_a_parser_that_trips_over_another_thread_is_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parse, calls = ast.literal_eval, itertools.count()
+
+    def trip(text: str) -> Any:
+        if next(calls) % 3 != 2:
+            msg = "AST constructor recursion depth mismatch (before=18, after=14)"
+            raise SystemError(msg)
+        return parse(text)
+
+    np.save(tmp_path / "rows.npy", np.arange(6.0))
+    monkeypatch.setattr(ast, "literal_eval", trip)
+    assert _files.load_array(tmp_path / "rows.npy").tolist() == list(range(6))
+    assert next(calls) == 6  # twice in vain, for what is checked and for what is read
 
 
 def test_an_array_that_does_not_fit_into_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
