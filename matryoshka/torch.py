@@ -1,9 +1,9 @@
 """PyTorch modules: nested heads and losses with state, for everyday training loops.
 
 The mathematics is that of `matryoshka.losses`, whose functions take tensors too. These modules hold parameters under
-the names of the official repository, and work with autocast, `torch.compile`, `torch.func` and DistributedDataParallel.
-A bad nesting or option is an error (TypeError, ValueError) when the module is built. Called with `return_parts=True`,
-each loss also returns that of every prefix, for logging.
+the names of the official repository, and work with autocast, `torch.func`, DistributedDataParallel and, from PyTorch
+2.10 on, `torch.compile`. A bad nesting or option is an error (TypeError, ValueError) when the module is built. Called
+with `return_parts=True`, each loss also returns that of every prefix, for logging.
 """
 
 from __future__ import annotations
