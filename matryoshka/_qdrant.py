@@ -6,7 +6,7 @@ import importlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
@@ -99,11 +99,12 @@ class Edge:
 
     def checksums(self) -> Iterator[tuple[Any, Any]]:
         """Read ids and checksums page by page."""
-        offset = 0
-        while offset is not None:
+
+        def scroll(offset: Any) -> Any:
             page = self._edge.ScrollRequest(offset=offset, limit=_PAGE, with_payload=True, with_vector=False)
-            records, offset = self._asked(self.client.scroll, page)
-            yield from ((record.id, (record.payload or {}).get(_CHECKSUM)) for record in records)
+            return self._asked(self.client.scroll, page)
+
+        return _of_pages(scroll)
 
     def upsert(self, ids: list[int], vectors: list[Vectors], checksums: list[int]) -> None:
         """Write rows to the log of the engine, where they outlive this process."""
@@ -188,10 +189,8 @@ class Server:
 
     def checksums(self) -> Iterator[tuple[Any, Any]]:
         """Read ids and checksums page by page."""
-        offset = 0
-        while offset is not None:
-            records, offset = self._asked(self.client.scroll, limit=_PAGE, offset=offset, with_payload=[_CHECKSUM])
-            yield from ((record.id, (record.payload or {}).get(_CHECKSUM)) for record in records)
+        options = {"limit": _PAGE, "with_payload": [_CHECKSUM]}
+        return _of_pages(lambda offset: self._asked(self.client.scroll, offset=offset, **options))
 
     def upsert(self, ids: list[int], vectors: list[Vectors], checksums: list[int]) -> None:
         """Send rows and wait until they are applied."""
@@ -222,6 +221,14 @@ class Server:
             raise ValueError(msg) from error
         except self._failed as error:
             raise _lost(self.address, error, "look there") from error
+
+
+def _of_pages(scroll: Callable[[Any], tuple[Iterable[Any], Any]]) -> Iterator[tuple[Any, Any]]:
+    """Give the id and the checksum of each row of the pages that `scroll` gives, each from an offset to the next."""
+    offset: Any = 0
+    while offset is not None:
+        records, offset = scroll(offset)
+        yield from ((record.id, (record.payload or {}).get(_CHECKSUM)) for record in records)
 
 
 def _lost(address: str, error: Exception, remedy: str) -> ConnectionError:

@@ -214,16 +214,18 @@ class FaissCorpus:
         TypeError, ValueError
             As for `Corpus.search`, or the funnel starts at another width than that of the index, or in another code.
         """
-        whole = isinstance(funnel, Funnel) and funnel == Funnel((self.dim,))
-        if dim is not None or not isinstance(funnel, Funnel) or (whole and not self._starts(funnel)):
+        if dim is not None or not isinstance(funnel, Funnel):
             return self._corpus.search(queries, k, dim=dim, funnel=funnel)
-        if funnel.dims[:1] != self.search_dims:
+        starts, coded = funnel.dims[:1] == self.search_dims, funnel.code in self.codes
+        if starts and coded:
+            return self._corpus.search(queries, k, funnel=funnel, first_stage=self._find)
+        if funnel == Funnel((self.dim,)):
+            return self._corpus.search(queries, k)
+        if not starts:
             msg = f"`funnel` must start at the width of the index, {self._index.d}, got {funnel.dims}; change one."
             raise ValueError(msg)
-        if funnel.code not in self.codes:
-            msg = f"`funnel.code` must be that of the index, {self.codes[0]!r}, got {funnel.code!r}; change one."
-            raise ValueError(msg)
-        return self._corpus.search(queries, k, funnel=funnel, first_stage=self._find)
+        msg = f"`funnel.code` must be that of the index, {self.codes[0]!r}, got {funnel.code!r}; change one."
+        raise ValueError(msg)
 
     def rerank(
         self, queries: Array, ids: Array, k: int, *, dim: int | None = None, funnel: Funnel | None = None
@@ -306,9 +308,6 @@ class FaissCorpus:
         """
         read = partial(_read, mmap=mmap, verify=verify, like=like)
         return cls(*_folders.read_folder(path, _LAYOUT, read, by="FaissCorpus.save"))
-
-    def _starts(self, funnel: Funnel) -> bool:
-        return funnel.dims[:1] == self.search_dims and funnel.code in self.codes
 
     def _train(self, rng: np.random.Generator) -> None:
         if self._index.is_trained:

@@ -13,7 +13,7 @@ import pytest
 from conftest import load
 
 from matryoshka import Corpus, Funnel, Searchable
-from matryoshka.retrieval import FunnelPoint, RecallCertificate, _calibration, _candidates, _clock
+from matryoshka.retrieval import FunnelPoint, RecallCertificate, _calibration, _candidates, _clock, _question
 
 
 def nested(rng: np.random.Generator, n: int, dim: int = 32) -> np.ndarray:
@@ -328,8 +328,10 @@ def test_lists_lose_no_more_than_their_budget() -> None:
 
 def test_a_place_in_a_code_is_that_of_the_list_which_holds_it_first(rng: np.random.Generator) -> None:
     corpus, queries = Corpus(clustered(rng, 900)), clustered(rng, 70)
-    space = _candidates.Space(corpus, 5, (32, 64), [], 300, (0.0, 0.0, 0.6), 1.0, lambda funnel: 0.0, 1.0)
-    table = _candidates.Shaping(space, queries, corpus.search(queries, 5)[1])._first_stage(32, "bits", (32,))
+    question = _question.Question(corpus, 5, (32, 64), 300, "time", 1, None)
+    options = {"lost": (0.0, 0.0, 0.6), "enough": 1.0, "cost": lambda funnel: 0.0, "limit": 1.0}
+    shaping = _candidates.Shaping(question, queries, corpus.search(queries, 5)[1], **options)
+    table = shaping._first_stage(32, "bits", (32,))
     assert table is not None
     lists = np.unique(table.ranks) + 1
     assert len(lists) > 1

@@ -12,7 +12,8 @@ import numpy as np
 
 from matryoshka._array import from_numpy, namespace, to_numpy
 from matryoshka._typing import Array
-from matryoshka.retrieval.funnel import Funnel, Searchable
+from matryoshka.retrieval._question import Question
+from matryoshka.retrieval.funnel import Funnel
 
 QUERIES = 256
 """Queries that shape funnels, at most."""
@@ -28,43 +29,6 @@ _SAVED = 0.9
 """Part of a funnel's cost that another one must come down to, if it is to be looked at beside it."""
 
 
-@dataclass(frozen=True)
-class Space:
-    """What funnels are made of.
-
-    Attributes
-    ----------
-    corpus : Searchable
-        What is searched.
-    k : int
-        Results per query.
-    dims : tuple of int
-        Widths of stages, the last that of the corpus.
-    starts : list of (int, str)
-        Widths and codes of first stages, in the order in which they are looked at.
-    longest : int
-        No list is longer.
-    lost : sequence of float
-        Shares of the true neighbours that a funnel may lose over all its stages, in ascending order, the first 0.
-    enough : float
-        Recall of a funnel that rules out those which cost more.
-    cost : callable
-        What a funnel costs.
-    limit : float
-        What a funnel must stay below.
-    """
-
-    corpus: Searchable
-    k: int
-    dims: tuple[int, ...]
-    starts: list[tuple[int, str]]
-    longest: int
-    lost: Sequence[float]
-    enough: float
-    cost: Callable[[Funnel], float]
-    limit: float
-
-
 class Candidate(NamedTuple):
     """A funnel, what it costs, and its recall on the queries that shaped it."""
 
@@ -78,22 +42,40 @@ class Shaping:
 
     Parameters
     ----------
-    space : Space
-        What they are made of.
+    question : Question
+        Which funnels are looked for.
     queries : array (n_queries, dim)
         What they are shaped on.
     exact : array (n_queries, k)
         The true neighbours.
+    lost : sequence of float
+        Shares of the true neighbours that a funnel may lose over all its stages, in ascending order, the first 0.
+    enough : float
+        Recall of a funnel that rules out those which cost more.
+    cost : callable
+        What a funnel costs.
+    limit : float
+        What a funnel must stay below.
     """
 
-    def __init__(self, space: Space, queries: Array, exact: np.ndarray) -> None:
-        self._space, self._queries, self._exact = space, queries, exact
-        self._limit = space.limit
+    def __init__(
+        self,
+        question: Question,
+        queries: Array,
+        exact: np.ndarray,
+        *,
+        lost: Sequence[float],
+        enough: float,
+        cost: Callable[[Funnel], float],
+        limit: float,
+    ) -> None:
+        self._question, self._queries, self._exact = question, queries, exact
+        self._lost, self._enough, self._cost, self._limit = lost, enough, cost, limit
         self._found: list[Candidate] = []
 
     def candidates(self, step: Callable[[], object]) -> list[Candidate]:
         """Return the funnels that are worth their cost; `step` is called after each start."""
-        for start, code in self._space.starts:
+        for start, code in self._question.starts:
             self._shape(start, code)
             step()
         return self._found
@@ -104,17 +86,17 @@ class Shaping:
         All lists are read off one table: where each of the best rows at `start` ranks at every wider prefix, and which
         of them are true neighbours.
         """
-        space = self._space
-        narrow = [dim for dim in space.dims[:-1] if dim > start or (dim == start and code != "float")]
+        question = self._question
+        narrow = [dim for dim in question.dims[:-1] if dim > start or (dim == start and code != "float")]
         table = self._first_stage(start, code, narrow)
         if table is None:
             return
         if code == "float":
-            self._add(Funnel((start,)), float(table.relevant[:, : space.k].sum()))
-        ranks, lost = [table.ranks], space.lost
+            self._add(Funnel((start,)), float(table.relevant[:, : question.k].sum()))
+        ranks, lost = [table.ranks], self._lost
         for depth in range(len(narrow) + 1):
-            dims = (start, *narrow[:depth], space.dims[-1])
-            lists = {share: _lists(ranks, table.relevant, share / (depth + 1), space.k) for share in lost}
+            dims = (start, *narrow[:depth], question.dims[-1])
+            lists = {share: _lists(ranks, table.relevant, share / (depth + 1), question.k) for share in lost}
             lost = [share for share, keep in lists.items() if keep is not None]
             plans = [Funnel(dims, keep, code=code) for keep in dict.fromkeys(lists.values()) if keep is not None]
             for plan in plans:
@@ -125,21 +107,21 @@ class Shaping:
 
     def _add(self, funnel: Funnel, found: float) -> None:
         """Take a funnel that costs less than the limit; one that finds enough lowers it for the others."""
-        cost, recall = self._space.cost(funnel), found / self._exact.size
+        cost, recall = self._cost(funnel), found / self._exact.size
         if cost < self._limit:
             self._found.append(Candidate(cost, recall, funnel))
-            if recall >= self._space.enough:
+            if recall >= self._enough:
                 self._limit = _SAVED * cost
 
     def _may_go_deeper(self, plan: Funnel, dim: int) -> bool:
         """Tell whether one more stage could pay: one that leaves only the results."""
         *dims, last = plan.dims
-        deeper = self._space.cost(Funnel((*dims, dim, last), (*plan.keep, self._space.k), code=plan.code))
-        return deeper < min(self._limit, _SAVED * self._space.cost(plan))
+        deeper = self._cost(Funnel((*dims, dim, last), (*plan.keep, self._question.k), code=plan.code))
+        return deeper < min(self._limit, _SAVED * self._cost(plan))
 
     def _first_stage(self, start: int, code: str, narrow: Sequence[int]) -> _Table | None:
         """Search for lists as long as is worth their cost; None if no list holds enough."""
-        space, n_queries = self._space, len(self._exact)
+        n_queries = len(self._exact)
         lengths = self._lengths(start, code, narrow)
         if not lengths:
             return None
@@ -152,35 +134,37 @@ class Shaping:
             order = np.argsort(ranks, axis=1, kind="stable")
             ids, ranks = (np.take_along_axis(array, order, axis=1) for array in (ids, ranks))
         relevant = members(ids, self._exact)
-        lists = [keep[0] for share in space.lost if (keep := _lists([ranks], relevant, share, space.k)) is not None]
+        lists = [
+            keep[0] for share in self._lost if (keep := _lists([ranks], relevant, share, self._question.k)) is not None
+        ]
         longest = max((count for count in lists if self._least(start, code, narrow, count) < self._limit), default=0)
         return _Table(ids[:, :longest], ranks[:, :longest], relevant[:, :longest]) if longest else None
 
     def _lengths(self, start: int, code: str, narrow: Sequence[int]) -> list[int]:
         """Return ever longer lists, from the first that holds enough for some funnel on to where it pays no more."""
-        space, exact, held = self._space, self._exact[:_PILOTS], dict[int, float]()
-        length = min(_STEPS[code] * space.k, space.longest)
+        question, exact, held = self._question, self._exact[:_PILOTS], dict[int, float]()
+        length = min(_STEPS[code] * question.k, question.longest)
         while length not in held and self._least(start, code, narrow, length) < self._limit:
             held[length] = float(members(self._searched(start, code, length, len(exact)), exact).sum() / exact.size)
-            if held[length] >= min(space.enough, 1 - space.lost[1]):
+            if held[length] >= min(self._enough, 1 - self._lost[1]):
                 break
-            length = min(_STEPS[code] * length, space.longest)
-        return [length for length, share in held.items() if share >= 1 - 1.5 * space.lost[-1]]
+            length = min(_STEPS[code] * length, question.longest)
+        return [length for length, share in held.items() if share >= 1 - 1.5 * self._lost[-1]]
 
     def _least(self, start: int, code: str, narrow: Sequence[int], length: int) -> float:
         """Return what the cheapest funnel costs whose first list is so long."""
-        dims, keep = (start, *narrow[:1], self._space.dims[-1]), (length, self._space.k)[: len(narrow[:1]) + 1]
-        return self._space.cost(Funnel(dims, keep, code=code))
+        dims, keep = (start, *narrow[:1], self._question.dims[-1]), (length, self._question.k)[: len(narrow[:1]) + 1]
+        return self._cost(Funnel(dims, keep, code=code))
 
     def _searched(self, start: int, code: str, length: int, count: int) -> np.ndarray:
         """Return what the first so many queries find in a search at one width."""
         funnel = Funnel((start,), code=code)
-        return to_numpy(self._space.corpus.search(self._queries[:count, :], length, funnel=funnel)[1])
+        return to_numpy(self._question.corpus.search(self._queries[:count, :], length, funnel=funnel)[1])
 
     def _reranked(self, ids: np.ndarray, dim: int) -> np.ndarray:
         xp = namespace(("queries", self._queries))
         given = from_numpy(ids, like=self._queries, xp=xp)
-        return to_numpy(self._space.corpus.rerank(self._queries, given, ids.shape[1], dim=dim)[1])
+        return to_numpy(self._question.corpus.rerank(self._queries, given, ids.shape[1], dim=dim)[1])
 
 
 @dataclass(frozen=True)

@@ -265,9 +265,9 @@ class Funnel(JsonValue):
         rows are read from a file. Blocks of prefixes and codes built on the way are dropped again, except those of the
         result.
         """
-        from matryoshka.retrieval import _calibration  # which makes funnels
+        from matryoshka.retrieval import _calibration, _question  # which make funnels
 
-        question = _calibration.Question.of(
+        question = _question.Question.of(
             corpus, k, dims=dims, longest=longest, cost=cost, batch_size=batch_size, progress=progress
         )
         certificate = _calibration.certify(question, queries, recall=recall, delta=delta, seed=seed)
@@ -298,9 +298,9 @@ class Funnel(JsonValue):
         list of FunnelPoint
             Cheapest first; the last is the exact search, alone where nothing beats it.
         """
-        from matryoshka.retrieval import _calibration  # which makes funnels
+        from matryoshka.retrieval import _calibration, _question  # which make funnels
 
-        question = _calibration.Question.of(
+        question = _question.Question.of(
             corpus, k, dims=dims, longest=longest, cost=cost, batch_size=batch_size, progress=progress
         )
         return _calibration.pareto(question, queries)
