@@ -58,25 +58,6 @@ class InFile(NamedTuple):
     strides: tuple[int, ...]
     offset: int
 
-    @classmethod
-    def of(cls, array: np.ndarray) -> InFile:
-        """Say where an array lies that is a view of a mapping."""
-        base: Any = array
-        mapped: np.memmap | None = None
-        while isinstance(base, np.ndarray):
-            mapped = base if isinstance(base, np.memmap) and base.filename is not None else mapped
-            base = base.base
-        if mapped is None or mapped.filename is None or mapped.mode == "c":
-            got = "one without a name" if mapped is None else "a copy of it that may have been written to"
-            msg = (
-                f"`embeddings` must be mapped from a file that other processes can map to be pickled, got {got}; "
-                'open it with np.load(path, mmap_mode="r").'
-            )
-            raise TypeError(msg)
-        start = mapped.offset - mapped.offset % mmap.ALLOCATIONGRANULARITY
-        offset = start + _address(array) - _address(np.frombuffer(base, np.uint8))
-        return cls(os.fsdecode(mapped.filename), array.dtype, array.shape, array.strides, offset)
-
     def open(self) -> np.ndarray:
         """Map the rows again."""
         try:
@@ -105,24 +86,25 @@ class Mapping:
     most_per_row = 1 << 21
     rows_at_once = 32
 
-    def __init__(self, pages: mmap.mmap, size: int, *, private: bool) -> None:
-        self._pages = pages
-        self._size = size
-        self._releases = hasattr(mmap, "MADV_DONTNEED") and not private
-        self._read = 0
-
-    @classmethod
-    def of(cls, array: object) -> Mapping | None:
-        """Find the mapping of a file that `array` is a view of, if there is one.
+    def __init__(self, pages: mmap.mmap, source: np.memmap | None) -> None:
+        """Take the pages, and the array by which NumPy mapped them, if it did.
 
         Pages that were written to may hold more than the file: those of a writable mapping that NumPy did not make,
         which does not tell, are never let go.
         """
-        start, shared = 0, False
+        self._pages, self._source = pages, source
+        self._start = 0 if source is None else source.offset - source.offset % mmap.ALLOCATIONGRANULARITY
+        shared = memoryview(pages).readonly or (source is not None and source.mode != "c")
+        self._releases = hasattr(mmap, "MADV_DONTNEED") and shared
+        self._read = 0
+
+    @classmethod
+    def of(cls, array: object) -> Mapping | None:
+        """Find the mapping of a file that `array` is a view of, if there is one."""
+        source = None
         while isinstance(array, np.ndarray):
             if isinstance(array, np.memmap) and array.offset is not None:  # None: a copy in memory keeps the class
-                start = array.offset - array.offset % mmap.ALLOCATIONGRANULARITY
-                shared = array.mode != "c"
+                source = array
             array = array.base
         if not isinstance(array, mmap.mmap):
             return None
@@ -130,14 +112,28 @@ class Mapping:
             array.size()
         except OSError:  # memory that no file stands behind
             return None
-        return cls(array, start + len(array), private=not (shared or memoryview(array).readonly))
+        return cls(array, source)
+
+    def place(self, array: np.ndarray) -> InFile:
+        """Say where an array lies that is a view of this mapping."""
+        source = self._source
+        if source is None or source.filename is None or source.mode == "c":
+            named = source is not None and source.filename is not None
+            got = "a copy of it that may have been written to" if named else "one without a name"
+            msg = (
+                f"`embeddings` must be mapped from a file that other processes can map to be pickled, got {got}; "
+                'open it with np.load(path, mmap_mode="r").'
+            )
+            raise TypeError(msg)
+        offset = self._start + _address(array) - _address(np.frombuffer(self._pages, np.uint8))
+        return InFile(os.fsdecode(source.filename), array.dtype, array.shape, array.strides, offset)
 
     def check(self) -> None:
         """Check that the file still reaches to the end of the mapping: to read beyond would end the process."""
-        size = self._pages.size()
-        if size < self._size:
+        size, needed = self._pages.size(), self._start + len(self._pages)
+        if size < needed:
             msg = (
-                f"`embeddings` must keep the file it is mapped from, {self._size} bytes, got {size}; "
+                f"`embeddings` must keep the file it is mapped from, {needed} bytes, got {size}; "
                 "restore the file and build the corpus anew."
             )
             raise ValueError(msg)

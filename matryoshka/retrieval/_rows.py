@@ -27,7 +27,24 @@ from matryoshka.retrieval import _host, _sampling
 _BLOCK_NUMBERS = 1 << 20
 
 
-class HostRows:
+class _Rows:
+    """What rows have in common wherever they lie."""
+
+    shape: tuple[int, int]
+    xp: Namespace
+    squares: Array
+
+    @cached_property
+    def longest(self) -> float:
+        """Length of the longest row after scaling: it waits for a device."""
+        return math.sqrt(float(self.xp.max(self.squares)))
+
+    def blocks(self) -> list[slice]:
+        """Cut the rows into blocks of a few megabytes."""
+        return row_blocks(self.shape[0], max(64, _BLOCK_NUMBERS // self.shape[1]))
+
+
+class HostRows(_Rows):
     """Rows in main memory, in a memory-mapped file, or in anything that is read in slices of rows.
 
     Parameters
@@ -45,18 +62,18 @@ class HostRows:
         Whether candidates are gathered at once, and not read one by one.
     """
 
-    xp: Namespace = np
+    xp = np
 
     def __init__(self, array: Any, *, scale: np.ndarray | None = None, squares: np.ndarray | None = None) -> None:
         self.array, self.scale, self.squares = array, scale, squares
-        self.shape: tuple[int, int] = (int(array.shape[0]), int(array.shape[1]))
+        self.shape = (int(array.shape[0]), int(array.shape[1]))
         self.dtype = np.dtype(np.float64 if np.dtype(array.dtype).itemsize > 4 else np.float32)
         self.gathers = isinstance(array, np.ndarray)
         self._mapping = _host.Mapping.of(array)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle what lies in memory by its content, and what lies in a file by where it lies there."""
-        array = self.array if self._mapping is None else _host.InFile.of(self.array)
+        array = self.array if self._mapping is None else self._mapping.place(self.array)
         return _host_rows, (array, self.scale, self.squares)
 
     def knowing(self, *, scale: Array | None, squares: Array | None = None) -> HostRows:
@@ -74,19 +91,10 @@ class HostRows:
         size: int = np.dtype(self.array.dtype).itemsize
         return math.prod(self.shape) * size
 
-    @cached_property
-    def longest(self) -> float:
-        """Length of the longest row after scaling."""
-        return _longest(self)
-
     def check(self) -> None:
         """Check that the rows can still be read."""
         if self._mapping is not None:
             self._mapping.check()
-
-    def blocks(self) -> list[slice]:
-        """Cut the rows into blocks of a few megabytes."""
-        return _blocks(self.shape)
 
     def raw(self, block: slice) -> np.ndarray:
         """Return consecutive rows as they are stored, bfloat16 as its bits."""
@@ -149,7 +157,7 @@ _SHORTEST_PIECE, _SHORT_PIECE = 8, 128
 """Numbers of pieces that are not worth it at all, and instead of which the most of a row is as well read whole."""
 
 
-class DeviceRows:
+class DeviceRows(_Rows):
     """Rows of any library, on any device.
 
     Parameters
@@ -167,7 +175,7 @@ class DeviceRows:
     ) -> None:
         self.array, self.scale, self.squares = array, scale, squares
         self.xp = xp
-        self.shape: tuple[int, int] = (array.shape[0], array.shape[1])
+        self.shape = (array.shape[0], array.shape[1])
         self.dtype = accumulator_dtype(array, xp)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -185,17 +193,8 @@ class DeviceRows:
         size: int = self.xp.finfo(self.array.dtype).bits // 8
         return math.prod(self.shape) * size
 
-    @cached_property
-    def longest(self) -> float:
-        """As `HostRows.longest`: it waits for the device."""
-        return _longest(self)
-
     def check(self) -> None:
         """Arrays stay readable."""
-
-    def blocks(self) -> list[slice]:
-        """As `HostRows.blocks`."""
-        return _blocks(self.shape)
 
     def raw(self, block: slice) -> np.ndarray:
         """As `HostRows.raw`."""
@@ -243,11 +242,3 @@ _LOOKED_AT = 8
 
 def _device_rows(array: Array, scale: Array | None, squares: Array | None) -> DeviceRows:
     return DeviceRows(array, namespace(("embeddings", array)), scale=scale, squares=squares)
-
-
-def _longest(rows: Rows) -> float:
-    return math.sqrt(float(rows.xp.max(rows.squares)))
-
-
-def _blocks(shape: tuple[int, int]) -> list[slice]:
-    return row_blocks(shape[0], max(64, _BLOCK_NUMBERS // shape[1]))
