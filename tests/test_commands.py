@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
+import io
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +12,8 @@ import numpy as np
 import pytest
 
 from matryoshka._commands._inputs import load_array
-from matryoshka._commands._options import Progress, progress
+from matryoshka._commands._options import Progress, new_file, progress
+from matryoshka.cli import main
 
 
 class Bar:
@@ -52,3 +56,39 @@ def test_names_of_an_archive_are_told_a_few_at_a_time(tmp_path: Path, n: int, sh
     np.savez(tmp_path / "many.npz", **{f"a{i}": np.arange(3.0) for i in range(n)})
     with pytest.raises(ValueError, match=rf"its arrays \({shown}\), got none; write .*many.npz:a0, for instance"):
         load_array(f"{tmp_path / 'many.npz'}", "EMB.npy")
+
+
+class Closed(io.StringIO):
+    """A pipe whose reader leaves after the first time that it was flushed."""
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__()
+        self._descriptor, self._flushed = descriptor, 0
+
+    def flush(self) -> None:
+        self._flushed += 1
+        if self._flushed > 1:
+            raise BrokenPipeError
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+
+def test_a_reader_that_leaves_before_the_last_line_is_noticed(
+    tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels = rng.integers(3, size=200)
+    np.save(tmp_path / "p.npy", np.tile(np.eye(3)[labels], (2, 1, 1)))
+    np.save(tmp_path / "y.npy", labels)
+    with (tmp_path / "pipe").open("w") as stream:
+        monkeypatch.setattr(sys, "stdout", Closed(stream.fileno()))
+        files = [str(tmp_path / name) for name in ("p.npy", "y.npy")]
+        assert main(["calibrate", *files, "--dims", "4,8", "-o", str(tmp_path / "cascade.json")]) == 1
+
+
+@pytest.mark.parametrize(("place", "message"), [("", "got a folder"), ("none/file", "must be in a folder that exists")])
+def test_a_file_is_new_in_a_folder_that_exists(tmp_path: Path, place: str, message: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match=message):
+        new_file(str(tmp_path / place))
+    assert new_file(str(tmp_path / "file")) == tmp_path / "file"
+    assert list(tmp_path.iterdir()) == []
