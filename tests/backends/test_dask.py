@@ -264,6 +264,15 @@ def test_the_scheduler_that_holds_the_rows_is_asked(
         corpus.search(queries, 9)
 
 
+def test_what_is_refused_is_so_before_a_chunk_is_computed() -> None:
+    chunk = dask.delayed(pytest.fail)("computed")
+    for shape, dtype in (((0, 24), float), ((5, 0), float), ((5,), float), ((5, 24), int)):
+        with pytest.raises((TypeError, ValueError), match="`rows` must"):
+            DaskCorpus(da.from_delayed(chunk, shape, dtype=dtype))
+    with pytest.raises(ValueError, match="`rows` must .* cut along its rows only"):
+        DaskCorpus(da.concatenate([da.from_delayed(chunk, (5, 12), dtype=float)] * 2, axis=1))
+
+
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
