@@ -535,6 +535,15 @@ def test_a_client_that_no_extra_brings_is_named(files: Any, monkeypatch: pytest.
     assert_refused("benchmark rows.npy queries.npy --engine qdrant:a@http://h:1", message, capsys)
 
 
+def test_a_scheduler_that_is_not_there_is_named(files: Any, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    def fail(address: str) -> None:
+        raise TimeoutError({"h:1": "silence"}[address])
+
+    monkeypatch.setattr(load("distributed"), "Client", fail)
+    message = "--engine dask:a@HOST:PORT must lead to a scheduler, got: silence; start one there."
+    assert_refused("benchmark rows.npy queries.npy --engine dask:a@h:1", message, capsys)
+
+
 @pytest.mark.parametrize("text", ["", "faiss:", "hnsw", "exact,exact", "exactly"])
 def test_unknown_engines_are_refused(text: str, capsys: Capture) -> None:
     with pytest.raises(SystemExit, match="2"):

@@ -86,7 +86,11 @@ def _opened(engine: Elsewhere, metric: str) -> Searchable:
 
     if engine.parameters:
         distributed = require("distributed", extra="dask", purpose=f"--engine {engine.name}@...")
-        distributed.Client(engine.parameters)  # what is searched from here on goes there
+        try:
+            distributed.Client(engine.parameters)  # what is searched from here on goes there
+        except OSError as error:
+            msg = f"--engine {engine.name}@HOST:PORT must lead to a scheduler, got: {error}; start one there."
+            raise ConnectionError(msg) from error
     return DaskCorpus(engine.index, metric=metric)
 
 
