@@ -23,6 +23,7 @@ extensions = [
     "charts",
     "mathml",
     "mentions",
+    "terms",
 ]
 exclude_patterns = ["_build", "gallery", "results"]  # what other pages are made of
 templates_path = ["_templates"]
