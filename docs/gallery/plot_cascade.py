@@ -1,59 +1,67 @@
 """
-A cascade on a trained classifier
-=================================
+A cascade on a classifier that is trained already
+=================================================
 
-A classifier that was trained with prefixes answers most rows from few numbers. Thresholds are certified on rows that
-trained nothing, here without their labels: with 90 % probability the cascade contradicts the full width on at most 3 %
-of new rows.
+A classifier is at hand, and nobody wants to train it again. Most rows can nevertheless be answered from a few numbers,
+if these come first: a rotation of what the last layer reads puts them there, and a cascade decides row by row whether
+they are enough. What it decides is certified, without labels: with 90 % probability it contradicts the classifier on at
+most 3 % of new rows.
 """
 
 import matplotlib.pyplot as plt
-import torch
+import numpy as np
 from sklearn.datasets import load_digits
+from sklearn.neural_network import MLPClassifier
 from sklearn.preprocessing import scale
 
-from matryoshka import Cascade, Nesting
+from matryoshka import Cascade, Rotation
 from matryoshka.cascade import CascadeDisplay
-from matryoshka.torch import MRLHead
 
-torch.manual_seed(0)
 images, labels = load_digits(return_X_y=True)
-images, labels = torch.tensor(scale(images), dtype=torch.float32), torch.tensor(labels)
-train, held_out, new = torch.randperm(len(labels)).chunk(3)
-
-nesting = Nesting((2, 4, 8, 16, 32, 64))
-encoder = torch.nn.Sequential(torch.nn.Linear(64, 256), torch.nn.ReLU(), torch.nn.Linear(256, 64))
-head = MRLHead(nesting, num_classes=10, tied=True)
-optimizer = torch.optim.Adam([*encoder.parameters(), *head.parameters()], lr=2e-3)
-for _ in range(150):
-    optimizer.zero_grad()
-    head(encoder(images[train]), labels[train]).backward()
-    optimizer.step()
-with torch.no_grad():
-    embeddings = encoder(images)
-    logits = torch.stack(head(embeddings))  # (prefixes, rows, classes)
+images = scale(images)
+train, held_out, new = np.array_split(np.random.default_rng(0).permutation(len(labels)), 3)
 
 # %%
-# Certified without labels. The certificate says what holds and how sure that is.
+# The classifier stands for any that ends in a linear layer: it was trained plainly, and nothing below changes it.
 
-cascade = Cascade.certify(logits[:, held_out], nesting=nesting, from_logits=True, max_disagreement=0.03)
+classifier = MLPClassifier((256, 64), random_state=0).fit(images[train], labels[train])
+(first, second, weight), (first_bias, second_bias, bias) = classifier.coefs_, classifier.intercepts_
+embeddings = np.maximum(np.maximum(images @ first + first_bias, 0) @ second + second_bias, 0)  # (rows, 64)
+
+# %%
+# Around their mean, embeddings and weights of the linear layer are rotated alike: its answers stay as they were.
+
+mean = embeddings[train].mean(axis=0)
+rotation = Rotation.fit(embeddings[train] - mean)
+embeddings, weight, bias = rotation.apply(embeddings - mean), rotation.apply(weight.T), bias + mean @ weight
+print("as before:", np.mean((embeddings @ weight.T + bias).argmax(1) == classifier.predict(images)))
+dims = (2, 4, 8, 16, 32, 64)
+logits = np.stack([embeddings[:, :m] @ weight[:, :m].T + bias for m in dims])
+
+# %%
+# Certified on rows that trained nothing, of which no labels are needed. The certificate says what holds and how sure
+# that is. The labels of new rows then show what became of it.
+
+cascade = Cascade.certify(logits[:, held_out], nesting=dims, from_logits=True, max_disagreement=0.03)
 print(cascade.certificate)
 found = cascade.evaluate(logits[:, new], labels[new], from_logits=True)
 print(found)
 
 # %%
-# A prepared classifier computes only what each row needs, and takes one row or many.
+# To use it, take the embeddings and the one linear layer. Each row gets its answer and how many numbers that took.
 
-classifier = cascade.classifier(head)
-label, exit_dim = classifier(embeddings[new][0])
-print(int(label), "after", int(exit_dim), "numbers")
+answers, exit_dims = cascade.classifier((weight, bias))(embeddings[new])
+print(answers[:5], exit_dims[:5])
 
 # %%
-# Where rows exit; and what the cascade, stopped at each width at the latest, pays beside prefixes that are as wide for
-# every row. The line is what the certificate leaves.
+# Left: after how many numbers rows are answered. Right: what the cascade reaches and pays, stopped at each width at the
+# latest, beside prefixes that are as wide for every row. The line is what the certificate leaves. The cascade pays a
+# tenth of the full width. The first 8 numbers alone would do for these digits, too, and pay an eighth; but that is seen
+# from the labels of new rows, and nobody promised it.
 
-figure, (where, cost) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-where.bar([str(dim) for dim in nesting.dims], [100 * share for share in found.exit_shares])
-where.set(xlabel="exit after so many numbers", ylabel="of the new rows, %")
-CascadeDisplay(cascade.curve(logits[:, new], labels[new], from_logits=True), certificate=cascade.certificate).plot(cost)
+figure, (where, cost) = plt.subplots(1, 2, figsize=(10, 5), layout="constrained")
+where.bar([str(dim) for dim in dims], [100 * share for share in found.exit_shares])
+where.set(xlabel="numbers used, of 64", ylabel="new rows answered after so many (%)")
+curve = cascade.curve(logits[:, new], labels[new], from_logits=True)
+CascadeDisplay(curve, certificate=cascade.certificate).plot(cost)
 plt.show()

@@ -1,6 +1,6 @@
 """
-A funnel over a file
-====================
+A funnel over a memory-mapped file
+==================================
 
 The rows stay in their file, which may be larger than memory; a corpus keeps the first columns of all of them and reads
 the rest of the candidates only. `matryoshka.Funnel.pareto` lists the plans that nothing beats,
@@ -23,8 +23,7 @@ np.save(file, (rng.normal(size=(20_000, 256)) * spread).astype("float32"))
 queries = (rng.normal(size=(600, 256)) * spread).astype("float32")
 
 corpus = Corpus(np.load(file, mmap_mode="r"), search_dims=(16,))
-print(corpus.nbytes)
-print("in memory:", corpus.nbytes.memory, "of", corpus.nbytes.mapped, "bytes")
+print(f"in memory: {corpus.nbytes.memory:,} bytes, for {corpus.nbytes.mapped:,} in the file")
 
 # %%
 # Adaptive retrieval: 16 columns for 200 candidates, which all 256 columns rerank.
@@ -43,7 +42,8 @@ print(promised)
 print(promised.certificate)
 
 # %%
-# Drawn: what nothing beats, plain cuts among them, and the recall that is certified.
+# Drawn: what nothing beats, a plain cut among it, and the recall that is certified. A number beside a mark is the width
+# of the first stage. The cut to 8 columns finds three of ten; funnels that start there find nearly all for hardly more.
 
 FunnelDisplay(points, certificate=promised.certificate).plot()
 plt.show()

@@ -28,10 +28,11 @@ model.compile(keras.optimizers.Adam(0.002), MRLCrossEntropy(dims), metrics=[Pref
 logs = model.fit(
     images[::2], labels[::2], validation_data=(images[1::2], labels[1::2]), epochs=20, batch_size=64, verbose=0
 ).history
-print({name: round(values[-1], 3) for name, values in logs.items() if name.startswith("val_accuracy")})
+print({dim: round(logs[f"val_accuracy_{dim}"][-1], 3) for dim in dims})
 
 # %%
-# The same logs go to TensorBoard and to every other callback.
+# The same logs go to TensorBoard and to every other callback. Here 8 columns do nearly what 32 do, and 2 go on learning
+# long after these have learnt.
 
 figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
 for dim in dims:
