@@ -290,9 +290,10 @@ def test_an_interrupted_upload_goes_on(
 
 def test_a_table_of_other_content_is_refused_and_stays(database: Any, rows: np.ndarray) -> None:
     PgvectorCorpus.create(database, "items", rows)
-    one = rows.copy()
-    one[299, 23] += 1
-    for other in (one, rows[:200], rows[:, :20]):
+    first, last = rows.copy(), rows.copy()
+    first[0, 0] += 1
+    last[299, 23] += 1
+    for other in (first, last, rows[:200], rows[:, :20]):
         with pytest.raises(
             ValueError, match=r"`table` test.items at .* must be new or hold .* got 300 .* of 24 columns"
         ):
