@@ -339,9 +339,10 @@ def test_a_bar_where_somebody_sees_it(tmp_path: Path, rows: np.ndarray, monkeypa
 
 def test_a_collection_of_other_content_is_refused_and_stays(place: Any, rows: np.ndarray) -> None:
     QdrantCorpus.create(place, "items", rows, dims=DIMS)
-    one = rows.copy()
-    one[299, 23] += 1
-    for other in (one, rows[:200], 2 * rows):  # the last is the same under "cosine"
+    first, last = rows.copy(), rows.copy()
+    first[0, 0] += 1
+    last[299, 23] += 1
+    for other in (first, last, rows[:200], 2 * rows):  # the last is the same under "cosine"
         with pytest.raises(ValueError, match="`name` must be new or a collection of rows of `embeddings`, got oth"):
             QdrantCorpus.create(place, "items", other, dims=DIMS)
     for arguments, got in (
