@@ -1,6 +1,7 @@
 """What CI, contributors and newcomers run; `nox -l` lists it, README.md shows how to start from nothing."""
 
 import shutil
+import sys
 import zipfile
 from pathlib import Path
 
@@ -36,10 +37,29 @@ MINIMUMS = {  # libraries that must be there, what tests them, and what else tha
     "torch": ("torch", "tests/backends/test_torch.py tests/backends/test_torch_cached.py"),
 }
 KERAS_BACKENDS = ("tensorflow", "jax", "torch")
+TORCH_WITHOUT_CUDA = "https://download.pytorch.org/whl/cpu"
+
+
+def without_cuda(session: nox.Session, torch: str) -> None:
+    """On Linux without a GPU, take PyTorch from its own index: the registry's build brings gigabytes of CUDA.
+
+    From that index comes nothing else. Where it is out of reach, or somebody has told pip where to look, the
+    installation that follows takes what it finds.
+    """
+    if sys.platform != "linux" or shutil.which("nvidia-smi"):
+        return
+    pip = ("python", "-m", "pip")
+    told = session.run(*pip, "config", "list", silent=True, success_codes=[0, 1])
+    if any(word in str(told) for word in ("index", "find-links")):
+        return
+    options = ("--quiet", "--no-deps", "--retries", "1", "--index-url", TORCH_WITHOUT_CUDA)
+    session.run(*pip, "install", *options, torch, success_codes=[0, 1])
 
 
 def install(session: nox.Session, *what: str, group: str | None = None) -> None:
-    """Install with the pinned versions: left to itself, pip takes the newest torch with gigabytes of CUDA."""
+    """Install with the pinned versions, the pinned torch without CUDA where no GPU is."""
+    if any("[torch" in each for each in what):
+        without_cuda(session, PINNED_TORCH)
     members = nox.project.dependency_groups(PROJECT, group) if group else ()
     session.install("-c", "constraints.txt", *what, *members)
 
@@ -85,8 +105,10 @@ def minimums(session: nox.Session, extra: str) -> None:
     libraries, tests, *others = MINIMUMS[extra]
     built, wanted = wheel(session), PROJECT["project"]
     lowest = [*wanted["dependencies"], *wanted["optional-dependencies"].get(extra, [])]
-    pins = [requirement.replace(">=", "==") for requirement in lowest]
-    session.install(built, *pins, *others, *nox.project.dependency_groups(PROJECT, "test-core"))
+    pins = [*(requirement.replace(">=", "==") for requirement in lowest), *others]
+    for torch in (pin for pin in pins if pin.startswith("torch==")):
+        without_cuda(session, torch)
+    session.install(built, *pins, *nox.project.dependency_groups(PROJECT, "test-core"))
     session.install("--force-reinstall", "--no-deps", built)
     quiet = ("-W", "default", "-W", "ignore::DeprecationWarning")  # old versions warn of newer ones
     pytest(session, *quiet, *tests.split(), libraries=libraries)
