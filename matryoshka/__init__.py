@@ -58,7 +58,7 @@ _HOMES = {
     "nested_loss": "losses",
     "truncate": "embeddings",
 }
-"""Where each public name lives: it is loaded when it is first asked for (PEP 562)."""
+"""The module of each public name, which is imported when the name is first used (PEP 562)."""
 
 _MODULES = ("cascade", "costs", "embeddings", "evaluation", "losses", "metrics", "nesting", "retrieval", "rotation")
 
@@ -80,7 +80,7 @@ def __dir__() -> list[str]:
 
 
 class _Package(ModuleType):
-    """A package whose `audit` is its function also once Python has imported the folder of that name."""
+    """The type of this package: `audit` remains the function when Python imports the folder of that name."""
 
     def __setattr__(self, name: str, value: object) -> None:
         if not (name == "audit" and isinstance(value, ModuleType)):

@@ -1,4 +1,4 @@
-"""Types of annotations that every room shares: arrays of any library, their namespace, linear classifiers."""
+"""Types for annotations in every part of the package: arrays of any library, their namespace, linear classifiers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Head: TypeAlias = tuple[Array, Array | None]
 
 @runtime_checkable
 class NestedHead(Protocol):
-    """A layer that holds the linear classifiers of all prefixes, in whatever framework."""
+    """A layer that holds the linear classifiers of all prefixes, in any framework."""
 
     @property
     def nesting(self) -> Iterable[int]:
@@ -28,4 +28,4 @@ class NestedHead(Protocol):
         """Whether all prefixes share one classifier."""
 
     def heads(self) -> Sequence[Head]:
-        """Return the classifier of each prefix, or, if they are tied, the one of all."""
+        """Return the classifier of each prefix, or a single one if they are tied."""

@@ -193,7 +193,7 @@ class MRLHead(_Nested):
         for i, linear in enumerate(self.classifiers):
             if not _is_plain(linear):
                 msg = (
-                    f"`heads` must be plain linear classifiers, got a {type(linear).__name__} of its own doing as "
+                    f"`heads` must be plain linear classifiers, got a {type(linear).__name__} that does more as "
                     f"nesting_classifier_{i}; merge adapters, remove hooks, or call the head and use `predict`."
                 )
                 raise TypeError(msg)
@@ -392,8 +392,8 @@ class InfoNCE(_Nested):
                 _checks.shape(array, name, (queries.shape[0], keys.shape[0]), "(n, n_keys) of this process")
         if self.symmetric and targets is not None:
             msg = (
-                "`targets` must be None where `gather` and `symmetric` are set, got a tensor: what the keys of other "
-                "processes shall find is not known here; set symmetric=False."
+                "`targets` must be None where `gather` and `symmetric` are set, got a tensor: the targets of keys of "
+                "other processes are not known here; set symmetric=False."
             )
             raise ValueError(msg)
         every = _gather_own_first(keys)

@@ -101,17 +101,17 @@ def _share(value: object, name: str, *, closed: bool = False) -> float:
     return _checks.real(value, f"certificate.{name}", **limits)  # type: ignore[arg-type]
 
 
-def _last_passed(p_values: tuple[float, ...], delta: float, *, untold: int = 0) -> int | None:
+def _last_passed(p_values: tuple[float, ...], delta: float, *, skipped: int = 0) -> int | None:
     """Return the index of the plan that a walk chose, after checking that these are the p-values of a walk.
 
-    The first `untold` plans do not count as chosen, since they save nothing: they are the full width.
+    The first `skipped` plans do not count as chosen, since they save nothing: they are the full width.
     """
     values = [_share(p, f"p_values[{i}]", closed=True) for i, p in enumerate(p_values)]
-    if any(p > delta for p in values[:-1]) or len(values) < untold:
+    if any(p > delta for p in values[:-1]) or len(values) < skipped:
         msg = f"`certificate.p_values` must end at the first above {delta:g}, got others; the certificate was changed."
         raise ValueError(msg)
     last = len(values) - 1 if values and values[-1] <= delta else len(values) - 2
-    return last if last >= untold else None
+    return last if last >= skipped else None
 
 
 @dataclass(frozen=True, repr=False)
@@ -190,7 +190,7 @@ class Certificate(_Tested):
             raise ValueError(msg)
         if self.path != "fitted":
             self._agree("n_fit_rows", self.n_fit_rows, 0, f"as no row fits a {self.path} path")
-        last = _last_passed(self.p_values, self.delta, untold=int(self.max_error is not None))
+        last = _last_passed(self.p_values, self.delta, skipped=int(self.max_error is not None))
         self._agree("chosen", self.chosen, last, "the last of the p-values that passed")
         if self.chosen is None:
             self._agree("thresholds", self.thresholds, (1.0,) * len(self.thresholds), "as nothing else passed")

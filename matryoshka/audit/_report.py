@@ -27,7 +27,7 @@ class Audit:
     k : int
         Neighbours per query.
     n_rows, n_audited, n_queries : int
-        Rows handed in, rows audited, and queries among them.
+        Rows of the embeddings, rows audited, and queries among these.
     n_duplicates : int
         Rows drawn but dropped, because another row has the same direction.
     orders : int

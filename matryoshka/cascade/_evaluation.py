@@ -132,7 +132,7 @@ class CascadeEvaluation:
         goods = self.prefix_accuracy or [1.0 - share for share in self.prefix_disagreement]
         for i, (dim, share, there) in enumerate(zip(self.dims, self.exit_shares, self.exit_accuracy, strict=True)):
             threshold = f"{self.thresholds[i]:.4f}" if i < len(self.thresholds) else "-"
-            exiting = f"{share:.1%}" if i == len(self.thresholds) or is_asked(self.thresholds[i]) else "passed over"
+            exiting = f"{share:.1%}" if i == len(self.thresholds) or can_exit(self.thresholds[i]) else "passed over"
             among = "-" if there is None else _rate(there, round(share * self.n_rows))
             cells.append([str(dim), threshold, exiting, among, _rate(goods[i], self.n_rows)])
         return [[*row[:3], row[4]] for row in cells] if self.prefix_accuracy is None else cells
@@ -157,9 +157,9 @@ class CascadeEvaluation:
             ("cumulative dim", "cumulative_dim", self.separate_multiply_adds, "separate heads"),
         ):
             dim = getattr(self, cost)
-            found = f"{_held_against(self.dims[-1] / dim)} {self.dims[-1]}"
+            found = f"{_compared(self.dims[-1] / dim)} {self.dims[-1]}"
             if fixed is not None and fixed < self.dims[-1]:
-                found += f", {_held_against(fixed / dim)} a fixed {fixed}"
+                found += f", {_compared(fixed / dim)} a fixed {fixed}"
             counted = f"{work:,.0f} multiply-adds of {head}".replace(" ", _pictures.BOUND)
             lines.append((name, f"{dim:7.1f}", f"{found}; {counted}"))
         good = "is right" if self.accuracy is not None else "agrees with the full width"
@@ -184,14 +184,14 @@ def _rate(share: float, n: int) -> str:
     return f"{share:7.2%} [{low:7.2%}, {high:7.2%}]"
 
 
-def _held_against(speedup: float) -> str:
+def _compared(speedup: float) -> str:
     """Say how much less, or more, is needed than by what follows."""
     if 0.95 < speedup < 1.05:
         return "as much as"
     return f"{speedup:.1f} x less than" if speedup > 1.0 else f"{1.0 / speedup:.1f} x more than"
 
 
-def is_asked(threshold: float) -> bool:
+def can_exit(threshold: float) -> bool:
     """Tell whether any row can exit at a threshold: no confidence exceeds 1."""
     return threshold < 1.0
 
@@ -222,7 +222,7 @@ def evaluate(
         gap=int((scored.correct[-1] & ~correct).sum()) / n if labelled else None,
         disagreement=int((~scored.agrees[stage, rows]).sum()) / n,
         expected_dim=_total(counts, dims) / n,
-        cumulative_dim=_total(counts, _on_the_way(dims, dims, thresholds)) / n,
+        cumulative_dim=_total(counts, _exit_costs(dims, dims, thresholds)) / n,
         exit_shares=tuple(count / n for count in counts),
         exit_accuracy=tuple(
             hit / count if labelled and count else None for hit, count in zip(hits, counts, strict=True)
@@ -237,10 +237,10 @@ def _total(counts: Sequence[int], costs: Sequence[float]) -> float:
     return sum(count * cost for count, cost in zip(counts, costs, strict=True))
 
 
-def _on_the_way(exits: Sequence[float], fees: Sequence[float], thresholds: Sequence[float]) -> list[float]:
+def _exit_costs(exits: Sequence[float], fees: Sequence[float], thresholds: Sequence[float]) -> list[float]:
     """Return what an exit at each prefix costs, including the fees of the prefixes before it that are not skipped."""
-    asked = [fee if is_asked(threshold) else 0 for fee, threshold in zip(fees, thresholds, strict=False)]
-    return [exit_at + sum(asked[:i]) for i, exit_at in enumerate(exits)]
+    due = [fee if can_exit(threshold) else 0 for fee, threshold in zip(fees, thresholds, strict=False)]
+    return [exit_at + sum(due[:i]) for i, exit_at in enumerate(exits)]
 
 
 class Prices(NamedTuple):
@@ -256,6 +256,6 @@ class Prices(NamedTuple):
         shares = tuple(dim / dims[-1] for dim in dims)
         return cls(shares, shares if cost == "cumulative_dim" else (0.0,) * len(dims))
 
-    def on_the_way(self, thresholds: Sequence[float]) -> np.ndarray:
+    def exit_costs(self, thresholds: Sequence[float]) -> np.ndarray:
         """Return what an exit at each prefix (G,) costs; prefixes at which no row can exit have no fee."""
-        return np.asarray(_on_the_way(self.exits, self.fees, thresholds))
+        return np.asarray(_exit_costs(self.exits, self.fees, thresholds))

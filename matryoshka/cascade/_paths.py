@@ -117,7 +117,7 @@ def _ever_cheaper(path: Sequence[Policy], confidences: np.ndarray, prices: Price
     least = n * prices.exits[-1]
     for policy in path:
         stages = np.bincount(exits(confidences, policy), minlength=len(prices.exits))
-        if (cost := float(stages @ prices.on_the_way(policy))) <= least:
+        if (cost := float(stages @ prices.exit_costs(policy))) <= least:
             kept.append(policy)
             least = cost
     return kept
@@ -137,7 +137,7 @@ def _descend(
         for i in reversed(range(len(thresholds))):
             reached = exits(confidences[:i], thresholds[:i]) == i
             later = i + 1 + exits(confidences[i + 1 :], thresholds[i + 1 :])
-            costs = prices.on_the_way([*thresholds[:i], EVERY_ROW, *thresholds[i + 1 :]])
+            costs = prices.exit_costs([*thresholds[:i], EVERY_ROW, *thresholds[i + 1 :]])
             losses = failures + weight * costs[:, None]
             change = losses[i] - losses[later, rows]
             surest = order[i][reached[order[i]]]

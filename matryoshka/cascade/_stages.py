@@ -11,7 +11,7 @@ import numpy as np
 from matryoshka import _checks
 from matryoshka._array import accumulator_dtype, is_array, is_numpy_array, is_remote, is_torch_array, namespace
 from matryoshka._typing import Array, Head, Namespace, NestedHead
-from matryoshka.cascade._evaluation import is_asked
+from matryoshka.cascade._evaluation import can_exit
 
 
 class Stage(NamedTuple):
@@ -66,7 +66,7 @@ class Stages(NamedTuple):
         tied = isinstance(heads, list | tuple) and len(heads) == 2 and is_array(heads[0])
         pairs, xp = _checked([heads] if tied else heads, dims, tied=tied)
         last = len(thresholds)
-        visited = [i for i in range(last) if is_asked(thresholds[i])] + [last]
+        visited = [i for i in range(last) if can_exit(thresholds[i])] + [last]
         starts = [0, *(dims[i] if tied else 0 for i in visited)]
         dtype = accumulator_dtype(pairs[0][0], xp)
         limits = [*(_rounded(t, dtype, xp) for t in thresholds), math.nan]
