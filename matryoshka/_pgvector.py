@@ -1,4 +1,4 @@
-"""What `matryoshka.postgres` asks of a server beside searches: a connection, errors in our words, binary values."""
+"""Statements of `matryoshka.postgres`, its connections, errors in our words, and values in binary form."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def escaped(text: str) -> str:
 
 @contextmanager
 def connected(connection: Any) -> Iterator[tuple[Any, str]]:
-    """Give a connection and the address of its server; what an error follows is closed again, if it was opened here."""
+    """Give a connection and the address of its server; after an error, close it if it was opened here."""
     given = not isinstance(connection, str)
     if given and not isinstance(connection, psycopg.Connection):
         kind = type(connection).__name__

@@ -29,7 +29,7 @@ _ROWS_PER_LIST = 256
 """Rows that faiss trains on at most, in all and for each list of an inverted file; it would drop more."""
 
 _WIDEST = 1 << 16
-"""Columns of an index at most: for a number that is none of columns, faiss would ask for all memory."""
+"""Columns of an index at most: asked for more than any memory holds, faiss would try to take it."""
 
 
 class FaissCorpus:

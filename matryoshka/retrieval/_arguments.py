@@ -1,4 +1,4 @@
-"""Arrays that come from the caller of a search and go back to it: checked once, and brought to where rows lie."""
+"""Check what a search is given, bring it to where the rows lie, and hand results back in the caller's library."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from matryoshka.retrieval._rows import DeviceRows, HostRows, Rows
 
 @dataclass(frozen=True)
 class Arguments:
-    """What a corpus asks of its arguments.
+    """The checks and conversions that a corpus applies to its arguments and results.
 
     Attributes
     ----------
@@ -80,7 +80,7 @@ class Arguments:
 
     @cached_property
     def _sizes(self) -> tuple[float, float]:
-        """Sizes of the largest number of a query between which products with rows neither vanish nor overflow."""
+        """Bounds on the largest number of a query within which products with rows neither vanish nor overflow."""
         least, most = product_range(self.rows.dtype, self.rows.xp)
         longest, root = self.rows.longest, math.sqrt(self.rows.shape[1])  # a query is at most `root` times as long
         if self.metric == "l2":
@@ -89,7 +89,7 @@ class Arguments:
 
     @cached_property
     def _lengths_that_fit(self) -> tuple[float, float]:
-        """Squared lengths of queries within which every check of their numbers passes."""
+        """Bounds on the squared length of a query within which every check of its numbers is sure to pass."""
         _, most = product_range(self.rows.dtype, np)
         if self.metric == "cosine" or self.rows.longest == 0:
             return 0.0, most

@@ -22,11 +22,11 @@ from matryoshka.retrieval._prefix import Prefix
 from matryoshka.retrieval._rows import HostRows, Rows
 
 _NUMBERS = 1 << 24
-"""Numbers of all rows from which on a search by bounds is tried, and scores that it forms at once."""
+"""Size of a corpus, in numbers, from which on bounds are tried; also how many scores are formed at once."""
 
 _GATHERED, _MOST_GATHERED, _OF_FILE = 1 << 10, 5 << 10, 16
-"""How many numbers of a pass take the time of a row that is read on: for one query, which waits for the memory, for
-many, which share it, and how many times as many in a file."""
+"""To read one row on takes as long as so many numbers of a full pass: for a single query, which waits for memory; for
+a batch, whose queries share the wait; and by which factor longer for rows in a file."""
 
 _SPENT_ON_TRIES = 1 / 64
 """Share of the time of full passes that is spent on trying bounds where they have cost more than they saved."""
@@ -78,12 +78,12 @@ class Bounds:
     def candidates(self, queries: np.ndarray, k: int) -> dict[int, np.ndarray]:
         """Return for some of the queries ids (m,) that hold the best `k`; for the others a full pass takes less time.
 
-        The rule: to read a row on takes as long as a pass takes for a thousand numbers, among many queries for five
-        thousand, and sixteen times that in a file. A query for which that is more than half of the pass is left to the
-        pass. An account is kept in full passes, one of single queries and one of many: a query that was pruned has
-        saved a quarter of one at least, one that was not has cost twice the share of the prefix, among many a whole
-        one, since a pass for few of them takes nearly as long as for all. While it is overdrawn, bounds are tried as
-        often as a 64th of the time allows.
+        The rule: to read a row on costs as much as 1,024 numbers of a full pass, in a batch 5,120, and in a file 16
+        times that. A query for which this adds up to more than half of a full pass is left to the full pass. What is
+        saved is kept account of in full passes, for single queries and for batches apart: a query that was pruned earns
+        a quarter of a pass; one that was not costs twice the share that the prefix has of the columns, or in a batch a
+        whole pass, since a pass for a few queries takes nearly as long as one for all. While the account is overdrawn,
+        bounds are tried only as often as a 64th of the time allows.
         """
         if not len(queries):
             return {}
@@ -118,7 +118,7 @@ class Bounds:
         return each(survivors, range(len(queries)))
 
     def _floors(self, queries: np.ndarray, formed: _scan.Formed, k: int, probes: int) -> list[float]:
-        """Return what rows must reach to be among the best `k`: what the k-th best of the best prefixes reaches."""
+        """Return the score that a row must reach: that of the k-th best among the rows with the best prefixes."""
         rows, asked, _ = _scan.best(formed, probes, np.zeros(len(queries), queries.dtype))
         metric, floors = self.prefix.metric, []
         for i, query in enumerate(queries[:, None, :]):

@@ -23,7 +23,7 @@ from matryoshka.retrieval.corpus import Corpus
 from matryoshka.retrieval.funnel import Funnel, FunnelPoint, Searchable
 
 _MARGIN = 0.9
-"""Part of the time of the exact search that a funnel may take: what is closer, the model does not tell apart."""
+"""Share of the time of the exact search below which a funnel is of use: the model of times is no finer."""
 
 _LOST = (0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 """Shares of the true neighbours that a candidate may lose over all its stages, on the queries that shape it."""
@@ -32,7 +32,7 @@ _LOST_OF_BOUND = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
 """The same, as parts of what a promised recall leaves."""
 
 _ENOUGH = 0.25
-"""Part of the neighbours that a promise may lose; what loses less on some queries may start the test on others."""
+"""Share of the promised loss: a candidate that loses no more on the queries that shaped it may be tested first."""
 
 _TESTED = 6
 """Candidates that are tested, at most."""

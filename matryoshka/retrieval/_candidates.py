@@ -19,14 +19,14 @@ QUERIES = 256
 """Queries that shape funnels, at most."""
 
 _PILOTS = 64
-"""Queries of these that tell how long a list is worth looking at."""
+"""So many of these queries are searched first, to find out how long a list must be."""
 
 _STEPS = {"float": 4, "bits": 2}
-"""How much longer the next list is where one holds too few of the true neighbours. Nobody knows the order within a list
-of codes, so that these steps are those of the lists that are tried."""
+"""By which factor a list grows until it holds enough of the true neighbours. A search in codes returns its list without
+an order, so that there only lists of these lengths can be told apart."""
 
 _SAVED = 0.9
-"""Part of a funnel's cost that another one must come down to, if it is to be looked at beside it."""
+"""A funnel is looked at beside one that finds enough only if it costs at most this share of it."""
 
 
 class Candidate(NamedTuple):

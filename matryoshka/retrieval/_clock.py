@@ -28,13 +28,13 @@ _QUERIES = 4
 """Queries that are asked in each round, at least: some are faster than others."""
 
 _LARGEST = 256
-"""Queries at once from which on there is nothing left to gain from more."""
+"""Batch size beyond which a query takes no less time."""
 
 _STEP = 4
 """Lists are timed at lengths that are powers of this; between them the logarithm of the time is interpolated."""
 
 _COLUMNS = 16
-"""Part of the width, one in so many columns, near which reranking is timed beside the full width."""
+"""Reranking is timed at the full width and near this fraction of it: one column in so many."""
 
 _KEPT: WeakKeyDictionary[Searchable, dict[tuple[object, ...], float]] = WeakKeyDictionary()
 
@@ -92,9 +92,9 @@ class Clock:
         return seconds
 
     def _stage(self, count: int, columns: int) -> float:
-        """Return the time of one reranking within a funnel, which does without what a call of its own costs.
+        """Return the time of one reranking within a funnel, which is that of a call less what every call costs.
 
-        Where there are no three widths, nothing tells how much that is, and it stays in.
+        That cost shows only where there are three widths; else it stays in.
         """
         dim = self._corpus.dim
         narrow = min(self._dims, key=lambda width: abs(math.log(width * _COLUMNS / dim)))

@@ -28,8 +28,8 @@ from matryoshka.retrieval._rows import HostRows, Rows
 WORD = 64
 
 MOST_UNEVEN = 1.25
-"""Longest row over the shortest that is not zero, up to which inner products and distances order rows nearly as angles
-do: of ten neighbours among 100 candidates, lengths spread evenly up to here lose one in a hundred, up to 2 five."""
+"""Ratio of the longest row to the shortest that is not zero up to which inner products and distances order rows nearly
+as angles do: with lengths spread evenly within it, 100 candidates miss 1 % of the ten nearest; with a ratio of 2, 5."""
 
 _BLOCK_WORDS = 1 << 17
 """Words of a block: 1 MiB, about what a core has as second-level cache, which one query passes over in 0.05 ms."""
@@ -37,7 +37,7 @@ _BLOCK_WORDS = 1 << 17
 _LEAST_ROWS, _MOST_ROWS = 1 << 13, 1 << 16
 _SAMPLED_SHARE, _LEAST_SAMPLE, _MOST_SAMPLE = 64, 1 << 10, 1 << 14
 _UNSAMPLED = 1 << 12
-"""Rows up to which there is nothing to gain by a threshold."""
+"""Rows up to which a threshold saves nothing."""
 
 _PENDING = 1 << 22
 """Candidates that are held before all but the best of them are dropped."""
@@ -256,7 +256,7 @@ class _Search(_Scan):
         super().__init__(code.words)
         self.queries, self.k = queries, k
         self.bounds = [(limit, len(code)) for limit in limits]
-        """A distance that the k best keep to, and the block from whose rows on they must undercut it."""
+        """A distance within which k rows lie, and the start of the block that has the last: later ones must be nearer."""
 
     def run(self) -> list[np.ndarray]:
         """Return for each query the ids of the best k, fewer if no more keep to the limit."""

@@ -53,7 +53,7 @@ class Prefix:
         return self.rows.shape[0]
 
     def queries(self, queries: Array) -> Array:
-        """Return queries (n_queries, at least dim), as the metric compares them whole, as the rows are multiplied."""
+        """Prepare queries (n_queries, at least dim), which come as `Arguments.queries` returns them, for products."""
         if queries.shape[1] == self.dim and self.metric != "l2":
             return queries
         prefix = queries[:, : self.dim]
@@ -122,7 +122,7 @@ def known(rows: Rows, dims: Sequence[int], metric: str, seen: Seen) -> tuple[Row
 
 
 def scaled(rows: Rows, dims: Sequence[int], metric: str) -> tuple[Rows, dict[int, Prefix]]:
-    """Do the same for rows among which are some whose squares vanish or overflow: each is divided by a number."""
+    """Do the same where squares of some rows vanish or overflow: each row is divided by its largest number."""
     rows = rows.knowing(scale=_largest(rows))
     return known(rows, dims, metric, look(rows, dims, metric))
 

@@ -1,4 +1,4 @@
-"""What any engine is asked, and what it answers: it takes what `Corpus` takes, and refuses it in its words."""
+"""What search engines share: arguments are checked in the words of `Corpus`, and results laid out as its are."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Stages(NamedTuple):
     dims : tuple of int
         Widths.
     lists : tuple of int
-        As many lengths, the last being the number of results.
+        How many rows each stage keeps; the last is the number of results.
     """
 
     dims: tuple[int, ...]
@@ -40,7 +40,7 @@ class Stages(NamedTuple):
 
     @property
     def later(self) -> Stages:
-        """The stages after a search that gave candidates; where there are none, these are scored at its width."""
+        """The stages that rerank what the first one found; a single stage reranks at its own width."""
         return Stages(self.dims[1:], self.lists[1:]) if len(self.dims) > 1 else self
 
 
@@ -56,7 +56,7 @@ def stages(
     starts: Collection[int] | None = None,
     stored: Collection[int] | None = None,
 ) -> Stages:
-    """Check how a search is to go and how many results it is to give.
+    """Check the plan of a search, and return its stages.
 
     Parameters
     ----------
@@ -69,15 +69,15 @@ def stages(
     codes : collection of str, default ("float", "bits")
         Codes in which a funnel may start.
     starts : collection of int, optional
-        The `search_dims` of the engine: widths at which a funnel may start. In numbers it may start at the full width
-        too, which is an exact search; by default anywhere.
+        Widths at which a funnel may start, the `search_dims` of the engine; by default any. One in numbers may always
+        start at the full width, which is an exact search.
     stored : collection of int, optional
         Widths at which rows can be compared; by default any.
 
     Returns
     -------
     Stages
-        Those of the funnel, or a single one.
+        Those of the funnel; without one, a single stage.
 
     Raises
     ------
@@ -213,7 +213,7 @@ def candidate_ids(ids: Array, queries: Array) -> np.ndarray:
 
 
 def results(found: Sequence[tuple[int, int, float]], queries: Array, k: int) -> tuple[Array, Array]:
-    """Lay out what queries have found, as every search returns it.
+    """Arrange what queries have found in arrays, as every search returns them.
 
     Parameters
     ----------
