@@ -256,7 +256,7 @@ class _Search(_Scan):
         super().__init__(code.words)
         self.queries, self.k = queries, k
         self.bounds = [(limit, len(code)) for limit in limits]
-        """A distance within which k rows lie, and the start of the block that has the last: later ones must be nearer."""
+        """A distance within which k rows lie, and where the last block of these starts: later rows must be nearer."""
 
     def run(self) -> list[np.ndarray]:
         """Return for each query the ids of the best k, fewer if no more keep to the limit."""
