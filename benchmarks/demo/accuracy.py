@@ -27,41 +27,35 @@ Accuracies = dict[str, dict[int, float]]
 """Accuracy of each method at each width."""
 
 
-def linear(nested: dict[str, Network], fixed: dict[int, Network], split: Split, seed: int) -> Accuracies:
-    """Return the accuracy on the test rows of a linear classifier on each width."""
+def measure(
+    nested: dict[str, Network], fixed: dict[int, Network], split: Split, seed: int
+) -> tuple[Accuracies, Accuracies]:
+    """Return the accuracy on the test rows of each width: of a linear classifier, and of the nearest training row.
+
+    The nearest row is that by cosine.
+    """
     dims, test = tuple(fixed), split.test
-    found: Accuracies = {}
-    for name, network in nested.items():
-        of_prefixes = network.probabilities(test.features).argmax(-1)
-        found[name] = {dim: share_right(answer, test.labels) for dim, answer in zip(dims, of_prefixes, strict=True)}
-    found["FF"] = {
-        dim: share_right(network.probabilities(test.features)[0].argmax(-1), test.labels)
-        for dim, network in fixed.items()
-    }
+    linear: Accuracies = {}
+    nearest: Accuracies = {}
+    systems = {name: {dims: network} for name, network in nested.items()}
+    systems["FF"] = {(dim,): network for dim, network in fixed.items()}
+    for name, networks in systems.items():
+        linear[name], nearest[name] = {}, {}
+        for widths, network in networks.items():
+            queries, logits = network.outputs(test.features)
+            shares = [share_right(answers, test.labels) for answers in logits.argmax(-1)]
+            linear[name] |= dict(zip(widths, shares, strict=True))
+            nearest[name] |= _one_nn(network.embed(split.train.features), queries, split, widths)
     full = fixed[dims[-1]]
-    found["SVD"] = {dim: _low_rank_head(full, dim, test) for dim in dims}
     features, queries = full.embed(split.train.features), full.embed(test.features)
     for name, reduce in _reductions(features, seed).items():
-        if name != "SVD":
-            learned, asked = reduce(features), reduce(queries)
-            found[name] = {dim: _probed(learned[:, :dim], asked[:, :dim], split) for dim in dims}
-    return found
-
-
-def nearest_neighbor(nested: dict[str, Network], fixed: dict[int, Network], split: Split, seed: int) -> Accuracies:
-    """Return the share of test rows whose nearest training row, by cosine at each width, has their label."""
-    dims = tuple(fixed)
-    found: Accuracies = {}
-    for name, network in nested.items():
-        found[name] = _one_nn(network.embed(split.train.features), network.embed(split.test.features), split, dims)
-    found["FF"] = {}
-    for dim, network in fixed.items():
-        found["FF"] |= _one_nn(network.embed(split.train.features), network.embed(split.test.features), split, (dim,))
-    full = fixed[dims[-1]]
-    features, queries = full.embed(split.train.features), full.embed(split.test.features)
-    for name, reduce in _reductions(features, seed).items():
-        found[name] = _one_nn(reduce(features), reduce(queries), split, dims)
-    return found
+        learned, asked = reduce(features), reduce(queries)
+        nearest[name] = _one_nn(learned, asked, split, dims)
+        if name == "SVD":
+            linear[name] = {dim: _low_rank_head(full, dim, test) for dim in dims}
+        else:
+            linear[name] = {dim: _probed(learned[:, :dim], asked[:, :dim], split) for dim in dims}
+    return linear, nearest
 
 
 def _one_nn(features: np.ndarray, queries: np.ndarray, split: Split, dims: tuple[int, ...]) -> dict[int, float]:

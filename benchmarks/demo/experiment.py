@@ -115,9 +115,10 @@ def _train(dataset: Dataset, split: Split, settings: Settings, seed: int, progre
 def _measure(trained: Trained, split: Split, settings: Settings, seed: int) -> dict[str, Any]:
     """Return what one run found; the records of all runs have the same form."""
     maps = {dim: _map(network, split, [_exact(dim)])[0] for dim, network in trained.fixed.items()}
+    linear, nearest = accuracy.measure(trained.nested, trained.fixed, split, seed)
     return {
-        "linear": accuracy.linear(trained.nested, trained.fixed, split, seed),
-        "nearest_neighbor": accuracy.nearest_neighbor(trained.nested, trained.fixed, split, seed),
+        "linear": linear,
+        "nearest_neighbor": nearest,
         "cascades": cascades.run(trained.nested, split, settings.dims),
         "fixed_map": maps,
         "map": _map(trained.nested["MRL"], split, retrieval.plans(settings.dims)),
