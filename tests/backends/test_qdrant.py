@@ -25,7 +25,7 @@ from oracles import retrieval_funnel, retrieval_rank
 qdrant_edge = load("qdrant_edge")
 qdrant_client = load("qdrant_client")
 
-from matryoshka import Corpus, Funnel, Searchable, _qdrant, metrics  # noqa: E402 (the engine decides whether there is a test)
+from matryoshka import Corpus, Funnel, Searchable, _qdrant, metrics, qdrant  # noqa: E402 (the engine decides whether there is a test)
 from matryoshka._commands import _elsewhere, _measure  # noqa: E402
 from matryoshka.cli import main  # noqa: E402
 from matryoshka.qdrant import QdrantCorpus  # noqa: E402
@@ -277,6 +277,30 @@ def test_a_killed_upload_keeps_what_it_acknowledged(tmp_path: Path, rng: np.rand
     corpus = QdrantCorpus.create(tmp_path, "items", rows, dims=DIMS, search_dims=(6,))
     assert len(corpus) == 20_000
     agree(corpus.search(rows[:50], 9, funnel=PLAN), Corpus(rows).search(rows[:50], 9, funnel=PLAN))
+
+
+@IMITATION
+def test_rows_are_waited_for(rows: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The imitation applies them at once; a server tells when it has, if it is asked to."""
+    client, asked = qdrant_client.QdrantClient(":memory:"), []
+    upsert = client.upsert
+    monkeypatch.setattr(client, "upsert", lambda *args, **options: asked.append(options) or upsert(*args, **options))
+    QdrantCorpus.create(client, "items", rows, dims=DIMS)
+    assert asked
+    assert all(options["wait"] is True for options in asked)
+
+
+def test_a_collection_of_which_some_widths_are_indexed_or_in_bits_has_both() -> None:
+    plain = {"distance": "Cosine", "hnsw_config": {"m": 0}}
+    vectors = {"6": {"size": 6, **plain}, "12": {"size": 12, **plain, "hnsw_config": {"m": 16}}}
+    vectors["24"] = {"size": 24, **plain, "on_disk": True, "quantization_config": {"binary": {}}}
+    found = qdrant._Layout.of(vectors, "here")
+    assert (found.metric, found.dims, found.search_dims) == ("cosine", (6, 12, 24), (6, 12))
+    assert (found.index, found.bits) == (True, False)
+    vectors["12"]["quantization_config"] = {"binary": {}}
+    assert qdrant._Layout.of(vectors, "here").bits
+    del vectors["12"]["hnsw_config"], vectors["6"]["hnsw_config"]  # a server's default is an index
+    assert qdrant._Layout.of(vectors, "here").index
 
 
 def breaking_off(upsert: Callable[..., None]) -> Callable[..., None]:
