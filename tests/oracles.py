@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 
 import numpy as np
 
@@ -57,6 +58,11 @@ def cascade_published(
                 best, best_threshold = hits, threshold
         chosen.append(best_threshold)
     return chosen
+
+
+def promises_tail(count: int, n: int, rate: Fraction) -> Fraction:
+    """Add up P(Binomial(n, rate) <= count) in whole numbers."""
+    return sum((math.comb(n, i) * rate**i * (1 - rate) ** (n - i) for i in range(count + 1)), Fraction(0))
 
 
 def metrics_hits(ids: np.ndarray, corpus_labels: np.ndarray, query_labels: np.ndarray) -> list[list[bool]]:

@@ -11,13 +11,13 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+import oracles
 import pytest
 from conftest import Library
 from hypothesis import given
 from hypothesis import strategies as st
 
 from matryoshka import Cascade
-from matryoshka._promises import binomial
 from matryoshka.cascade import Certificate, _certify, _paths
 from matryoshka.cascade._evaluation import Prices
 
@@ -127,39 +127,6 @@ def test_half_of_the_rows_fit_or_all_without_a_label_where_many_have_one() -> No
         assert promise.n_fit("tapered", mask) == promise.n_fit("shared", mask) == 0
 
 
-def naive_tail(count: int, n: int, rate: Fraction) -> Fraction:
-    return sum((math.comb(n, i) * rate**i * (1 - rate) ** (n - i) for i in range(count + 1)), Fraction(0))
-
-
-@given(st.integers(1, 400), st.fractions(Fraction(1, 1000), Fraction(999, 1000), max_denominator=1000), st.data())
-def test_the_binomial_tail_is_exact(n: int, rate: Fraction, data: st.DataObject) -> None:
-    count = data.draw(st.integers(0, n))
-    expected = naive_tail(count, n, rate)
-    assert binomial.lower_tail(count, n, float(rate)) == pytest.approx(float(expected), rel=1e-10, abs=1e-300)
-
-
-def test_the_binomial_tail_holds_far_out() -> None:
-    assert binomial.lower_tail(0, 100_000, 0.01) == pytest.approx(0.99**100_000, rel=1e-8)
-    assert binomial.lower_tail(0, 10_000_000, 0.5) == 0.0
-    assert binomial.lower_tail(7, 7, 0.3) == 1.0
-    # Symmetry at one half: P(X <= n/2 - 1) + P(X <= n/2) = 1.
-    total = binomial.lower_tail(499_999, 1_000_000, 0.5) + binomial.lower_tail(500_000, 1_000_000, 0.5)
-    assert total == pytest.approx(1.0, rel=1e-7)
-
-
-@pytest.mark.parametrize(("rate", "delta", "rows"), [(0.01, 0.1, 230), (0.5, 0.5, 1), (0.9, 0.9, 1), (0.02, 0.05, 149)])
-def test_rows_needed(rate: float, delta: float, rows: int) -> None:
-    assert binomial.rows_needed(rate, delta) == rows
-    assert (1 - rate) ** rows <= delta < (1 - rate) ** (rows - 1)
-
-
-def test_intervals_hold_the_share_and_stay_within_bounds() -> None:
-    low, high = binomial.interval(40, 50)  # Wilson's interval of 0.8 at n = 50
-    assert (low, high) == (pytest.approx(0.6696, abs=1e-4), pytest.approx(0.8876, abs=1e-4))
-    assert binomial.interval(0, 10)[0] == 0.0
-    assert binomial.interval(10, 10)[1] == 1.0
-
-
 def falling(path: list[tuple[float, ...]]) -> bool:
     return all(all(b <= a for a, b in zip(p, q, strict=True)) for p, q in itertools.pairwise(path))
 
@@ -240,7 +207,7 @@ def test_a_certificate_says_what_was_tested(library: Library, path: str) -> None
         evaluation = cascade.evaluate(*given_as)
         assert len(set(cascade.thresholds)) == 1
         count = round(evaluation.gap * 3000)
-        expected = float(naive_tail(count, 3000, Fraction(2, 100)))
+        expected = float(oracles.promises_tail(count, 3000, Fraction(2, 100)))
         assert certificate.p_values[certificate.chosen] == pytest.approx(expected, rel=1e-6)
     assert "P(wrong, full width right) <= 0.02 with probability >= 0.8 over" in str(certificate)
     assert Cascade.from_json(cascade.to_json()) == cascade
@@ -453,7 +420,7 @@ class TestWithoutLabels:
         assert certificate.chosen is not None
         count = self.contradicted(probabilities[:, tested], cascade.thresholds)
         assert count > 10
-        expected = float(naive_tail(count, len(tested), Fraction(3, 100)))
+        expected = float(oracles.promises_tail(count, len(tested), Fraction(3, 100)))
         assert certificate.p_values[certificate.chosen] == pytest.approx(expected, rel=1e-6)
         assert str(certificate).startswith("P(disagrees with the full width) <= 0.03 with probability >= 0.9 over")
         assert Cascade.from_json(cascade.to_json()) == cascade
@@ -603,7 +570,7 @@ class TestWithFewLabels:
             failed[np.setdiff1d(np.flatnonzero(known == -1), unknown)] = False
         assert failed.sum() > 10
         assert certificate.chosen is not None
-        expected = float(naive_tail(int(failed.sum()), n_rows, Fraction(3, 100)))
+        expected = float(oracles.promises_tail(int(failed.sum()), n_rows, Fraction(3, 100)))
         assert certificate.p_values[certificate.chosen] == pytest.approx(expected, rel=1e-6)
         assert Cascade.from_json(cascade.to_json()) == cascade
         record = json.loads(cascade.to_json())

@@ -5,9 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from fractions import Fraction
 
 import numpy as np
+import oracles
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from matryoshka import Cascade, Corpus, Funnel
 from matryoshka._promises import betting, binomial
@@ -29,6 +33,46 @@ def test_a_walk_ends_at_the_first_that_fails(
     p_values: list[float], tested: tuple[float, ...], chosen: int | None
 ) -> None:
     assert walk(p_values, lambda p: p, 0.1) == (tested, chosen)
+
+
+@given(st.integers(1, 400), st.fractions(Fraction(1, 1000), Fraction(999, 1000), max_denominator=1000), st.data())
+def test_the_binomial_tail_is_exact(n: int, rate: Fraction, data: st.DataObject) -> None:
+    count = data.draw(st.integers(0, n))
+    expected = oracles.promises_tail(count, n, rate)
+    assert binomial.lower_tail(count, n, float(rate)) == pytest.approx(float(expected), rel=1e-10, abs=1e-300)
+
+
+def test_the_binomial_tail_holds_far_out() -> None:
+    assert binomial.lower_tail(0, 100_000, 0.01) == pytest.approx(0.99**100_000, rel=1e-8)
+    assert binomial.lower_tail(0, 10_000_000, 0.5) == 0.0
+    assert binomial.lower_tail(7, 7, 0.3) == 1.0
+    # Symmetry at one half: P(X <= n/2 - 1) + P(X <= n/2) = 1.
+    total = binomial.lower_tail(499_999, 1_000_000, 0.5) + binomial.lower_tail(500_000, 1_000_000, 0.5)
+    assert total == pytest.approx(1.0, rel=1e-7)
+
+
+@pytest.mark.parametrize(("rate", "delta", "rows"), [(0.01, 0.1, 230), (0.5, 0.5, 1), (0.9, 0.9, 1), (0.02, 0.05, 149)])
+def test_rows_needed(rate: float, delta: float, rows: int) -> None:
+    assert binomial.rows_needed(rate, delta) == rows
+    assert (1 - rate) ** rows <= delta < (1 - rate) ** (rows - 1)
+
+
+def test_intervals_hold_the_share_and_stay_within_bounds() -> None:
+    low, high = binomial.interval(40, 50)  # Wilson's interval of 0.8 at n = 50
+    assert (low, high) == (pytest.approx(0.6696, abs=1e-4), pytest.approx(0.8876, abs=1e-4))
+    assert binomial.interval(0, 10)[0] == 0.0
+    assert binomial.interval(10, 10)[1] == 1.0
+
+
+@given(st.integers(1, 10**6), st.data())
+def test_an_interval_ends_where_the_normal_test_rejects(n: int, data: st.DataObject) -> None:
+    count = data.draw(st.integers(0, n))
+    low, high = binomial.interval(count, n)
+    assert 0 <= low <= count / n <= high <= 1
+    for end in (low, high):  # each a rate of which this share is 1.96 standard deviations away
+        if 0 < end < 1:
+            away = 1.959963984540054 * math.sqrt(end * (1 - end) / n)
+            assert abs(count / n - end) == pytest.approx(away, rel=1e-6)
 
 
 NO_SHARES = (None, "0.1", True, -0.1, 0.0, 1.0, 2, math.nan, math.inf, [0.1], {})

@@ -279,6 +279,19 @@ def test_a_killed_upload_keeps_what_it_acknowledged(tmp_path: Path, rng: np.rand
     agree(corpus.search(rows[:50], 9, funnel=PLAN), Corpus(rows).search(rows[:50], 9, funnel=PLAN))
 
 
+def test_ids_go_as_far_as_arrays_hold_them(tmp_path: Path, rows: np.ndarray) -> None:
+    corpus = QdrantCorpus.create(tmp_path, "items", rows[:9], dims=DIMS)
+    for row, number in ((20, 2**63 - 1), (21, 2**63)):
+        point = qdrant_edge.Point(number, {str(dim): rows[row, :dim].tolist() for dim in DIMS})
+        corpus.client.update(qdrant_edge.UpdateOperation.upsert_points([point]))
+        if row == 20:
+            assert corpus.search(rows[[20]], 1)[1].tolist() == [[2**63 - 1]]
+    with pytest.raises(ValueError, match=r"got .* 9223372036854775808; number the points below 2 \*\* 63"):
+        corpus.search(rows[[21]], 1)
+    with pytest.raises(ValueError, match=r"`embeddings.shape\[1\]` must be an integer in \[1, 65536\], got 65537"):
+        QdrantCorpus.create(tmp_path, "wide", np.zeros((1, 65537), np.float32))
+
+
 @IMITATION
 def test_rows_are_waited_for(rows: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     """The imitation applies them at once; a server tells when it has, if it is asked to."""
