@@ -15,6 +15,8 @@ from sphinx import addnodes
 
 NAME = re.compile(r"(?:matryoshka\.)?([A-Za-z_][\w.]*)(?:\(.*\))?", re.DOTALL)
 FRAMEWORKS = {"keras": "keras", "tensorflow": "keras", "sentence_transformers": "sentence_transformers"}
+METHODS = {"evaluate": "measure"}
+"""Functions whose name is that of a method too, and the page that means the function."""
 LISTED = re.compile(r"^   ([A-Za-z][\w.]*)$", re.MULTILINE)
 
 
@@ -35,6 +37,7 @@ def meant(text: str, page: str, public: list[str]) -> str | None:
     found = [
         name for name in found if match[1] == name or not name.startswith("costs.")
     ]  # search, rerank are methods too
+    found = [name for name in found if METHODS.get(name, page) == page]
     exact = [name for name in found if match[1] == name]
     own = [name for name in found if name.startswith(f"{FRAMEWORKS.get(page)}.")]
     for name in [*exact, *own, *found]:
