@@ -112,8 +112,8 @@ judge("trained at 384 alone, then rotated", plain)
 # Half a minute of training lifts every width, the full one too: it taught the model what these texts are about. At 24
 # numbers a rotation, which takes no training, gains as much again. The nested loss has little part in all this: the two
 # trained models are as close to each other as chance has it with 320 queries. So who has a model that was trained
-# plainly need not train it again, and rotates it. Who trains anyway gets, in hardly more time, a model that may be handed
-# on as one that can be cut.
+# plainly need not train it again, and rotates it. Who trains anyway gets, in hardly more time, a model that may be
+# handed on as one that can be cut.
 
 EvaluationDisplay(results).plot()
 plt.show()
