@@ -1,5 +1,7 @@
 """Settings of Sphinx; `nox -s docs` builds the documentation into docs/_build."""
 
+import logging
+import os
 import re
 import sys
 from pathlib import Path
@@ -7,6 +9,8 @@ from pathlib import Path
 import matryoshka
 
 sys.path.insert(0, str(Path(__file__).parent / "_ext"))
+os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1"}
+logging.getLogger("sentence_transformers").setLevel("WARNING")  # the gallery fetches nothing and shows no progress bar
 
 project = "matryoshka"
 author = "the matryoshka authors"
