@@ -1,4 +1,4 @@
-"""What imports and the help of commands cost: processes with cached bytecode, as after pip, each in turn with one that imports NumPy alone."""
+"""What imports and the help of commands cost, in processes with cached bytecode, each in turn with a bare `import numpy`."""
 
 from __future__ import annotations
 
