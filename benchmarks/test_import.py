@@ -1,4 +1,4 @@
-"""What imports and the help of commands cost, in processes with cached bytecode, each in turn with a bare `import numpy`."""
+"""What imports and the help of commands cost, with cached bytecode, each process in turn with a bare import of NumPy."""
 
 from __future__ import annotations
 
