@@ -1,4 +1,4 @@
-"""What imports and the help of commands cost, with cached bytecode, each process in turn with a bare import of NumPy."""
+"""What imports and the help of commands cost, with cached bytecode, each process in turn with a bare NumPy import."""
 
 from __future__ import annotations
 
