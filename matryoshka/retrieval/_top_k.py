@@ -63,9 +63,7 @@ def take_along(array: Array, positions: Array, xp: Namespace) -> Array:
         if array.shape[0] == 1:
             return array.take(positions[0], axis=1)
         return array[np.arange(array.shape[0])[:, None], positions]
-    if hasattr(xp, "take_along_axis"):
-        return xp.take_along_axis(array, positions, axis=-1)
-    return xp.take_along_dim(array, positions, -1)  # torch's name for it, under older array-api-compat
+    return xp.take_along_axis(array, positions, axis=-1)
 
 
 def _numpy(values: np.ndarray, k: int) -> np.ndarray:
