@@ -344,6 +344,11 @@ def test_every_part_of_the_rule_decides(values: dict[str, float], smallest: int 
     assert report.verdict.startswith(verdict)
 
 
+@pytest.mark.parametrize(("dim", "dims"), [(2, (1, 2)), (3, (1, 3)), (12, (6, 12)), (40, (10, 20, 40))])
+def test_widths_are_halved_down_to_a_half_or_to_8(rng: np.random.Generator, dim: int, dims: tuple[int, ...]) -> None:
+    assert tuple(row.dim for row in audit(rng.normal(size=(200, dim))).rows) == dims
+
+
 def test_the_full_width_never_makes_a_yes() -> None:
     assert not report_of(row(4, p_value=1.0), row(8)).truncates
 

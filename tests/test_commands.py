@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,20 @@ def test_a_reader_that_leaves_before_the_last_line_is_noticed(
         monkeypatch.setattr(sys, "stdout", Closed(stream.fileno()))
         files = [str(tmp_path / name) for name in ("p.npy", "y.npy")]
         assert main(["calibrate", *files, "--dims", "4,8", "-o", str(tmp_path / "cascade.json")]) == 1
+
+
+def test_records_name_their_kind_and_version(
+    tmp_path: Path, rng: np.random.Generator, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = rng.integers(3, size=200)
+    files = [str(tmp_path / name) for name in ("p.npy", "y.npy")]
+    np.save(files[0], np.tile(np.eye(3)[labels], (2, 1, 1)))
+    np.save(files[1], labels)
+    place = str(tmp_path / "cascade.json")
+    assert main(["calibrate", *files, "--dims", "4,8", "-o", place, "--json"]) == 0
+    assert main(["apply", place, *files, "--json"]) == 0
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(record["kind"], record["version"]) for record in records] == [("calibration", 1), ("application", 1)]
 
 
 @pytest.mark.parametrize(("place", "message"), [("", "got a folder"), ("none/file", "must be in a folder that exists")])
