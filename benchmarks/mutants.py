@@ -40,7 +40,7 @@ ROOMS = {  # what is changed, first come first served, and the names of the test
         "cascade/_certify.py cascade/_paths.py _promises/certificates.py",
         "cascade_monitor cascade_precomputed cascade_certify",
     ),
-    "cascade": ("cascade/*.py", "cascade_precomputed cascade_oracle cascade cascade_classify"),
+    "cascade": ("cascade/*.py", "cascade_precomputed cascade_oracle cascade cascade_classify cascade_certify"),
     "codes": ("retrieval/_codes.py retrieval/_sampling.py", "retrieval_codes retrieval_bounds"),
     "bounds": ("retrieval/_bounds.py retrieval/_prefix.py", "retrieval_bounds retrieval_first_stage retrieval"),
     "calibration": (
@@ -62,7 +62,7 @@ ROOMS = {  # what is changed, first come first served, and the names of the test
     "costs": ("costs.py", "costs"),
     "files": ("_files.py _folders.py _values.py", "files folders nesting funnel promises rotation"),
     "inputs": ("_commands/_inputs.py _commands/_options.py cli.py", "commands cli_inputs cli cli_apply cli_audit"),
-    "apply": ("_commands/apply.py _commands/calibrate.py _commands/_rows.py", "cli_apply cli_calibrate"),
+    "apply": ("_commands/apply.py _commands/calibrate.py _commands/_rows.py", "commands cli_apply cli_calibrate"),
     "commands": ("_commands/*.py", "commands cli cli_audit cli_benchmark"),
     "dask": ("dask.py", "backends/dask"),
     "faiss": ("faiss.py", "backends/faiss"),
