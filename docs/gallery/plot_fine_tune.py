@@ -109,11 +109,10 @@ rotate(plain)
 judge("trained at 384 alone, then rotated", plain)
 
 # %%
-# Half a minute of training lifts every width, the full one too: it taught the model what these texts are about. At 24
+# 14 batches of training lift every width, the full one too: they taught the model what these texts are about. At 24
 # numbers a rotation, which takes no training, gains as much again. The nested loss has little part in all this: the two
-# trained models are as close to each other as chance has it with 320 queries. So who has a model that was trained
-# plainly need not train it again, and rotates it. Who trains anyway gets, in hardly more time, a model that may be
-# handed on as one that can be cut.
+# trained models differ by a point at most, in one run. So who has a model that was trained plainly need not train it
+# again, and rotates it. Who trains anyway gets, in hardly more time, a model that others may cut as it is.
 
 EvaluationDisplay(results).plot()
 plt.show()
