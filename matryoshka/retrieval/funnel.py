@@ -34,6 +34,7 @@ class Searchable(Protocol):
     -----
     `search` and `rerank` mean what they mean for `Corpus`, and `len` is the number of rows. Without a funnel a search
     is exact, and with the full width alone too, unless `search_dims` names that: an index of the full width.
+    An engine whose stages can have certain widths only may name them as `dims`; calibration then tries no others.
 
     Examples
     --------
