@@ -6,6 +6,8 @@ import re
 import sys
 from pathlib import Path
 
+from sphinx_gallery.sorting import ExplicitOrder
+
 import matryoshka
 
 sys.path.insert(0, str(Path(__file__).parent / "_ext"))
@@ -49,6 +51,10 @@ sphinx_gallery_conf = {
     "min_reported_time": 15,
     "show_memory": False,
     "show_signature": False,
+    "within_subsection_order": ExplicitOrder(
+        f"plot_{name}.py"
+        for name in ["minilm", "audit", "rotation_and_bits", "fine_tune", "nested_head", "keras", "cascade", "funnel"]
+    ),
     "write_computation_times": False,
 }
 
