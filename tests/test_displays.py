@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from conftest import load
 
-from matryoshka import Cascade, Corpus, Evaluation, Funnel, audit
+from matryoshka import Cascade, Corpus, Evaluation, Funnel, _pictures, audit
 from matryoshka._commands import calibrate
 from matryoshka.audit import Audit, AuditDisplay
 from matryoshka.cascade import CascadeDisplay, CascadeEvaluation, Certificate, oracle_routing
@@ -446,6 +446,14 @@ def test_a_notebook_shows_what_is_printed(report: Audit) -> None:
     assert CASCADE.certificate is not None
     for value in (report, CURVE[-1], BLIND[-1], CASCADE.certificate, CUT):
         assert words(shown(value)) == words(str(value))
+
+
+def test_the_first_row_of_a_table_names_its_columns_by_default() -> None:
+    rows = [("width", "kept"), ("8", "0.5")]
+    named = "<thead><tr><th>width</th><th>kept</th></tr></thead>"
+    assert named in _pictures.html_table(rows)
+    assert _pictures.html_table(rows) == _pictures.html_table(rows, header=True)
+    assert "thead" not in _pictures.html_table(rows, header=False)
 
 
 def test_a_notebook_shows_text_as_text() -> None:

@@ -46,9 +46,16 @@ def test_other_widths_are_refused(dim: Any, funnel: Any, given: bool, message: s
 
 
 @pytest.mark.parametrize("k", [0, -1])
-def test_nothing_is_no_number_of_results(k: int) -> None:
+def test_nothing_is_no_number_of_results_or_columns(k: int) -> None:
     with pytest.raises(ValueError, match=f"`k` must be an integer >= 1, got {k}"):
         engine.stages(24, 2, k, dim=None, funnel=None)
+    with pytest.raises(ValueError, match=rf"`dim` must be an integer in \[1, 24\], got {k}"):
+        engine.stages(24, 2, 5, dim=k, funnel=None)
+
+
+def test_funnels_stay_within_the_width() -> None:
+    with pytest.raises(ValueError, match=r"`funnel.dims` must lie within \[1, 24\]"):
+        engine.stages(24, 2, 5, dim=None, funnel=Funnel((6, 25), (60,)))
 
 
 def test_by_default_any_width_serves() -> None:
