@@ -476,6 +476,17 @@ def test_what_cannot_be_referred_to_weakly_is_measured_anew(rng: np.random.Gener
     assert Funnel.pareto(corpus, nested(rng, 10), 5)[-1].recall == 1.0
 
 
+@pytest.mark.usefixtures("virtual")
+@pytest.mark.parametrize("columns", [16, 24, 32])
+def test_a_stage_takes_what_its_columns_take_less_a_call(rng: np.random.Generator, columns: int) -> None:
+    """Where the time grows in proportion to the columns, as it does here, it is found between two widths."""
+    corpus = Corpus(nested(rng, 2000))
+    clock = _clock.Clock(corpus, nested(rng, 10), 2, 5, owner=corpus, dims=(8, 16, 32))
+    count, one = _clock._STEP**3, 2e-6 + 3e-9 * 16
+    expected = 2e-6 + 3e-9 * columns * count - one + (3e-6 - one)
+    assert clock._stage(count, columns) == pytest.approx(expected, rel=1e-9)
+
+
 @pytest.mark.parametrize("cost", ["time", "multiply_adds"])
 def test_progress_is_told_to_its_end(rng: np.random.Generator, cost: str) -> None:
     corpus, queries, told = Corpus(nested(rng, 400)), nested(rng, 100), list[tuple[int, int]]()
