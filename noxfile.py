@@ -184,7 +184,7 @@ def bench(session: nox.Session) -> None:
 @nox.session
 def mutants(session: nox.Session) -> None:
     """Change the package in one place at a time and count what the tests miss; writes report/mutants.json."""
-    install(session, "-e", ".[torch,jax]", group="test")
+    install(session, "-e", ".[torch,jax,faiss,dask,postgres,qdrant,cli,datasets]", group="test")
     session.run("python", "-m", "benchmarks.mutants", *session.posargs)
 
 
