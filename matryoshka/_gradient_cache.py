@@ -151,7 +151,7 @@ class _Piece(NamedTuple):
     stop: int
 
     def embed(self, width: torch.Size | None) -> torch.Tensor:
-        """Return the embeddings (rows, *width); None if the width is not known yet."""
+        """Return the embeddings (rows, *width); a `width` that is not known yet is None."""
         rows = self.stop - self.start
         found = self.encoder(_cut(self.batch, slice(self.start, self.stop)))
         if not isinstance(found, torch.Tensor):

@@ -132,7 +132,7 @@ class Evaluation:
         return "\n".join((self._of(), "", *_pictures.table(self._cells())))
 
     def _repr_html_(self) -> str:
-        """Return what is printed, for a notebook."""
+        """Return what is printed, as HTML for a notebook."""
         return "\n".join((_pictures.html_lines([self._of()]), _pictures.html_table(self._cells())))
 
 
@@ -160,14 +160,14 @@ class EvaluationDisplay(_pictures.Display):
     ax_ : matplotlib.axes.Axes
         The axes that `plot` drew on last.
     figure_ : matplotlib.figure.Figure
-        The figure of these.
+        The figure of these axes.
 
     Raises
     ------
     TypeError
-        What is given are no evaluations, or their names no text.
+        The argument is no evaluation and no dict of them, or a name is no text.
     ValueError
-        There is none, or no measure that all of them have.
+        There is no evaluation, or no measure that all of them have.
 
     Examples
     --------
@@ -210,7 +210,7 @@ class EvaluationDisplay(_pictures.Display):
         Raises
         ------
         TypeError
-            `ax` are no axes.
+            `ax` is no Axes.
         ValueError
             There is no such measure.
         ImportError
@@ -232,7 +232,7 @@ class EvaluationDisplay(_pictures.Display):
 
     @property
     def _measures(self) -> tuple[str, ...]:
-        """The names of what all have, in the order of the first."""
+        """The measures that all evaluations have, in the order of the first."""
         first, *others = self.evaluations.values()
         return tuple(name for name in first.measures if all(name in other.measures for other in others))
 

@@ -38,7 +38,7 @@ class FunnelDisplay(_pictures.Display):
     ax_ : matplotlib.axes.Axes
         The axes that `plot` drew on last.
     figure_ : matplotlib.figure.Figure
-        The figure of these.
+        The figure of these axes.
 
     Raises
     ------
@@ -91,7 +91,7 @@ class FunnelDisplay(_pictures.Display):
         Raises
         ------
         TypeError
-            `ax` are no axes.
+            `ax` is no Axes.
         ImportError
             matplotlib is not installed.
         """
