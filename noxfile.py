@@ -58,7 +58,7 @@ def without_cuda(session: nox.Session, torch: str) -> None:
 
 def install(session: nox.Session, *what: str, group: str | None = None) -> None:
     """Install with the pinned versions, the pinned torch without CUDA where no GPU is."""
-    if any("[torch" in each for each in what):
+    if any("[torch" in each or "[all]" in each for each in what):
         without_cuda(session, PINNED_TORCH)
     members = nox.project.dependency_groups(PROJECT, group) if group else ()
     session.install("-c", "constraints.txt", *what, *members)
@@ -89,7 +89,7 @@ def pytest(session: nox.Session, *arguments: str, libraries: str, **env: str) ->
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run every test and every example on every array library, on the installed wheel."""
-    install_wheel(session, "[torch,jax,keras,sentence-transformers,faiss,dask,postgres,qdrant,cli]", group="test")
+    install_wheel(session, "[all]", group="test")
     arguments = ("--doctest-modules", "--pyargs")
     apart = [f"--ignore-glob=*/{path}" for path in ("matryoshka/keras", "tensorflow.py", "_tensorflow.py")]
     pytest(session, *arguments, "matryoshka", "tests", "--ignore-glob=*/test_keras.py", *apart, libraries=LIBRARIES)
@@ -161,7 +161,7 @@ def types(session: nox.Session) -> None:
 @nox.session
 def docs(session: nox.Session) -> None:
     """Build the documentation into docs/_build, with its charts and gallery; a warning is an error."""
-    install(session, "-e", ".[torch,keras,sentence-transformers,faiss,dask,postgres,qdrant,cli]", group="docs")
+    install(session, "-e", ".[all]", group="docs")
     shutil.rmtree("docs/generated", ignore_errors=True)  # pages of names that are gone
     session.run("sphinx-build", "-W", "--keep-going", "-E", "docs", "docs/_build")
 
@@ -169,7 +169,7 @@ def docs(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Run benchmark suites, `nox -s bench -- losses retrieval`, or all; writes report/bench-SUITE.json and tables."""
-    install(session, "-e", ".[torch,jax,keras,sentence-transformers]", group="bench")
+    install(session, "-e", ".[all]", group="bench")
     Path("report").mkdir(exist_ok=True)
     pytest_suites = {path.stem.removeprefix("test_") for path in Path("benchmarks").glob("test_*.py")}
     apart = {"losses", "retrieval"}  # take the clock of processes of their own
@@ -184,7 +184,7 @@ def bench(session: nox.Session) -> None:
 @nox.session
 def mutants(session: nox.Session) -> None:
     """Change the package in one place at a time and count what the tests miss; writes report/mutants.json."""
-    install(session, "-e", ".[torch,jax,faiss,dask,postgres,qdrant,cli,datasets]", group="test")
+    install(session, "-e", ".[all]", group="test")
     session.run("python", "-m", "benchmarks.mutants", *session.posargs)
 
 
