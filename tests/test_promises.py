@@ -132,6 +132,15 @@ def test_a_certificate_that_was_changed_is_refused(value: Cascade | Funnel, name
             type(value).from_json(json.dumps(changed))
 
 
+@pytest.mark.parametrize("value", CERTIFIED)
+def test_a_certificate_travels_without_its_plan_too(value: Cascade | Funnel) -> None:
+    certificate = value.certificate
+    assert certificate is not None
+    record = json.loads(json.dumps(certificate.to_record()))
+    assert record.keys() == {field.name for field in dataclasses.fields(certificate)}
+    assert type(certificate).from_record(record) == certificate
+
+
 def test_a_certificate_without_a_code_is_of_a_funnel_that_searches_numbers() -> None:
     plan = CERTIFIED[1]
     assert isinstance(plan, Funnel)

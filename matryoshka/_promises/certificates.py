@@ -27,7 +27,7 @@ class _Tested:
 
     @classmethod
     def from_record(cls, record: Any) -> Self | None:
-        """Build a certificate from the parsed JSON of its fields; None stays None."""
+        """Build a certificate from the parsed JSON of `to_record`; None stays None."""
         if record is None:
             return None
         fields = dataclasses.fields(cls)  # type: ignore[arg-type]
@@ -41,6 +41,10 @@ class _Tested:
             )
             raise ValueError(msg)
         return cls(**(record | {name: tuple(record[name]) for name in lists}))
+
+    def to_record(self) -> dict[str, Any]:
+        """Return the fields, ready for JSON."""
+        return dataclasses.asdict(self)  # type: ignore[call-overload, no-any-return]
 
     @classmethod
     def check(cls, certificate: object, **plan: tuple[float, ...] | str) -> None:
