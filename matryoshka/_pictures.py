@@ -22,7 +22,7 @@ BLUE, RED, GREEN, VIOLET, OCHRE, GREY = "#1f6fb4", "#d1495b", "#2a9d5c", "#8a5cb
 COLUMNS = 100
 """How wide a printed line may be."""
 
-BOUND = "\xa0"
+NO_BREAK = "\xa0"
 """A space at which no line is broken; it is printed as any other."""
 
 _BELOW = 0.7
@@ -169,9 +169,9 @@ def wrapped(lines: Iterable[str], *, indent: int = 4) -> list[str]:
     import textwrap  # whose patterns would slow down every import
 
     whole: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
-    bound = (line.replace(" %", f"{BOUND}%") for line in lines)
-    fitted = (textwrap.wrap(line, COLUMNS, subsequent_indent=" " * indent, **whole) or [""] for line in bound)
-    return [part.replace(BOUND, " ") for parts in fitted for part in parts]
+    joined = (line.replace(" %", f"{NO_BREAK}%") for line in lines)
+    fitted = (textwrap.wrap(line, COLUMNS, subsequent_indent=" " * indent, **whole) or [""] for line in joined)
+    return [part.replace(NO_BREAK, " ") for parts in fitted for part in parts]
 
 
 def table(rows: Sequence[Sequence[str]], *, left: Collection[int] = ()) -> list[str]:

@@ -160,7 +160,7 @@ class CascadeEvaluation:
             found = f"{_compared(self.dims[-1] / dim)} {self.dims[-1]}"
             if fixed is not None and fixed < self.dims[-1]:
                 found += f", {_compared(fixed / dim)} a fixed {fixed}"
-            counted = f"{work:,.0f} multiply-adds of {head}".replace(" ", _pictures.BOUND)
+            counted = f"{work:,.0f} multiply-adds of {head}".replace(" ", _pictures.NO_BREAK)
             lines.append((name, f"{dim:7.1f}", f"{found}; {counted}"))
         good = "is right" if self.accuracy is not None else "agrees with the full width"
         which = (
