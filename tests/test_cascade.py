@@ -232,12 +232,30 @@ def test_the_printed_factors_say_less_or_more_and_of_what() -> None:
             "2.0 x less than 8, as much as a fixed 4;",
             "4  the narrowest width that, alone, is right as often",
         ),
-        ((full, short), 1.0, "  as much as 8;", "8  no narrower width, alone, is right as often"),
+        (
+            (full, short),
+            1.0,
+            "  as much as 8;",
+            "8  no narrower width, alone, is right as often; 4 columns lack 25.00%",
+        ),
         ((short, full), 1.0, "  as much as 8, 2.0 x more than a fixed 4;", "4  the narrowest width that, alone, is"),
     ):
         text = str(Cascade((4, 8), (threshold,)).evaluate(rows_of(*prefixes), labels))
         assert expected in text
         assert re.search(rf"\nfixed width +{fixed}", text)
+
+
+def test_the_closest_width_is_named_where_none_is_as_good() -> None:
+    found = Cascade((4, 8, 16), (0.5, 0.5)).evaluate(
+        rows_of(("0120", 0.9), ("0110", 0.9), ("0000", 0.9)), np.array([0, 1, 2, 0])
+    )
+    better = dataclasses.replace(found, accuracy=0.75, prefix_accuracy=(0.5, 0.7, 0.6))
+    assert re.search(r"\nfixed width +none  no width, alone, is right as often; 8 columns lack 5.00%$", str(better))
+    alone = dataclasses.replace(
+        better, accuracy=None, prefix_accuracy=None, disagreement=0.125, prefix_disagreement=(0.5, 0.25, 0.0)
+    )
+    closest = "fixed width 16 no narrower width, alone, agrees with the full width as often; 8 columns lack 12.50%"
+    assert " ".join(str(alone).split()).endswith(closest)
 
 
 @given(st.integers(0, 10_000))

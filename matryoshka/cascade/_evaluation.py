@@ -129,7 +129,7 @@ class CascadeEvaluation:
         """Return a header, and a row for each width: how many rows exit, and how good it is there and alone."""
         alone = "as the full width if alone" if self.prefix_accuracy is None else "right if alone"
         cells = [["width".rjust(8), "threshold", "rows exiting", "right among them", alone]]
-        goods = self.prefix_accuracy or [1.0 - share for share in self.prefix_disagreement]
+        goods = self._goods()
         for i, (dim, share, there) in enumerate(zip(self.dims, self.exit_shares, self.exit_accuracy, strict=True)):
             threshold = f"{self.thresholds[i]:.4f}" if i < len(self.thresholds) else "-"
             exiting = f"{share:.1%}" if i == len(self.thresholds) or can_exit(self.thresholds[i]) else "passed over"
@@ -162,15 +162,23 @@ class CascadeEvaluation:
                 found += f", {_compared(fixed / dim)} a fixed {fixed}"
             counted = f"{work:,.0f} multiply-adds of {head}".replace(" ", _pictures.NO_BREAK)
             lines.append((name, f"{dim:7.1f}", f"{found}; {counted}"))
+        return [*lines, ("fixed width", f"{fixed or 'none':>7}", self._fixed())]
+
+    def _goods(self) -> tuple[float, ...]:
+        """Return for each width how good it is alone: the share right, or without labels that of the full width."""
+        return self.prefix_accuracy or tuple(1.0 - share for share in self.prefix_disagreement)
+
+    def _fixed(self) -> str:
+        """Say what `fixed_dim` is, and how close the best other width comes if it is none that saves anything."""
         good = "is right" if self.accuracy is not None else "agrees with the full width"
-        which = (
-            "no width"
-            if fixed is None
-            else "no narrower width"
-            if fixed == self.dims[-1]
-            else "the narrowest width that"
-        )
-        return [*lines, ("fixed width", f"{fixed or 'none':>7}", f"{which}, alone, {good} as often")]
+        fixed, goods = self.fixed_dim, self._goods()
+        if fixed is not None and (fixed < self.dims[-1] or len(goods) == 1):
+            return f"the narrowest width that, alone, {good} as often"
+        others = goods if fixed is None else goods[:-1]
+        best = max(range(len(others)), key=others.__getitem__)
+        lacking = (1.0 - self.disagreement if self.accuracy is None else self.accuracy) - others[best]
+        which = "no width" if fixed is None else "no narrower width"
+        return f"{which}, alone, {good} as often; {self.dims[best]} columns lack {lacking:.2%}"
 
 
 def _aligned(lines: Sequence[tuple[str, str, str]]) -> list[str]:
