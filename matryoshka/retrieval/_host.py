@@ -110,7 +110,7 @@ class Mapping:
             return None
         try:
             array.size()
-        except OSError:  # memory that no file stands behind
+        except (OSError, ValueError):  # memory that no file stands behind, or a file that the mapping let go
             return None
         return cls(array, source)
 
