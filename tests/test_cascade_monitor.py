@@ -380,4 +380,11 @@ def test_a_monitor_says_how_it_stands() -> None:
     monitor.update(np.arange(400) % 40 == 0)
     assert str(monitor) == "P(wrong, full width right) <= 0.05 stands: 10 of 400 rows failed, p = 0.473"
     monitor.update(np.ones(50, bool))
-    assert repr(monitor).startswith("<CascadeMonitor: P(wrong, full width right) <= 0.05 is broken: 60 of 450 rows")
+    assert repr(monitor).startswith("<CascadeMonitor: P(wrong, full width right) <= 0.05 has been broken: 60 of 450 ")
+    shown = f"smallest p = {monitor.p_value:.3g}"
+    monitor.update(np.zeros(9550, bool))  # the rate falls to 0.6 %, far below the bound; the alarm stays
+    assert str(monitor) == (
+        f"P(wrong, full width right) <= 0.05 has been broken: 60 of 10000 rows failed in all, {shown}; the alarm, once "
+        "raised, stays until a new cascade is certified"
+    )
+    assert str(CascadeMonitor.from_json(monitor.to_json())) == str(monitor)

@@ -83,8 +83,10 @@ class CascadeMonitor(JsonValue):
     >>> monitor.alarm
     False
     >>> monitor.update(np.arange(1000) % 25 == 0)
-    >>> monitor
-    <CascadeMonitor: P(disagrees with the full width) <= 0.01 is broken: 45 of 2000 rows failed, p = 4e-09>
+    >>> for part in str(monitor).split("; "):
+    ...     print(part)
+    P(disagrees with the full width) <= 0.01 has been broken: 45 of 2000 rows failed in all, smallest p = 4e-09
+    the alarm, once raised, stays until a new cascade is certified
     >>> CascadeMonitor.from_json(monitor.to_json(), cascade=cascade) == monitor
     True
     """
@@ -261,9 +263,11 @@ class CascadeMonitor(JsonValue):
         return self
 
     def __str__(self) -> str:
-        verdict = "is broken" if self.alarm else "stands"
-        seen = f"{self.n_failures} of {self.n_rows} rows failed, p = {self.p_value:.3g}"
-        return f"{BOUNDS[self.promise]} <= {self.bound:g} {verdict}: {seen}"
+        promise, failed = f"{BOUNDS[self.promise]} <= {self.bound:g}", f"{self.n_failures} of {self.n_rows} rows failed"
+        if not self.alarm:
+            return f"{promise} stands: {failed}, p = {self.p_value:.3g}"
+        stays = "the alarm, once raised, stays until a new cascade is certified"
+        return f"{promise} has been broken: {failed} in all, smallest p = {self.p_value:.3g}; {stays}"
 
     def __repr__(self) -> str:
         return f"<CascadeMonitor: {self}>"
