@@ -121,12 +121,11 @@ def real(
     below = number < maximum if open_maximum else number <= maximum
     if not (abs(number) < math.inf and above and below):  # torch.compile cannot trace isfinite of an open float
         left, right = "(" if open_minimum else "[", ")" if open_maximum else "]"
-        rule = (
-            "must be finite"
-            if minimum == -math.inf and maximum == math.inf
-            else f"must be finite and in {left}{minimum:g}, {maximum:g}{right}"
-        )
-        msg = f"`{name}` {rule}, got {number!r}; choose a value in that range."
+        rule = f"must be finite and in {left}{minimum:g}, {maximum:g}{right}"
+        if minimum == -math.inf and maximum == math.inf:
+            rule = "must be finite"
+        share = (minimum, maximum, open_minimum, open_maximum) == (0.0, 1.0, True, True)
+        msg = f"`{name}` {rule}, got {number!r}; choose a {'share: 0.01 is 1 %' if share else 'value in that range'}."
         raise ValueError(msg)
     return number
 
@@ -270,7 +269,8 @@ def same_dtype(xp: Namespace, *arrays: tuple[str, Array]) -> None:
 def ndim(array: Array, name: str, n: int, axes: str) -> None:
     """Check that `array` has `n` axes; `axes` names them in the message."""
     if len(array.shape) != n:
-        msg = f"`{name}` must have shape {axes}, got {tuple(array.shape)}; reshape it."
+        remedy = f"for one row pass {name}[None]" if (n, len(array.shape)) == (2, 1) else "reshape it"
+        msg = f"`{name}` must have shape {axes}, got {tuple(array.shape)}; {remedy}."
         raise ValueError(msg)
 
 

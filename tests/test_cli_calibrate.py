@@ -62,6 +62,9 @@ def test_the_table_says_what_evaluate_says_of_rows_that_chose_nothing(folder: Pa
     assert f"\n{cascade.evaluate(probabilities[:, judged], labels[judged])}\n" in out
     oracle = oracle_routing(probabilities[:, judged], labels[judged], nesting=(8, 16, 32))
     assert f"perfect router  {oracle.expected_dim_all:7.1f}  expected dim, right on {oracle.accuracy:.2%} of" in out
+    last = out.split("\n\n")[-1]
+    promise = "No promise about new rows: ask for one with --certify, or a bound: --max-gap, --max-error, "
+    assert " ".join(last.split()) == f"{promise}--max-disagreement. wrote cascade.json"
     assert out.endswith("\nwrote cascade.json\n")
     assert names() == ["cascade.json", "p.npy", "y.npy", "z.npy"]
 
@@ -129,6 +132,7 @@ def test_the_certificate_is_printed_and_written(folder: Path, capsys: Capture) -
     assert cascade.certificate is not None
     assert (cascade.certificate.max_gap, cascade.certificate.delta) == (0.05, 0.2)
     out = capsys.readouterr().out
+    assert "No promise" not in out
     assert "certificate: P(wrong, full width right) <= 0.05 with probability >= 0.8 over 320 rows" in out
     assert calibrate("p.npy y.npy --dims 4,6,9 --certify -o c.json") == 0
     assert Cascade.load("c.json").certificate.max_gap == 0.01
@@ -252,7 +256,7 @@ def test_few_rows_warn(folder: Path, capsys: Capture) -> None:
         ("p.npy y.npy --delta 0.1 --path fitted", "--delta, --path must come with --certify or a bound"),
         ("p.npy y.npy --certify --variant code", "--variant is of the published rule, got it with --certify"),
         ("p.npy y.npy --max-gap 0.1 --variant code", "--variant is of the published rule, got it with --max-gap"),
-        ("p.npy y.npy --max-gap 2", "`max_gap` must be finite and in (0, 1)"),
+        ("p.npy y.npy --max-gap 1", "`max_gap` must be finite and in (0, 1), got 1.0; choose a share: 0.01 is 1 %"),
         ("p.npy y.npy --seed -1", "`--seed` must be an integer >= 0"),
         ("p.npy y.npy --max-error 0.0001", "`max_error` must be certifiable for the full width at least"),
         ("text.npy y.npy", "`text.npy` must be a .npy file of numbers"),

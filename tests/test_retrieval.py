@@ -400,7 +400,7 @@ def test_a_bad_corpus_is_refused(arguments: dict, error: type[Exception], messag
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"queries": np.ones(4)}, ValueError, r"`queries` must have shape \(n_queries, dim\), got \(4,\)"),
+        ({"queries": np.ones(4)}, ValueError, r"dim\), got \(4,\); for one row pass queries\[None\]"),
         ({"queries": np.ones((2, 5))}, ValueError, r"`queries` must have shape .* = \(2, 4\), got \(2, 5\)"),
         ({"queries": np.ones((2, 4), dtype=np.float32)}, TypeError, "`queries` must have the dtype of the corpus"),
         ({"queries": np.ones((2, 4), dtype=int)}, TypeError, "`queries` must hold floating-point numbers"),

@@ -252,8 +252,10 @@ def report(cascade: Cascade, curve: list[CascadeEvaluation], oracle: OracleRouti
     if cascade.temperatures is not None:
         temperatures = "temperatures    " + ", ".join(f"{t:.3g}" for t in cascade.temperatures)
         lines += ["", *_pictures.wrapped([temperatures], indent=16)]
+    promise = f"No promise about new rows: ask for one with --certify, or a bound: {_options([*BOUNDS])}."
     if cascade.certificate is not None:
-        lines += ["", *_pictures.wrapped([f"certificate: {cascade.certificate}."])]
+        promise = f"certificate: {cascade.certificate}."
+    lines += ["", *_pictures.wrapped([promise])]
     return "\n".join(lines)
 
 
