@@ -116,6 +116,25 @@ def test_a_failed_test_says_what_might_pass(recall: float, helps: str) -> None:
     )
 
 
+REACHED = "no funnel reached recall 0.95 (best 0.9446) in less than the exact search takes by"
+REMEDY = "with an index in front, let it look at more (efSearch, nprobe)"
+
+
+def test_a_recall_out_of_reach_is_told_from_funnels_that_are_too_slow() -> None:
+    fields = {"dims": (32,), "keep": (), "k": 5, "n_rows": 400, "metric": "cosine", "n_choice_queries": 300}
+    fields |= {"recall": 0.95, "delta": 0.1, "n_queries": 300, "queries_needed": 238}
+    none: dict[str, Any] = fields | {"p_values": (), "recalls": (), "chosen": None}
+    assert str(RecallCertificate(**none)).endswith(": no funnel beats the exact search here by multiply-adds")
+    told = RecallCertificate(**none, best_recall=0.9446, cost="time", batch_size=64)
+    assert str(told).endswith(f": {REACHED} the clock, 64 queries at once; {REMEDY}")
+    assert Funnel.from_json(Funnel((32,), certificate=told).to_json()).certificate == told
+    assert "best_recall" not in Funnel((32,), certificate=RecallCertificate(**none)).to_json()  # as older files
+    with pytest.raises(ValueError, match=r"`certificate.best_recall` must be finite and in \[0, 0.95\], got 0.96"):
+        RecallCertificate(**none, best_recall=0.96)
+    with pytest.raises(ValueError, match=r"`certificate.p_values` must be \(\), as nothing found enough to be tested"):
+        RecallCertificate(**fields, p_values=(0.2,), recalls=(0.9,), chosen=None, best_recall=0.9)
+
+
 @pytest.mark.parametrize("module", ["torch", "jax.numpy"])
 def test_calibration_on_other_libraries(rng: np.random.Generator, module: str) -> None:
     library = load(module)
@@ -241,6 +260,25 @@ def test_what_an_index_misses_counts_against_the_promise(rng: np.random.Generato
     assert certificates[0].chosen is not None
     assert certificates[1].chosen is None
     assert all(recall < 0.85 for recall in certificates[1].recalls)
+
+
+@pytest.mark.parametrize("step", [1, 4, 10])
+def test_what_an_index_never_finds_is_named_as_the_reason(rng: np.random.Generator, step: int) -> None:
+    """Of ids that `step` divides, none is found by a funnel, however long its lists."""
+
+    class Blind(Elsewhere):
+        def search(self, queries: np.ndarray, k: int, *, funnel: Funnel | None = None) -> tuple[np.ndarray, np.ndarray]:
+            scores, ids = super().search(queries, k, funnel=funnel)
+            hidden = (ids % step == 0) & (funnel is not None)
+            return np.where(hidden, -np.inf, scores), np.where(hidden, -1, ids)
+
+    queries, rows = nested(rng, 300), nested(rng, 900)
+    certificate = Funnel.calibrate(Blind(Corpus(rows), None), queries, 5, recall=0.95, cost="multiply_adds").certificate
+    assert certificate is not None
+    assert certificate.recalls == ()
+    assert certificate.best_recall == pytest.approx(1 - 1 / step, abs=0.06)
+    shown = f"recall 0.95 (best {certificate.best_recall:.4f}) in less than the exact search takes by multiply-adds"
+    assert str(certificate).endswith(f"no funnel reached {shown}; {REMEDY}")
 
 
 @pytest.mark.parametrize(
@@ -386,6 +424,7 @@ class TestTime:
         for size, asked in ((64, "64 queries at once"), (1, "one query at a time")):
             plan = Funnel.calibrate(corpus, nested(rng, 100), 5, recall=0.9, batch_size=size)
             assert plan == Funnel((32,))
+            assert plan.certificate.best_recall is None
             assert str(plan.certificate).endswith(f": no funnel beats the exact search here by the clock, {asked}")
         assert Funnel.pareto(corpus, nested(rng, 100), 5) == [FunnelPoint(Funnel((32,)), 1.0, 16_000, 1e-6)]
 

@@ -257,6 +257,9 @@ class RecallCertificate(_Tested):
         What the funnels were compared by; "multiply_adds" in files from before there was a choice.
     batch_size : int or None
         Queries per batch in the times; None if multiply-adds were counted.
+    best_recall : float or None
+        Where all that costs less than the exact search finds too little to be tested: the most that was found, a share
+        of the true neighbours of the queries that choose. None otherwise, and in older files.
     """
 
     _kind, _maker, _subject = "funnel", "Funnel.calibrate", "this funnel"
@@ -277,6 +280,7 @@ class RecallCertificate(_Tested):
     code: str = "float"
     cost: str = "multiply_adds"
     batch_size: int | None = None
+    best_recall: float | None = None
 
     def __post_init__(self) -> None:
         counts = ("k", "n_rows", "n_queries", "n_choice_queries", "queries_needed")
@@ -291,6 +295,9 @@ class RecallCertificate(_Tested):
         for i, recall in enumerate(self.recalls):
             _share(recall, f"recalls[{i}]", closed=True)
         self._agree("recalls", len(self.recalls), len(self.p_values), "one for each of the p-values")
+        if self.best_recall is not None:
+            _checks.real(self.best_recall, "certificate.best_recall", minimum=0.0, maximum=self.recall)
+            self._agree("p_values", self.p_values, (), "as nothing found enough to be tested")
         last = _last_passed(self.p_values, self.delta)
         self._agree("chosen", self.chosen, last, "the last of the p-values that passed")
         if self.chosen is None:
@@ -308,7 +315,12 @@ class RecallCertificate(_Tested):
         if not self.p_values:
             asked = "one query at a time" if self.batch_size == 1 else f"{self.batch_size} queries at once"
             by = "multiply-adds" if self.batch_size is None else f"the clock, {asked}"
-            return f"no funnel beats the exact search here by {by}"
+            if self.best_recall is None:
+                return f"no funnel beats the exact search here by {by}"
+            return (
+                f"no funnel reached recall {self.recall:g} (best {self.best_recall:.4f}) in less than the exact search "
+                f"takes by {by}; with an index in front, let it look at more (efSearch, nprobe)"
+            )
         outcome = f"only the exact search could be certified (the safest funnel: recall {self.recalls[0]:.4f}"
         if self.n_queries < self.queries_needed:
             both = f"{2 * self.queries_needed} with those that choose"

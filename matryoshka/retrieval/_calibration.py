@@ -85,7 +85,7 @@ def pareto(question: Question, queries: Array) -> list[FunnelPoint]:
     exact = copied.exact(queries, least=1)
     steps.next()
     price = _Price.agreed(copied, queries, owner=question.corpus)
-    found = _candidates(copied, queries, exact, None, price, steps)
+    found, _ = _candidates(copied, queries, exact, None, price, steps)
     front = pareto_front(found, lambda candidate: (candidate.cost, candidate.recall))
     timed = question.cost == "time"
     return [
@@ -100,11 +100,11 @@ def certify(question: Question, queries: Array, *, recall: float, delta: float, 
     delta = _checks.real(delta, "delta", minimum=0.0, maximum=1.0, open_minimum=True, open_maximum=True)
     rng = np.random.default_rng(_checks.seed(seed))
     corpus, steps, question = question.corpus, _Steps(question, 2 + _TESTED), _on_a_copy(question)
-    exact = question.exact(queries, least=2)  # one to choose by, one to test with
+    # At least one to choose by, and one to test with.
+    (choice, chosen_by), (test, tested_by) = _halves(queries, question.exact(queries, least=2), rng)
     steps.next()
-    (choice, chosen_by), (test, tested_by) = _halves(queries, exact, rng)
     price = _Price.agreed(question, choice, owner=corpus)
-    found = _candidates(question, choice, chosen_by, recall, price, steps)
+    found, best_recall = _candidates(question, choice, chosen_by, recall, price, steps)
     recalls: list[float] = []
 
     def test_recall(funnel: Funnel) -> float:
@@ -135,6 +135,7 @@ def certify(question: Question, queries: Array, *, recall: float, delta: float, 
         code=best.code,
         cost=question.cost,
         batch_size=question.batch_size if question.cost == "time" else None,
+        best_recall=best_recall if not found and 0 <= best_recall < recall else None,
     )
 
 
@@ -155,15 +156,18 @@ def _candidates(
     recall: float | None,
     price: _Price,
     steps: _Steps,
-) -> list[Candidate]:
-    """Return the funnels that are worth their cost, shaped on an even share of the queries, for a recall or for any."""
+) -> tuple[list[Candidate], float]:
+    """Return the funnels that are worth their cost, shaped on an even share of the queries, for a recall or for any.
+
+    Beside them the largest share of the true neighbours that was in a first stage worth its cost, -1 without one.
+    """
     size = min(len(exact), QUERIES)
     rows = np.arange(size) * len(exact) // size
     shaping = take_rows(queries, rows, namespace(("queries", queries)))
     lost = _LOST if recall is None else [part * (1 - recall) for part in _LOST_OF_BOUND]
     enough = 1.0 if recall is None else _enough(recall)
     shaped = Shaping(question, shaping, exact[rows], lost=lost, enough=enough, cost=price.of, limit=price.limit)
-    return shaped.candidates(steps.next)
+    return shaped.candidates(steps.next), shaped.reached
 
 
 def _to_test(found: Sequence[Candidate], recall: float, price: _Price, longest: int) -> list[Funnel]:

@@ -72,6 +72,7 @@ class Shaping:
         self._question, self._queries, self._exact = question, queries, exact
         self._lost, self._enough, self._cost, self._limit = lost, enough, cost, limit
         self._found: list[Candidate] = []
+        self.reached = -1.0  # largest share of the true neighbours in a first stage worth its cost; -1 without one
 
     def candidates(self, step: Callable[[], object]) -> list[Candidate]:
         """Return the funnels that are worth their cost; `step` is called after each start."""
@@ -134,6 +135,7 @@ class Shaping:
             order = np.argsort(ranks, axis=1, kind="stable")
             ids, ranks = (np.take_along_axis(array, order, axis=1) for array in (ids, ranks))
         relevant = members(ids, self._exact)
+        self.reached = max(self.reached, float(relevant.sum() / self._exact.size))
         lists = [
             keep[0] for share in self._lost if (keep := _lists([ranks], relevant, share, self._question.k)) is not None
         ]
@@ -149,7 +151,10 @@ class Shaping:
             if held[length] >= min(self._enough, 1 - self._lost[1]):
                 break
             length = min(_STEPS[code] * length, question.longest)
-        return [length for length, share in held.items() if share >= 1 - 1.5 * self._lost[-1]]
+        enough = [length for length, share in held.items() if share >= 1 - 1.5 * self._lost[-1]]
+        if not enough:
+            self.reached = max([self.reached, *held.values()])
+        return enough
 
     def _least(self, start: int, code: str, narrow: Sequence[int], length: int) -> float:
         """Return what the cheapest funnel costs whose first list is so long."""

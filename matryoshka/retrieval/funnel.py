@@ -118,7 +118,7 @@ class Funnel(JsonValue):
     """
 
     _kind: ClassVar[str] = "funnel"
-    _before: ClassVar[dict[str, Any]] = {"code": "float"}
+    _before: ClassVar[dict[str, Any]] = {"code": "float", "best_recall": None}
 
     dims: tuple[int, ...]
     keep: tuple[int, ...]
