@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import functools
 import itertools
 import json
@@ -150,7 +149,10 @@ class _State(NamedTuple):
     def checked_text(self, path: PathLike, layout: Layout, by: str) -> bytes:
         """Return the text of the record, or raise an error if there is none."""
         if self.number is None:
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fspath(self.folder / layout.record))
+            msg = (
+                f"`path` must be a folder that {by} wrote, got {os.fspath(path)!r}, which is not there; check the path."
+            )
+            raise FileNotFoundError(msg)
         if self.text is None:
             msg = (
                 f"`path` must be a folder that {by} wrote, got {os.fspath(path)!r} without {layout.record}; save anew."

@@ -323,5 +323,6 @@ def test_damaged_and_foreign_folders_are_refused(
 
 
 def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="corpus"):
-        Corpus.load(tmp_path / "corpus")
+    message = r"`path` must be a folder that Corpus.save wrote, got '.*nothing', which is not there; check the path"
+    with pytest.raises(FileNotFoundError, match=message):
+        Corpus.load(tmp_path / "nothing")

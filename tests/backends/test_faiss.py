@@ -482,7 +482,7 @@ def test_few_rows_for_each_list_are_no_warning(rows: np.ndarray, capfd: pytest.C
 
 
 def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"faiss\.json"):
+    with pytest.raises(FileNotFoundError, match=r"`path` must be a folder that FaissCorpus.save wrote, got '.*absent'"):
         FaissCorpus.load(tmp_path / "absent")
 
 
