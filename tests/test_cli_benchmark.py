@@ -126,7 +126,7 @@ FOURFOLD = "4.0 x on the clock, 9.0 x by count"
 
 SETTINGS = {
     "source": "rows.npy", "n": 300, "dim": 32, "metric": "cosine", "k": 10, "n_queries": 20, "batches": (1,),
-    "threads": 1, "recall": 0.95, "mapped": True, "rows_bytes": 38_400, "rotation": None,
+    "threads": 1, "recall": 0.95, "mapped": True, "rows_bytes": 38_400, "rotation": None, "dtype": "float32",
 }  # fmt: skip
 
 
@@ -277,6 +277,24 @@ def test_a_corpus_may_be_read_into_memory(files: tuple[np.ndarray, np.ndarray], 
     assert found[0] == found[1]
 
 
+def test_rows_narrower_than_float32_are_said_to_be_converted(
+    files: tuple[np.ndarray, np.ndarray], capsys: Capture
+) -> None:
+    Rotation.fit(files[0]).save("turn")
+    np.save("half.npy", files[0].astype(np.float16))
+    note = (
+        "rows are float16: each exact search converts them all; as float32 it is faster and the gains below are smaller"
+    )
+    for arguments, noted in (
+        ("half.npy", True), ("half.npy --in-memory", True), ("rows.npy", False), ("half.npy --rotation turn", False)
+    ):  # fmt: skip
+        rows, *options = arguments.split()
+        assert main(["benchmark", rows, "queries.npy", "--batch", "1", *options]) == 0
+        head = " ".join(capsys.readouterr().out.partition("engine")[0].split())
+        assert (note in head) == noted
+        assert ("float16" in head) == noted
+
+
 def test_of_many_queries_some_are_measured(monkeypatch: pytest.MonkeyPatch, files: tuple[np.ndarray, ...]) -> None:
     monkeypatch.setattr(benchmark, "MOST_MEASURED", 7)
     monkeypatch.setattr(benchmark, "MOST_CALIBRATING", 6)
@@ -422,8 +440,10 @@ def test_generated_vectors_are_alike_in_class_and_ordered_by_column() -> None:
 def test_other_numbers_are_read(files: tuple[np.ndarray, np.ndarray], dtype: type) -> None:
     for name, array in zip(("rows", "queries"), files, strict=True):
         np.save(f"other_{name}.npy", np.round(array * 20).astype(dtype))
-    first, *_ = record_of("other_rows.npy other_queries.npy")["plans"]
+    record = record_of("other_rows.npy other_queries.npy")
+    first, *_ = record["plans"]
     assert first["recall"] == 1.0
+    assert record["dtype"] == {np.int8: "float32"}.get(dtype, np.dtype(dtype).name)
     assert first["bytes"] == 300 * 32 * (8 if dtype is np.float64 else 4)
 
 

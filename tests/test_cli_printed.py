@@ -75,7 +75,7 @@ def wide_benchmark(engine: str, batches: tuple[int, ...], *, labelled: bool) -> 
     settings = {
         "source": "a folder/of many parts/" * 4 + "corpus.npy", "n": ROWS, "dim": dim, "metric": "cosine", "k": 1000,
         "n_queries": 10_000, "batches": batches, "threads": 192, "recall": 0.999, "mapped": True,
-        "rows_bytes": 4 * ROWS * dim, "rotation": "some/other folder",
+        "rows_bytes": 4 * ROWS * dim, "rotation": "some/other folder", "dtype": "float16",
     }  # fmt: skip
     return Report(settings, rows, [f"{engine}: left out {', '.join(map(str, RUNGS))} columns; it starts elsewhere."])
 

@@ -57,6 +57,11 @@ def opening(settings: dict[str, Any]) -> str:
     if settings["mapped"]:
         where = f"{size} mapped from their file (--in-memory reads them first); in memory: what searches start with"
     lines = [title, f"rows: {where}"]
+    if settings["dtype"] == "float16":  # nothing else that is read is narrower than float32
+        lines.append(
+            "rows are float16: each exact search converts them all; as float32 it is faster and the gains below are "
+            "smaller"
+        )
     if settings["rotation"] is not None:
         lines.append(
             f"rows are rotated by {settings['rotation']}; to rotate a query is part of each count and time but at "

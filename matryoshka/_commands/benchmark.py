@@ -154,6 +154,8 @@ def _rotation(path: str) -> Rotation:
         return Rotation.load(path)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else f"{error}".rstrip(".")
+        if isinstance(error, FileNotFoundError):
+            reason = "No such file or directory"
         msg = (
             f"--rotation must be a folder that holds a rotation, got {path!r}: {reason}; write one with "
             "matryoshka audit EMB.npy --rotation DIR."
@@ -235,7 +237,7 @@ def _benchmark(options: argparse.Namespace, vectors: Vectors, rotation: Rotation
         shown.now("exact search")
         labels = None if vectors.labels is None else (vectors.labels[0], vectors.labels[1][asked])
         task = Task(corpus, vectors.queries[asked], k, batches, labels, rotation)
-        settings = _settings(options, vectors.source, task)
+        settings = _settings(options, vectors.source, task) | {"dtype": rows.dtype.name}
         calibrating = vectors.queries[order[:half][:MOST_CALIBRATING]]
         if rotation is not None:
             calibrating = _measure.rotate(rotation, calibrating)
