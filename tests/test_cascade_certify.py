@@ -495,7 +495,9 @@ class TestWithoutLabels:
     def test_rows_that_are_no_probabilities_are_refused(self) -> None:
         probabilities, labels = population(500, 11)
         options: dict[str, Any] = {"nesting": DIMS, "max_disagreement": 0.01}
-        with pytest.raises(ValueError, match=r"`probabilities\[0\]` .* must hold probabilities"):
+        with pytest.raises(
+            ValueError, match=r"`probabilities\[0\]` .* must hold probabilities, .* pass from_logits=True"
+        ):
             Cascade.certify(probabilities * 2, **options)
         with pytest.raises(ValueError, match="`probabilities` must"):
             Cascade.certify(probabilities[:, :0], **options)

@@ -418,7 +418,7 @@ def test_rows_that_do_not_fit_the_heads_are_refused(rng: np.random.Generator) ->
         (answer, np.ma.masked_array(embeddings), TypeError, "`embeddings` must be a plain array"),
         (answer, torch.tensor(embeddings), TypeError, "`embeddings` and `heads` must come from one array library"),
         (answer, jnp.asarray(embeddings), TypeError, "`embeddings` and `heads` must come from one array library"),
-        (of_torch, embeddings, TypeError, "`embeddings` and `heads` must come from one array library"),
+        (of_torch, embeddings, TypeError, "one array library, got numpy and torch; .* torch.from_numpy, or give NumPy"),
         (of_torch, torch.tensor(embeddings).half(), TypeError, "`embeddings` and `heads` must have one dtype"),
         (of_torch, torch.tensor(embeddings).to_sparse(), TypeError, "`embeddings` must be a plain array"),
         (of_torch, torch.tensor(embeddings, device="meta"), ValueError, "must lie on one device"),

@@ -112,6 +112,12 @@ class CascadeClassifier:
         return from_numpy(labels), from_numpy(exit_dims)
 
     def _check_kind(self, embeddings: Array) -> None:
+        if type(embeddings) is np.ndarray and self._stages.place != "numpy":
+            msg = (
+                "`embeddings` and `heads` must come from one array library, got numpy and torch; convert the rows with "
+                "torch.from_numpy, or give NumPy heads."
+            )
+            raise TypeError(msg)
         xp = namespace(("embeddings", embeddings), ("heads", self._like))
         _checks.same_dtype(xp, ("embeddings", embeddings), ("heads", self._like))
 

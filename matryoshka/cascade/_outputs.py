@@ -111,7 +111,8 @@ class Outputs:
             else:
                 tolerance = _sum_tolerance(self.prefixes[i])
                 rule = f"probabilities, non-negative and summing to 1 within {tolerance:g}, got {rows} that are not"
-                remedy = "apply a softmax to logits first, or say that they are logits, and drop rows with NaN"
+                given = "pass from_logits=True (to the command, --logits)"
+                remedy = f"apply a softmax to logits first, or {given}, and drop rows with NaN"
             msg = f"{name} must hold {rule} {first}; {remedy}."
             raise ValueError(msg)
         return answers
