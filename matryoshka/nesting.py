@@ -67,7 +67,8 @@ class Nesting(JsonValue):
         dim : int
             Width of the embedding.
         smallest : int, default 8
-            No prefix is narrower than this; odd widths round down when halved.
+            The ladder begins with the first halving that is still at least this wide: 384 with smallest 8 begins with
+            12, since 6 would be narrower. Odd widths round down when halved.
         importance : sequence of float, optional
             As for `Nesting`, from the narrowest prefix to the widest.
 

@@ -14,6 +14,7 @@ PAPER = (8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 
 def test_the_ladders_of_the_paper() -> None:
     assert Nesting.halving(2048).dims == PAPER
+    assert Nesting.halving(384, smallest=8).dims == (12, 24, 48, 96, 192, 384)
     assert Nesting.halving(768, smallest=12).dims == (12, 24, 48, 96, 192, 384, 768)
     assert Nesting.uniform(2048).dims == (8, 212, 416, 620, 824, 1028, 1232, 1436, 1640, 1844, 2048)
 
