@@ -473,6 +473,36 @@ def test_the_rotation_is_measured_on_rows_that_did_not_fit_it(
     assert f"fitted on {n_fitted} {'rows ' if n_rotated == 60 else ''}{where}" in unwrapped(report)
 
 
+@pytest.mark.parametrize("n", [400, 60])
+def test_accuracy_after_the_rotation_against_loops(rng: np.random.Generator, fitted: list[np.ndarray], n: int) -> None:
+    rows = turned(rng, n)
+    labels = (rows[:, :2] @ [2.0, 1.0] > 0.6) + 2 * rng.integers(0, 2, size=n)
+    report = audit(rows, labels=labels, max_rows=60, max_queries=25, k=4, dims=(2, 5))
+    (used,) = fitted
+    sample = draw(rows, labels, max_rows=60, max_queries=25, k=4)
+    measured, classes = sample.rows[: report.n_rotated].astype(np.float64), sample.labels[: report.n_rotated]
+    assert len(measured) == (60 if n == 400 else 30)
+    matrix = np.linalg.svd(used)[2].T
+    for each in report.rows:
+        right = 0
+        for query in range(25):
+            turn = unit((measured @ matrix)[:, : each.dim])
+            others = [other for other in range(len(measured)) if other != query]
+            right += classes[max(others, key=lambda other: turn[other] @ turn[query])] == classes[query]
+        assert each.rotated_nearest_neighbor_accuracy == pytest.approx(right / 25)
+    found = [each.rotated_nearest_neighbor_accuracy for each in report.rows]
+    assert len({*found}) > 1
+    whole = report.rows[-1].nearest_neighbor_accuracy
+    assert (found[-1] == whole) is (n == 400)  # at full width a rotation changes nothing: only fewer rows do
+    assert [entry["rotated_nearest_neighbor_accuracy"] for entry in json.loads(report.to_json())["rows"]] == found
+    table = str(report).partition("rotated 1-NN\n")[2].splitlines()
+    assert [line.split()[-2] for line in table[:3]] == [f"{100 * share:.1f}" for share in found]
+    assert audit(rows, max_rows=60).rows[0].rotated_nearest_neighbor_accuracy is None
+    few = audit(rows[:23], labels=labels[:23], k=4)
+    assert few.rows[0].rotated_nearest_neighbor_accuracy is None
+    assert str(few).partition("rotated 1-NN\n")[2].splitlines()[0].count("%") == 2
+
+
 @pytest.mark.parametrize(("dim", "k"), [(24, 3), (24, 20), (300, 3)])
 def test_too_few_rows_leave_the_column_empty_and_are_told(rng: np.random.Generator, dim: int, k: int) -> None:
     rows = turned(rng, 700, dim)
@@ -524,7 +554,7 @@ def test_a_rotation_that_helps_is_recommended(rng: np.random.Generator) -> None:
         f"of the 10 nearest neighbours (prefix: {100 * named.kept:.0f} %, both among 800 rows); "
         "matryoshka audit EMB.npy --rotation DIR writes one."
     )
-    assert unwrapped(report).endswith(f"\n\n{report.recommendation}")
+    assert unwrapped(report).startswith(f"{report.verdict}\n{report.recommendation}\n\n")
 
 
 def test_vectors_that_can_be_cut_may_gain_too(rng: np.random.Generator) -> None:
@@ -550,6 +580,53 @@ def test_the_rule_of_the_recommendation(values: list[tuple[float, ...]], named: 
     report = replace(report_of(*rows, row(32)), n_fitted=99, n_rotated=9)
     expected = "Do not cut; a rotation fitted" if named is None else f"Rotate first: .* {named} columns keep "
     assert re.match(expected, report.recommendation)
+
+
+def test_labels_name_a_width_first() -> None:
+    names = ("nearest_neighbor_accuracy", "rotated_nearest_neighbor_accuracy", "gain_low")
+    found = (300, 0.8, 0.899, 0.0), (600, 0.8, 0.9, 0.01), (2000, 0.8, 0.88, 0.0)
+    rows = [row(dim, rotated=0.7, gain=0.06, **dict(zip(names, values, strict=True))) for dim, *values in found]
+    report = replace(report_of(*(each._replace(p_value=0.5) for each in rows)), n_fitted=99, n_rotated=9)
+    assert report.recommendation.startswith(
+        "After a rotation 300 columns are right as often as all 2,000 (1-NN 89.9 % against 88.0 %), in 1,200 bytes a "
+        "row instead of 8,000 (float32). Rotate first: after a rotation fitted on 99 other rows, 600 columns keep 70 %"
+    )
+
+
+@pytest.mark.parametrize(
+    ("plain", "rotated", "gain", "starts"),
+    [
+        ((0.8, 0.8, 0.8), (0.87, 0.88, 0.88), 0.06, "After a rotation 8 columns are right"),
+        ((0.8, 0.8, 0.8), (0.87, 0.87, 0.88), 0.06, "Rotate first"),
+        ((0.7, 0.8, 0.8), (0.9, 0.9, 0.88), 0.0, "The first 8 columns are right"),
+        ((0.9, 0.7, 0.8), (None, None, None), None, "The first 4 columns are right"),
+        ((0.7, 0.7, 0.8), (0.9, 0.9, 0.88), 0.0, "Do not cut; "),
+        ((0.0, 0.0, 0.0), (0.0, 0.0, 0.0), 0.06, "Rotate first"),  # every row a class of its own
+        ((None, None, None), (None, None, None), 0.0, "Do not cut; "),
+    ],
+)
+def test_labels_allow_the_narrowest_width_that_is_as_right(
+    plain: tuple[Any, ...], rotated: tuple[Any, ...], gain: float | None, starts: str
+) -> None:
+    names = ("nearest_neighbor_accuracy", "rotated_nearest_neighbor_accuracy")
+    rows = [
+        row(dim, p_value=0.5, rotated=0.7, gain=gain, gain_low=gain, **dict(zip(names, shares, strict=True)))
+        for dim, *shares in zip((4, 8, 16), plain, rotated, strict=True)
+    ]
+    advice = replace(report_of(*rows), n_fitted=99, n_rotated=9).recommendation
+    assert advice.startswith(starts)
+    assert ("By the neighbours kept, do not cut; a rotation" in advice) is starts.startswith("The first")
+    passing = replace(report_of(*(each._replace(p_value=0.01) for each in rows)), n_fitted=99).recommendation
+    assert ("By the neighbours kept, cut to 4 columns; a rotation" in passing) is starts.startswith("The first")
+
+
+def test_a_no_without_labels_says_how_strict_it_is(rng: np.random.Generator) -> None:
+    rows = turned(rng, 200)
+    strict = "\nNeighbours kept is a strict measure: another neighbour is often as good; pass `labels` to see."
+    no = audit(rows)
+    assert (no.truncates, str(no).endswith(strict)) == (False, True)
+    assert strict not in str(audit(rows, labels=rng.integers(0, 3, size=200)))
+    assert strict not in str(audit(nested(rng)))
 
 
 def test_rows_that_are_not_finite_are_named_wherever_they_are_read(rng: np.random.Generator) -> None:
@@ -702,8 +779,8 @@ def test_a_funnel_that_does_not_pay_is_not_recommended() -> None:
 
 def test_every_header_is_explained() -> None:
     lines = unwrapped(report_of(row(4), row(8))).splitlines()
-    legend = "\n".join(lines[6:])
-    for header in lines[3].split()[1:]:
+    legend = "\n".join(lines[7:])
+    for header in lines[4].split()[1:]:
         assert header in "kept random 95 %" or f"{header}: " in legend
 
 

@@ -180,6 +180,8 @@ def test_audit_draws_its_rows(report: Audit, plt: Any) -> None:
     accuracy = AuditDisplay(report).plot(kind="accuracy")
     expected = [100 * (row.nearest_class_mean_accuracy or 0.0) for row in report.rows]
     np.testing.assert_allclose(accuracy.ax_.lines[1].get_ydata(), expected)
+    rotated = [100 * (row.rotated_nearest_neighbor_accuracy or 0.0) for row in report.rows]
+    np.testing.assert_allclose(accuracy.ax_.lines[2].get_ydata(), rotated)
     blind = replace(report, rows=tuple(row._replace(nearest_neighbor_accuracy=None) for row in report.rows))
     with pytest.raises(ValueError, match="`kind` must be 'kept' or 'energy' for an audit without labels"):
         AuditDisplay(blind).plot(kind="accuracy")
@@ -217,7 +219,7 @@ def test_axes_of_an_audit_say_what_they_show(report: Audit, kind: str) -> None:
                 *([f"rotated first columns (fitted on {report.n_fitted:,} others)"] if report.n_fitted else []),
             ],
             "energy": ["first columns", "no order: in proportion"],
-            "accuracy": ["nearest neighbour", "nearest class mean"],
+            "accuracy": ["nearest neighbour", "nearest class mean", "nearest neighbour, rotated"],
         }[kind]
     )
 

@@ -20,7 +20,7 @@ MOST_ROWS = 4096
 
 DESCRIPTION = (
     "Tell from embeddings alone whether they can be cut to a prefix, down to which width, and what "
-    "that loses, beside random columns and after a rotation. Prints a verdict, a table and a recommendation."
+    "that loses, beside random columns and after a rotation. Prints a verdict, a recommendation and a table."
 )
 EXAMPLE = "matryoshka audit EMB.npy --labels L.npy --dims 32,64,128 -o report"
 

@@ -43,7 +43,8 @@ def audit(
         One row per item, of any array library; the work is done on the host. Rows are normalised and compared by
         cosine, as in the paper. Half precision and (quantised) signed integers are read as the numbers they represent.
     labels : array (n,), integer, optional
-        A class per row: adds two accuracies to the table, which do not affect the verdict.
+        A class per row: adds accuracies to the table, without a rotation and with it, which do not affect the verdict,
+        and to the recommendation the width that they allow.
     dims : sequence of int, optional
         Widths to measure; the full width is added if absent. By default the full width halved down to 8.
     k : int, default 10
@@ -104,10 +105,12 @@ def audit(
 
     **The recommendation** is to rotate first if that surely keeps more at some width: if the 95 % interval of the gain
     is above 0, and the gain is 5 points or more; embeddings that pass the rule may gain, too. It names the narrowest
-    such width that keeps half of the neighbours. With 100 `k` rows or more it also names the first stage of a search
-    that takes the fewest bytes per row, among those whose best 10 `k` of the measured rows hold 95 % of the neighbours.
-    Its columns are in float32, or one bit each (the sign of a column of the normalised prefix minus its mean), and
-    rotated only if that is recommended. Longer corpora need longer lists: `Funnel.calibrate` finds their lengths.
+    such width that keeps half of the neighbours. With labels it begins with the narrowest width whose 1-NN accuracy is
+    no lower than at full width among the same queries, after a rotation if that is recommended, else without. With 100
+    `k` rows or more it also names the first stage of a search that takes the fewest bytes per row, among those whose
+    best 10 `k` of the measured rows hold 95 % of the neighbours. Its columns are in float32, or one bit each (the sign
+    of a column of the normalised prefix minus its mean), and rotated only if that is recommended. Longer corpora need
+    longer lists: `Funnel.calibrate` finds their lengths.
 
     A no does not mean that nothing can be cut: random columns of redundant embeddings keep a lot, as the table shows.
     It means that the leading columns are no better than others. A yes does not prove training with MRL: columns sorted

@@ -136,8 +136,12 @@ def _kept(axes: Any, audit: Audit) -> None:
 
 def _accuracy(axes: Any, audit: Audit) -> None:
     axes.plot(_dims(audit), _percent(audit, "nearest_neighbor_accuracy"), "-o", color=_PREFIX)
-    axes.plot(_dims(audit), _percent(audit, "nearest_class_mean_accuracy"), "--s", color=_OTHER)
-    _pictures.legend(axes, ["nearest neighbour", "nearest class mean"])
+    axes.plot(_dims(audit), _percent(audit, "nearest_class_mean_accuracy"), ":s", color=_pictures.VIOLET)
+    names = ["nearest neighbour", "nearest class mean"]
+    if audit.rows[0].rotated_nearest_neighbor_accuracy is not None:
+        axes.plot(_dims(audit), _percent(audit, "rotated_nearest_neighbor_accuracy"), "--o", color=_OTHER)
+        names.append("nearest neighbour, rotated")
+    _pictures.legend(axes, names)
     axes.set_ylabel("accuracy of the first columns (%)")
     axes.set_title("against the labels", fontsize=10)
 

@@ -45,6 +45,11 @@ def mean_kept(rows: np.ndarray, dims: tuple[int, ...], exact: np.ndarray) -> np.
     return np.asarray(kept_among(rows, dims, exact, (exact.shape[1],))[0].mean(axis=1))
 
 
+def nearest_rows(rows: np.ndarray, dims: tuple[int, ...], n_queries: int) -> np.ndarray:
+    """Return the nearest other row of each query (G, q) by prefixes of `rows`."""
+    return np.stack([np.argmax(scores, axis=1) for scores in _scores(rows, n_queries, dims)])
+
+
 def kept_among(rows: np.ndarray, dims: tuple[int, ...], exact: np.ndarray, lists: Sequence[int]) -> np.ndarray:
     """Return the share of neighbours (lists, G, q) that prefixes of `rows` find in lists of these lengths."""
     return np.stack([_in_lists(scores, exact, lists) for scores in _scores(rows, len(exact), dims)], axis=1)
@@ -84,13 +89,16 @@ def accuracies(
 ) -> tuple[list[float], list[float]]:
     """Return 1-NN accuracy (of queries, among all other rows) and class-mean accuracy (of one half, by the other)."""
     half = len(labels) // 2
-    queries = labels[: sample.n_queries]
-    by_neighbour = [nearest_neighbor_accuracy(ids[:, None], labels, queries) for ids in nearest]
     by_mean = []
     for dim in dims:
         prefix = truncate(sample.rows, dim)
         by_mean.append(nearest_class_mean_accuracy(prefix[half:], labels[half:], prefix[:half], labels[:half]))
-    return by_neighbour, by_mean
+    return neighbour_accuracies(nearest, labels), by_mean
+
+
+def neighbour_accuracies(nearest: np.ndarray, labels: np.ndarray) -> list[float]:
+    """Return 1-NN accuracy at each width, from the nearest rows of the queries (G, q) and the labels of all rows."""
+    return [nearest_neighbor_accuracy(ids[:, None], labels, labels[: len(ids)]) for ids in nearest]
 
 
 def _scores(rows: np.ndarray, n_queries: int, dims: tuple[int, ...]) -> Iterator[np.ndarray]:

@@ -86,7 +86,7 @@ class Audit:
 
     @property
     def recommendation(self) -> str:
-        """What to do with these embeddings: rotate, cut, or neither; and the best first stage of a search."""
+        """What to do: the width that labels allow; rotate, cut, or neither; the best first stage of a search."""
         return _words.recommendation(self.rows, self.k, self.n_fitted, self.n_rotated, self.first_stage)
 
     @property
@@ -112,6 +112,10 @@ class Audit:
             found.append(
                 f"rotated: among {self.n_rotated:,} of these rows, by a Rotation fitted on {self.n_fitted:,} others; "
                 "among more rows fewer are kept. gain is over the prefix among the same rows."
+            )
+        if not self.truncates and self.rows[0].nearest_neighbor_accuracy is None:
+            found.append(
+                "Neighbours kept is a strict measure: another neighbour is often as good; pass `labels` to see."
             )
         return tuple(found)
 
@@ -152,20 +156,19 @@ class Audit:
 
     def __str__(self) -> str:
         tables = [line for cells in _tables(self) for line in (*_pictures.table(cells), "")]
-        above = self.verdict, "", _title(self)
-        below = *_legend(self), "", *_advice(self), *self.notes, "", self.recommendation
+        above = self.verdict, self.recommendation, "", _title(self)
+        below = *_legend(self), "", *_advice(self), *self.notes
         return "\n".join((*_pictures.wrapped(above), *tables, *_pictures.wrapped(below)))
 
     def _repr_html_(self) -> str:
         """Return what is printed, as HTML for a notebook."""
         return "\n".join(
             (
-                _pictures.html_lines([self.verdict]),
+                _pictures.html_lines([self.verdict, self.recommendation]),
                 _pictures.html_lines([_title(self)]),
                 *map(_pictures.html_table, _tables(self)),
                 _pictures.html_lines(_legend(self)),
                 _pictures.html_lines([*_advice(self), *self.notes]),
-                _pictures.html_lines([self.recommendation]),
             )
         )
 
@@ -179,7 +182,10 @@ _LEGEND = (
     "worth: random columns that keep as much, per column;",
     "p: chance of such a lead if the order meant nothing.",
 )
-_LABELLED = "1-NN, class mean: accuracy by the nearest other row, and by the nearest mean of a class."
+_LABELLED = (
+    "1-NN, class mean: accuracy by the nearest other row, and by the nearest mean of a class;",
+    "rotated 1-NN: the former after the rotation, among the rows of rotated: compare with its last line.",
+)
 
 
 def _title(audit: Audit) -> str:
@@ -190,13 +196,13 @@ def _title(audit: Audit) -> str:
 
 
 def _legend(audit: Audit) -> list[str]:
-    return [*_LEGEND, *([_LABELLED] if audit.rows[0].nearest_neighbor_accuracy is not None else [])]
+    return [*_LEGEND, *(_LABELLED if audit.rows[0].nearest_neighbor_accuracy is not None else [])]
 
 
 def _tables(audit: Audit) -> list[list[list[str]]]:
     """Return the cells of what is kept at each width, and with labels those of how good it is."""
     lines = [["dim", "energy", "kept", "95 %", "random", "range", "last", "rotated", "gain", "worth", "p", ""]]
-    accuracies = [["dim", "1-NN", "class mean"]]
+    accuracies = [["dim", "1-NN", "class mean", "rotated 1-NN"]]
     for row in audit.rows:
         full = row.dim == audit.dim
         cells = [
@@ -215,8 +221,10 @@ def _tables(audit: Audit) -> list[list[list[str]]]:
         ]
         lines.append(cells)
         if row.nearest_neighbor_accuracy is not None and row.nearest_class_mean_accuracy is not None:
+            rotated = row.rotated_nearest_neighbor_accuracy
             shares = row.nearest_neighbor_accuracy, row.nearest_class_mean_accuracy
-            accuracies.append([str(row.dim), *(f"{100 * share:.1f} %" for share in shares)])
+            turned = "" if rotated is None else _words.tenths(rotated)
+            accuracies.append([str(row.dim), *map(_words.tenths, shares), turned])
     return [lines, accuracies] if len(accuracies) > 1 else [lines]
 
 

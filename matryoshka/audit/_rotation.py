@@ -39,7 +39,8 @@ def trial(embeddings: Array, sample: Sample, k: int, *, rng: np.random.Generator
     if len(others) + n - half < dim or half <= 2 * k:
         return Trial(sample, None, 0)
     fitted = np.concatenate((others, read(embeddings, sample.ids[half:], xp)))
-    measured = sample._replace(rows=sample.rows[:half], n_queries=min(half, sample.n_queries))
+    labels = None if sample.labels is None else sample.labels[:half]
+    measured = sample._replace(rows=sample.rows[:half], labels=labels, n_queries=min(half, sample.n_queries))
     return Trial(measured, Rotation.fit(fitted), len(fitted))
 
 
@@ -63,6 +64,10 @@ def measure(
         gain = rotated[0] - plain[0]
         columns = {"rotated": rotated[0].mean(axis=1), "gain": gain.mean(axis=1)}
         columns["gain_low"], columns["gain_high"] = _rule.interval(gain, rng)
+        if tried.sample.labels is not None:
+            nearest = _neighbours.nearest_rows(turned, dims, len(exact))
+            right = _neighbours.neighbour_accuracies(nearest, tried.sample.labels)
+            columns["rotated_nearest_neighbor_accuracy"] = np.array(right)
     stages: list[_rule.FirstStage] = []
     if len(lists) > 1:
         for is_rotated, (each, kept) in zip((False, True), variants, strict=False):

@@ -41,6 +41,9 @@ class AuditRow(NamedTuple):
         How much more that is than what the prefix keeps without a rotation, on the same rows.
     gain_low, gain_high : float or None
         Its 95 % bootstrap interval over queries.
+    rotated_nearest_neighbor_accuracy : float or None
+        Accuracy of the prefix after that rotation, among the rows of `rotated`, where labels were given. At full width
+        a rotation changes nothing: there it is the accuracy of these rows as they are.
     """
 
     dim: int
@@ -61,6 +64,7 @@ class AuditRow(NamedTuple):
     gain: float | None = None
     gain_low: float | None = None
     gain_high: float | None = None
+    rotated_nearest_neighbor_accuracy: float | None = None
 
     @property
     def beats_random(self) -> bool:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import attrgetter
 
+from matryoshka import costs
 from matryoshka.audit._rows import AuditRow
 from matryoshka.audit._rule import KEPT, LEVEL, WORTH, FirstStage
 
@@ -52,11 +54,13 @@ def _shows_less_than_half(share: float) -> bool:
 def recommendation(
     rows: Sequence[AuditRow], k: int, n_fitted: int, n_rotated: int, first_stage: FirstStage | None
 ) -> str:
-    """Tell in one sentence what to do, and in another the best first stage of a search."""
+    """Tell what width the labels allow, in one sentence what to do, and in another the best first stage of a search."""
     *cut, full = rows
     passing = next((row for row in cut if row.passes), None)
     helped = [row for row in cut if row.rotation_helps]
-    cutting = "Do not cut" if passing is None else f"Cut to {passing.dim:,} columns"
+    labelled = _as_right(rows, rotates=bool(helped))
+    cutting = "do not cut" if passing is None else f"cut to {passing.dim:,} columns"
+    cutting = cutting.capitalize() if labelled is None else f"By the neighbours kept, {cutting}"
     if helped:
         row = next((row for row in helped if (row.rotated or 0.0) >= KEPT), helped[-1])
         rotated, gain = row.rotated or 0.0, row.gain or 0.0
@@ -71,7 +75,8 @@ def recommendation(
     else:
         needed = max(2 * full.dim, 4 * k + 2)
         advice = f"{cutting}; whether a rotation would help takes {needed:,} rows of different directions to tell."
-    return advice if first_stage is None else f"{advice} {_start(first_stage, full.dim, rotates=bool(helped))}"
+    start = None if first_stage is None else _start(first_stage, full.dim, rotates=bool(helped))
+    return " ".join(part for part in (labelled, advice, start) if part is not None)
 
 
 def _start(stage: FirstStage, dim: int, *, rotates: bool) -> str:
@@ -85,6 +90,26 @@ def _start(stage: FirstStage, dim: int, *, rotates: bool) -> str:
         f"Corpus({rows}, search_dims=({stage.dim},){code}) with "
         f"funnel=Funnel(({stage.dim}, {dim}), ({stage.candidates},){code})."
     )
+
+
+def _as_right(rows: Sequence[AuditRow], *, rotates: bool) -> str | None:
+    """Name the narrowest prefix whose nearest neighbours have the right label as often as those at full width."""
+    measure = attrgetter(("rotated_" if rotates else "") + "nearest_neighbor_accuracy")
+    *cut, full = rows
+    whole = measure(full)
+    row = next((row for row in cut if measure(row) >= whole), None) if whole else None
+    if row is None:
+        return None
+    lead = f"After a rotation {row.dim:,}" if rotates else f"The first {row.dim:,}"
+    return (
+        f"{lead} columns are right as often as all {full.dim:,} (1-NN {tenths(measure(row))} against {tenths(whole)}), "
+        f"in {costs.index_bytes(1, row.dim):,} bytes a row instead of {costs.index_bytes(1, full.dim):,} (float32)."
+    )
+
+
+def tenths(share: float) -> str:
+    """Return a share as text, to a tenth of a percent."""
+    return f"{100 * share:.1f} %"
 
 
 def percent(share: float) -> str:
