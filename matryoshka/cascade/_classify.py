@@ -59,17 +59,36 @@ def _row_logits(stages: Stages, stage: Stage, row: Array, sums: Array | None) ->
 
 
 def _is_sure(logits: Array, stage: Stage, stages: Stages) -> bool:
-    """Tell whether one row (c,) exits, as `_exceed` does, but without the overhead for batches."""
-    if stages.measure != "max_probability":
+    """Tell whether one row (c,) exits, as `_exceed` does and in the same arithmetic, but by few calls."""
+    if stages.measure == "entropy":
         return bool(_exceed(logits[None, :], stage, stages.measure, None, stages.xp)[0])
-    if stages.place == "numpy":
-        mass = logits - logits[logits.argmax()]  # faster than its max
-        if stage.temperature != 1.0:
-            mass /= stage.temperature
-        confidence = 1.0 / np.exp(mass, out=mass).sum()
-    else:
-        confidence = (logits if stage.temperature == 1.0 else logits / stage.temperature).softmax(-1).max()
+    confidence = (_numpy_confidence if stages.place == "numpy" else _torch_confidence)(logits, stage, stages)
     return min(float(confidence), 1.0) > stage.threshold
+
+
+def _numpy_confidence(logits: np.ndarray, stage: Stage, stages: Stages) -> np.floating[Any]:
+    """Return the largest probability of one row (c,), or its lead over the next."""
+    best = logits.argmax()  # several times as fast as its max
+    mass = logits - logits[best]
+    if stage.temperature != 1.0:
+        mass /= stage.temperature
+    largest, total = np.exp(mass, out=mass)[best], mass.sum()
+    if stages.measure == "margin":
+        mass[best] = 0.0
+        largest -= mass[mass.argmax()]
+    found: np.floating[Any] = largest / total
+    return found
+
+
+def _torch_confidence(logits: Array, stage: Stage, stages: Stages) -> Any:
+    """Return the largest probability of one row (c,), or its lead over the next."""
+    mass = (logits if stage.temperature == 1.0 else logits / stage.temperature).softmax(-1)
+    mass = mass.numpy() if stages.place == "host" else mass
+    largest = mass.max()
+    if stages.measure == "margin":
+        mass[mass.argmax()] = 0.0
+        largest = largest - mass.max()
+    return largest
 
 
 def _exceed(logits: Array, stage: Stage, measure: str, scratch: Array | None, xp: Namespace) -> Array:
@@ -78,30 +97,36 @@ def _exceed(logits: Array, stage: Stage, measure: str, scratch: Array | None, xp
     return xp.clip(confidence, 0.0, 1.0) > stage.threshold
 
 
-def _are_sure(logits: Array, largest: Array, stage: Stage, measure: str, scratch: Array, xp: Namespace) -> Array:
-    """Tell which rows (n, c) exit, as `_exceed` does, but faster, given the largest logits (n,).
+def _are_sure(logits: Array, answers: Array, stage: Stage, stages: Stages, scratch: Array) -> Array:
+    """Tell which rows (n, c) exit, as `_exceed` does, but faster, given the class (n,) of each row's largest logit.
 
     In NumPy, exponentials need no shift unless logits are large, and a product with ones adds them up faster than a
-    sum. The relative error is at most n_classes roundings of the sum, and a hundred for arguments of up to 60 and the
-    shift that `_exceed` makes; closer calls than that are left to `_exceed`. The exponentials of half of the classes
-    already show of many rows that they do not exit.
+    sum. The error is at most n_classes roundings of the sum, and two hundred for arguments of up to 60 and the shift
+    that `_exceed` makes, relative to the largest probability; closer calls than that are left to `_exceed`. The
+    exponentials of half of the classes already show of many rows that they do not exit.
     """
-    if not is_numpy_array(logits) or measure != "max_probability":
-        return _exceed(logits, stage, measure, scratch, xp)
-    largest = largest / stage.temperature
-    if not np.abs(largest).max() <= _LARGEST_EXPONENT:
-        return _exceed(logits, stage, measure, scratch, xp)
+    if stages.place != "numpy" or stages.measure == "entropy":
+        return _exceed(logits, stage, stages.measure, scratch, stages.xp)
+    best = np.arange(len(logits)), answers
+    largest = logits[best]
+    if not np.abs(largest).max() <= _LARGEST_EXPONENT * stage.temperature:
+        return _exceed(logits, stage, stages.measure, scratch, stages.xp)
+    lead = peak = np.exp(largest / stage.temperature)
+    if stages.measure == "margin":
+        logits[best] = -np.inf
+        lead = peak - np.exp(logits.max(-1) / stage.temperature)
+        logits[best] = largest
     scaled = logits if stage.temperature == 1.0 else np.divide(logits, stage.temperature, out=scratch)
-    peak, half, ones = np.exp(largest), logits.shape[1] // 2, np.ones(logits.shape[1], logits.dtype)
-    error = (logits.shape[1] + 100) * np.finfo(logits.dtype).eps
+    half, ones = logits.shape[1] // 2, np.ones(logits.shape[1], logits.dtype)
+    error = (logits.shape[1] + 200) * np.finfo(logits.dtype).eps * peak
     total = np.exp(scaled[:, :half], out=scratch[:, :half]) @ ones[:half]
-    may_exit = np.flatnonzero(~(peak * (1.0 + error) < total * stage.threshold))
+    may_exit = np.flatnonzero(~(lead + error < total * stage.threshold))
     rest = scaled[may_exit, half:]
     total[may_exit] += np.exp(rest, out=rest) @ ones[half:]
-    confidence = peak / total
-    sure = confidence > stage.threshold
-    close = np.flatnonzero(~(np.abs(confidence - stage.threshold) > error * confidence))
-    sure[close] = _exceed(logits[close], stage, measure, None, xp)
+    excess = lead - total * stage.threshold
+    close = np.flatnonzero(~(np.abs(excess) > error))
+    sure = excess > 0.0
+    sure[close] = _exceed(logits[close], stage, stages.measure, None, stages.xp)
     return sure
 
 
@@ -118,8 +143,7 @@ def classify_rows(stages: Stages, embeddings: Array, memory: dict[str, Array]) -
         undecided = [rows[:0]]
         for block, logits in blocks.of(stage, rows):
             answers, scratch = _argmax(logits, stages), blocks.scratch[: block.shape[0], :]
-            largest = xp.take_along_axis(logits, answers[:, None], axis=-1)[:, 0]
-            sure = _are_sure(logits, largest, stage, stages.measure, scratch, xp)
+            sure = _are_sure(logits, answers, stage, stages, scratch)
             done, left = xp.nonzero(sure)[0], xp.nonzero(~sure)[0]
             labels[block[done]] = answers[done]
             exit_dims[block[done]] = stage.dim
