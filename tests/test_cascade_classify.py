@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+import tracemalloc
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -230,6 +231,55 @@ def test_rows_that_are_not_finite_are_counted_and_named(
         for row in (rows[4], rows[7:8]):
             with pytest.raises(ValueError, match=r"`embeddings` must have finite logits.* 1 of 1 rows \(first: 0\)"):
                 answer(row)
+
+
+@both_heads
+@pytest.mark.parametrize("n_rows", [2, 8, 9])
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+def test_few_rows_that_are_not_finite_are_counted_too(
+    rng: np.random.Generator, tied: bool, n_rows: int, library: str
+) -> None:
+    embeddings, heads, _ = problem(rng, tied=tied, bias=True)
+    embeddings[1, 0] = math.nan
+    kind = Library(library, "float64")
+    load(library)
+    answer = Cascade(DIMS, (0.5,) * 3, confidence="margin").classifier(on(kind, heads, tied=tied))
+    with pytest.raises(ValueError, match=rf"got NaN or infinity in 1 of {n_rows} rows \(first: 1\)"):
+        answer(kind.array(embeddings[:n_rows]))
+
+
+@pytest.mark.parametrize("confidence", ["max_probability", "margin", "entropy"])
+@all_forms
+def test_a_single_class_is_sure(writable: Library, rng: np.random.Generator, confidence: str, form: str) -> None:
+    cascade = Cascade((2, 4), (0.999,), confidence=confidence)
+    heads = writable.array(rng.normal(size=(1, 4))), writable.array(np.array([0.3]))
+    labels, exit_dims = FORMS[form](cascade, heads)(writable.array(rng.normal(size=(20, 4))))
+    assert (labels.tolist(), exit_dims.tolist()) == ([0] * 20, [2] * 20)
+
+
+@pytest.mark.parametrize("confidence", ["max_probability", "margin"])
+@all_forms
+def test_the_two_best_classes_may_be_equal(writable: Library, confidence: str, form: str) -> None:
+    weight = np.array([[1.0, 0.0, 0.0, 0.0], [3.0, 0.0, 0.0, 0.0], [3.0, 0.0, 0.0, 2.0]])
+    cascade = Cascade((2, 4), (0.01 if confidence == "margin" else 0.51,), confidence=confidence)
+    rows = np.tile([1.0, 0.0, 0.0, 1.0], (20, 1))
+    rows[1::2, 0] = -1.0  # the first class leads
+    labels, exit_dims = FORMS[form](cascade, (writable.array(weight), None))(writable.array(rows))
+    assert (labels.tolist(), exit_dims.tolist()) == ([2, 0] * 10, [4, 2] * 10)
+
+
+@both_heads
+def test_few_rows_are_classified_without_a_copy_of_the_head(rng: np.random.Generator, tied: bool) -> None:
+    embeddings, weight = rng.normal(size=(8, 2048)), rng.normal(size=(400, 2048))
+    heads = (weight, None) if tied else [(weight[:, :m], None) for m in (16, 1024, 2048)]
+    cascade = Cascade((16, 1024, 2048), (0.9999, 0.9999), confidence="margin")
+    cascade.classify(embeddings[0], heads)
+    for rows in (embeddings[0], embeddings):
+        tracemalloc.start()
+        cascade.classify(rows, heads)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < weight.nbytes / 20
 
 
 @both_heads

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,9 @@ from matryoshka.cascade._confidence import PRECOMPUTED
 from matryoshka.cascade._stages import Stage, Stages
 
 __all__ = ["CascadeClassifier"]
+
+_FEW_ROWS = 8
+"""Up to so many rows are answered one by one on a CPU, which takes less time than a batch of them."""
 
 
 class CascadeClassifier:
@@ -80,9 +83,10 @@ class CascadeClassifier:
             embeddings = embeddings.detach()
         with np.errstate(invalid="ignore", over="ignore"):  # rows that are not finite are reported at the end
             if embeddings.ndim == 1:
-                return self._one(embeddings, ())
-            if embeddings.shape[0] == 1:
-                return self._one(embeddings[0], (1,))
+                return self._singly([embeddings], ())
+            n_rows = embeddings.shape[0]
+            if 1 <= n_rows <= (1 if self._stages.place == "device" else _FEW_ROWS):
+                return self._singly(embeddings, (n_rows,))
             labels, exit_dims = self._many(embeddings)
         if self._stages.place != "device":
             _classify.check_answered(labels, self._stages.xp)
@@ -98,14 +102,15 @@ class CascadeClassifier:
         self._spare.append(memory)
         return found
 
-    def _one(self, row: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
-        """Answer one row (dim,)."""
-        label, exit_dim = _classify.classify_row(self._stages, row)
+    def _singly(self, rows: Iterable[Array], shape: tuple[int, ...]) -> tuple[Array, Array]:
+        """Answer each of few rows (dim,) by itself; on a device there may be one."""
+        found = [_classify.classify_row(self._stages, row) for row in rows]
         if self._stages.place == "device":
+            ((label, exit_dim),) = found
             return label.reshape(shape), label.new_full(shape, exit_dim)
-        if label < 0:
-            _classify.check_answered(np.array([label]), np)
-        labels, exit_dims = (np.array([value] if shape else value) for value in (label, exit_dim))
+        labels, exit_dims = (np.array(column if shape else column[0]) for column in zip(*found, strict=True))
+        if min(label for label, _ in found) < 0:
+            _classify.check_answered(labels.reshape(-1), np)
         if self._stages.place == "numpy":
             return labels, exit_dims
         from_numpy = self._stages.xp.from_numpy
