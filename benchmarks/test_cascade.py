@@ -1,8 +1,9 @@
 """What a prepared cascade, `Cascade.classifier`, takes against the full head, beside what its multiply-adds promise.
 
-Thresholds are set such that stated shares of 1,024 rows exit at each width. Batches of 1 are 64 calls in a row; their
-time is that of all 64. The full head is one product, its bias and the argmax of its logits. Bare products are those
-that theory counts, of the same shapes, each formed at once by the library's `matmul`, with nothing around them.
+Thresholds are set such that stated shares of 1,024 rows exit at each width: by the margin, as `Cascade.certify` does
+by default, or by the largest probability. Batches of 1 are 64 calls in a row; their time is that of all 64. The full
+head is one product, its bias and the argmax of its logits. Bare products are those that theory counts, of the same
+shapes, each formed at once by the library's `matmul`, with nothing around them.
 """
 
 from __future__ import annotations
@@ -43,26 +44,28 @@ def problem(n_classes: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @cache
-def confidences(n_classes: int) -> np.ndarray:
-    """Largest probabilities (8, 1024) of all prefixes but the last."""
+def confidences(n_classes: int, measure: str) -> np.ndarray:
+    """Largest probabilities (8, 1024) of all prefixes but the last, or their lead over the next."""
     embeddings, weight = problem(n_classes)
     rows, logits, start = [], np.zeros((N_ROWS, n_classes), np.float32), 0
     for dim in DIMS[:-1]:
         logits += embeddings[:, start:dim] @ weight[:, start:dim].T
-        rows.append([1 / np.exp(row - row.max()).sum() for row in logits])
+        second = -np.inf if measure == "max_probability" else np.partition(logits, -2)[:, -2]
+        lead = 1 - np.exp(second - logits.max(1))
+        rows.append(lead / [np.exp(row - row.max()).sum() for row in logits])
         start = dim
     return np.array(rows)
 
 
-def cascade(n_classes: int, shares: tuple[float, ...]) -> Cascade:
+def cascade(n_classes: int, shares: tuple[float, ...], measure: str) -> Cascade:
     """The cascade by which these shares of the rows exit; a share of 0 gives threshold 1."""
     waiting, thresholds = np.ones(N_ROWS, bool), []
-    for confidence, share in zip(confidences(n_classes), shares, strict=True):
+    for confidence, share in zip(confidences(n_classes, measure), shares, strict=True):
         count = round(share * N_ROWS)
         left = np.sort(confidence[waiting])[::-1]
         thresholds.append(float(left[count - 1] + left[count]) / 2 if count else 1.0)
         waiting &= ~(confidence > thresholds[-1])
-    return Cascade(DIMS, thresholds)
+    return Cascade(DIMS, thresholds, confidence=measure)
 
 
 def on(framework: str, array: np.ndarray) -> Any:
@@ -119,9 +122,12 @@ def test_full(benchmark: Any, framework: str, n_classes: int, batch: int) -> Non
 @sizes
 @pytest.mark.parametrize("exits", EXITS)
 @pytest.mark.parametrize("head", ["tied", "separate"])
-def test_classifier(benchmark: Any, framework: str, n_classes: int, batch: int, exits: str, head: str) -> None:
+@pytest.mark.parametrize("measure", ["margin", "max_probability"])
+def test_classifier(
+    benchmark: Any, framework: str, n_classes: int, batch: int, exits: str, head: str, measure: str
+) -> None:
     embeddings, weight = (on(framework, array) for array in problem(n_classes))
-    policy = cascade(n_classes, EXITS[exits])
+    policy = cascade(n_classes, EXITS[exits], measure)
     parts = batches(embeddings, batch)
     offset = bias(framework, n_classes)
     heads: Any = (weight, offset)
@@ -138,7 +144,7 @@ def test_classifier(benchmark: Any, framework: str, n_classes: int, batch: int, 
     theory = len(exit_dims) * 2048 / columns
     benchmark.extra_info.update(
         {
-            "row": f"{head} head, exits {exits}",
+            "row": f"{head} head, exits {exits}, {measure}",
             "multiply_adds": columns * n_classes,
             "mean exit dim": round(float(exit_dims.mean())),
             "factor in theory": round(theory, 1),
