@@ -283,14 +283,15 @@ def test_few_rows_are_classified_without_a_copy_of_the_head(rng: np.random.Gener
 
 
 @both_heads
+@pytest.mark.parametrize("measure", ["max_probability", "margin"])
 def test_a_device_gets_the_label_minus_one_instead(
-    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, tied: bool
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, tied: bool, measure: str
 ) -> None:
     load("torch")
     monkeypatch.setattr(_stages, "is_remote", lambda array: True)
     library = Library("torch", "float64")
     embeddings, heads, logits = problem(rng, tied=tied, bias=True)
-    cascade = Cascade(DIMS, (0.5, 0.6, 0.7))
+    cascade = Cascade(DIMS, (0.5, 0.6, 0.7), confidence=measure)
     labels, exit_dims = cascade.predict(logits, from_logits=True)
     embeddings[[4, 7], 0] = math.nan
     labels[[4, 7]], exit_dims[[4, 7]] = -1, 20
