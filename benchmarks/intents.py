@@ -10,7 +10,6 @@ figures go to benchmarks/results/intents.json and their tables to docs/results. 
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections import Counter
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.table import lines, store
+from benchmarks.table import lines, measure_folder
 from matryoshka import Cascade, Rotation
 from matryoshka.torch import MRLHead
 
@@ -142,17 +141,5 @@ def page(result: dict[str, list[Record]]) -> str:
     return "\n\n".join("\n".join(table) for table in (lines(head, rows), lines(few_head, few_rows))) + "\n"
 
 
-def main() -> None:
-    """Measure, print, and store on request."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="what holds the embeddings and the questions")
-    parser.add_argument("--store", action="store_true", help="keep the figures and the tables in the repository")
-    arguments = parser.parse_args()
-    result = measure(arguments.folder)
-    print(tables := page(result))
-    if arguments.store:
-        store("intents", result, tables)
-
-
 if __name__ == "__main__":
-    main()
+    measure_folder("intents", __doc__, measure, page)

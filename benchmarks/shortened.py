@@ -8,7 +8,6 @@ several hundred. With `--store` the figures go to benchmarks/results/shortened.j
 
 from __future__ import annotations
 
-import argparse
 import time
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.intents import read
-from benchmarks.table import lines, store
+from benchmarks.table import lines, measure_folder
 from matryoshka import Corpus, Funnel, Rotation, metrics
 
 WIDTHS, TIMED = (12, 24, 48, 96, 192), 500
@@ -64,17 +63,5 @@ def page(records: list[Record]) -> str:
     return "\n".join(lines(head, rows)) + "\n"
 
 
-def main() -> None:
-    """Measure, print, and store on request."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="what holds the embeddings and the questions")
-    parser.add_argument("--store", action="store_true", help="keep the figures and the table in the repository")
-    arguments = parser.parse_args()
-    records = measure(arguments.folder)
-    print(table := page(records))
-    if arguments.store:
-        store("shortened", records, table)
-
-
 if __name__ == "__main__":
-    main()
+    measure_folder("shortened", __doc__, measure, page)

@@ -14,7 +14,7 @@ import argparse
 import json
 import os
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -117,6 +117,18 @@ def store(suite: str, result: Any, page: str) -> None:
     for path, text in ((f"benchmarks/results/{suite}.json", figures), (f"docs/results/{suite}.md", page)):
         Path(path).parent.mkdir(exist_ok=True)
         Path(path).write_text(text, encoding="utf-8")
+
+
+def measure_folder(suite: str, about: str | None, measure: Callable[[Path], Any], page: Callable[[Any], str]) -> None:
+    """Measure what a folder holds, print the tables, and store on request: the command line of such a suite."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="what holds the embeddings and the questions")
+    parser.add_argument("--store", action="store_true", help="keep the figures and the tables in the repository")
+    arguments = parser.parse_args()
+    result = measure(arguments.folder)
+    print(tables := page(result))
+    if arguments.store:
+        store(suite, result, tables)
 
 
 def _cell(column: str, value: Any) -> str:

@@ -283,12 +283,12 @@ def min_ndim(array: Array, name: str, n: int, axes: str) -> None:
 
 def shape(array: Array, name: str, expected: tuple[int | None, ...], axes: str) -> None:
     """Check the shape of `array`; `axes` names its axes in the message."""
-    if not _agree(array.shape, expected):
+    if not shapes_agree(array.shape, expected):
         msg = f"`{name}` must have shape {axes} = {tuple(expected)}, got {tuple(array.shape)}; reshape or select."
         raise ValueError(msg)
 
 
-def _agree(actual: Sequence[int | None], expected: Sequence[int | None]) -> bool:
+def shapes_agree(actual: Sequence[int | None], expected: Sequence[int | None]) -> bool:
     """Tell whether two shapes are equal as far as they are known: a graph may leave an axis open (None)."""
     return len(actual) == len(expected) and all(
         a is None or b is None or a == b for a, b in zip(actual, expected, strict=True)
@@ -310,17 +310,6 @@ def function(value: object, name: str) -> None:
     if not callable(value):
         msg = f"`{name}` must be callable, got {describe(value)}; pass a function of arrays."
         raise TypeError(msg)
-
-
-def same_result_shape(parts: Sequence[Any]) -> None:
-    """Require that a loss returned one shape at every width."""
-    narrowest, widest = (tuple(getattr(part, "shape", ())) for part in (parts[0], parts[-1]))
-    if not _agree(narrowest, widest):
-        msg = (
-            f"`loss` must return one number, or one for each row, at every width, got shapes {narrowest} and {widest}; "
-            "let it take the mean over the last axis."
-        )
-        raise ValueError(msg)
 
 
 def n_classes(weight: Array, name: str, *, axis: int = 0) -> int:
@@ -365,7 +354,7 @@ def labels(array: Array, name: str, expected: tuple[int | None, ...], xp: Namesp
     if not is_integer(array, xp):
         msg = f"`{name}` must hold integer class ids, got dtype {array.dtype}; cast it, or take argmax of one-hot rows."
         raise TypeError(msg)
-    if not _agree(array.shape, expected):
+    if not shapes_agree(array.shape, expected):
         msg = (
             f"`{name}` must have one class id per row, shape {tuple(expected)}, got {tuple(array.shape)}; "
             "reshape it or check which rows it belongs to; one-hot rows for a loss must be floating."

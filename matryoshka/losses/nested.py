@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from matryoshka import _checks
@@ -80,6 +80,17 @@ def nested_loss(
         _checks.floating(array, name, xp)
         _checks.width(array, name, nesting.dim)
     parts = [loss(*(truncate(array, m, normalize=normalize, xp=xp) for array in arrays)) for m in nesting]
-    _checks.same_result_shape(parts)
+    _check_shapes(parts)
     total = sum(part * importance for part, importance in zip(parts, nesting.importance, strict=True) if importance)
     return (total, xp.stack(parts)) if return_parts else total
+
+
+def _check_shapes(parts: Sequence[Any]) -> None:
+    """Check that a loss returned one shape at every width."""
+    narrowest, widest = (tuple(getattr(part, "shape", ())) for part in (parts[0], parts[-1]))
+    if not _checks.shapes_agree(narrowest, widest):
+        msg = (
+            f"`loss` must return one number, or one for each row, at every width, got shapes {narrowest} and {widest}; "
+            "let it take the mean over the last axis."
+        )
+        raise ValueError(msg)
